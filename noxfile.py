@@ -1,0 +1,114 @@
+"""How the project is checked: `nox` runs lint, types and tests; `nox -l` lists the rest."""
+
+import filecmp
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+
+ROOT = Path(__file__).parent
+GENERATED = ROOT / "generated" / "worker_api"
+
+
+def install(session: nox.Session, group: str, *, project: bool) -> None:
+    """Install what is pinned for a dependency group, and the project itself without looking for anything newer."""
+    session.install("--require-hashes", "-r", f"requirements/{group}.txt")
+    if project:
+        session.install("--no-deps", "--editable", ".")
+
+
+def lay_out_contract(session: nox.Session) -> Path:
+    """Copy api.proto to where its package says it belongs, which buf and protoc go by."""
+    tree = Path(session.create_tmp()) / "contract"
+    shutil.rmtree(tree, ignore_errors=True)
+    (tree / "worker" / "v1").mkdir(parents=True)
+    shutil.copy(ROOT / "buf.yaml", tree)
+    shutil.copy(ROOT / "api.proto", tree / "worker" / "v1")
+    return tree
+
+
+def generate_into(session: nox.Session, package: Path) -> None:
+    """Make the worker_api package from api.proto."""
+    tree = lay_out_contract(session)
+    include = session.run(
+        "python", "-c", "import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])", silent=True
+    )
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    session.run(
+        *("python", "-m", "grpc_tools.protoc", f"-I{tree}", f"-I{str(include).strip()}"),
+        "--python_betterproto2_opt=client_generation=async,server_generation=async",
+        *(f"--python_betterproto2_out={package}", "worker/v1/api.proto", "google/rpc/status.proto"),
+        silent=True,
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, imports, the contract and the spelling; anything found is a failure."""
+    install(session, "lint", project=True)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports")
+    session.run("codespell")
+    with session.chdir(lay_out_contract(session)):
+        session.run("buf", "lint")
+        session.run("buf", "format", "--diff", "--exit-code")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types, strictly, tests and this file included."""
+    install(session, "types", project=True)
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests: `nox -s tests -- -k stop` runs some of them."""
+    install(session, "tests", project=True)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def generate(session: nox.Session) -> None:
+    """Make generated/worker_api from api.proto; with `-- --check`, only say whether it is stale."""
+    install(session, "generate", project=False)
+    if "--check" not in session.posargs:
+        generate_into(session, GENERATED)
+        return
+    fresh = Path(session.create_tmp()) / "worker_api"
+    generate_into(session, fresh)
+    if differences := sorted(stale_files(GENERATED, fresh)):
+        session.error(f"generated/worker_api is stale, run `nox -s generate`: {', '.join(differences)}")
+
+
+def stale_files(committed: Path, fresh: Path) -> set[str]:
+    """Name the files that differ between two packages."""
+    names = {
+        str(path.relative_to(root))
+        for root in (committed, fresh)
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    same, _, _ = filecmp.cmpfiles(committed, fresh, names, shallow=False)
+    return names - set(same)
+
+
+@nox.session
+def pin(session: nox.Session) -> None:
+    """Pin every dependency group anew, with hashes, into requirements/."""
+    session.install("pip-tools>=7.5")
+    for group in ("generate", "lint", "tests", "types"):
+        source = Path(session.create_tmp()) / f"{group}.in"
+        listed = session.run("python", "-m", "dependency_groups", group, silent=True)
+        source.write_text(str(listed))
+        session.run(
+            *("pip-compile", "--quiet", "--strip-extras", "--generate-hashes", "--allow-unsafe", "--upgrade"),
+            *("--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links", "--no-header", "--no-annotate"),
+            *("--output-file", f"requirements/{group}.txt", "pyproject.toml", str(source)),
+        )

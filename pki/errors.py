@@ -1,0 +1,44 @@
+"""What goes wrong with certificates.
+
+PkiError
+├── AlreadyExists
+├── Missing
+├── InvalidName
+└── IdentityInvalid
+"""
+
+from pathlib import Path
+
+
+class PkiError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class AlreadyExists(PkiError):
+    """A key or certificate is there already, and none is ever overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"{path} exists already and is not overwritten: remove it first, or choose another name")
+
+
+class Missing(PkiError):
+    """A key or certificate that is needed is not there, or cannot be read."""
+
+    def __init__(self, path: Path, problem: str, advice: str) -> None:
+        self.path = path
+        super().__init__(f"cannot read {path}: {problem}: {advice}")
+
+
+class InvalidName(PkiError):
+    """A user name that cannot be the name of a file."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} cannot be a user name: use letters, digits, '.', '_', '-' and '@', at most 64 of them")
+
+
+class IdentityInvalid(PkiError):
+    """A certificate does not name a user in the expected way."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the client certificate names no user of this daemon: {problem}")

@@ -1,0 +1,80 @@
+"""Who a certificate says somebody is.
+
+A user's certificate is an X.509-SVID: it carries exactly one URI, `spiffe://<trust domain>/user/<uuid>`
+(SPIFFE X.509-SVID §2), and the user's name as the subject's common name.
+"""
+
+import ssl
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from pki.errors import IdentityInvalid
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A user, as a verified certificate names it.
+
+    Attributes:
+        user_id: a UUID as text; it stays when the user is renamed.
+        name: for people.
+        serial: the certificate's serial number, hexadecimal.
+        expires_at: when the certificate does.
+    """
+
+    user_id: str
+    name: str
+    trust_domain: str
+    serial: str
+    expires_at: datetime
+
+    @property
+    def spiffe_id(self) -> str:
+        """The identity as a URI."""
+        return user_uri(self.trust_domain, self.user_id)
+
+
+def user_uri(trust_domain: str, user_id: str) -> str:
+    """Build a user's SPIFFE id."""
+    return f"spiffe://{trust_domain}/user/{user_id}"
+
+
+def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity:
+    """Read a user off a certificate that TLS has verified.
+
+    Args:
+        certificate: as `ssl.SSLSocket.getpeercert` gives it.
+        trust_domain: the one that the user must be of.
+
+    Raises:
+        IdentityInvalid: it names no user, several, or one of another trust domain.
+    """
+    uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+    if len(uris) != 1:
+        raise IdentityInvalid(f"it carries {len(uris)} URIs instead of one")
+    uri = urlsplit(uris[0])
+    _, _, user_id = uri.path.partition("/user/")
+    if uri.scheme != "spiffe" or uri.netloc != trust_domain or user_uri(uri.netloc, user_id) != uris[0]:
+        raise IdentityInvalid(f"{uris[0]} is not of the form {user_uri(trust_domain, '<uuid>')}")
+    try:
+        canonical = str(uuid.UUID(user_id))
+    except ValueError:
+        canonical = ""
+    if canonical != user_id:
+        raise IdentityInvalid(f"{user_id!r} is not a UUID")
+    names = list(_common_names(certificate))
+    if len(names) != 1:
+        raise IdentityInvalid(f"it carries {len(names)} common names instead of one")
+    expires_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
+    return Identity(user_id, names[0], trust_domain, certificate["serialNumber"], expires_at)
+
+
+def _common_names(certificate: Mapping[str, Any]) -> Iterator[str]:
+    for relative_name in certificate.get("subject", ()):
+        for kind, value in relative_name:
+            if kind == "commonName":
+                yield value

@@ -1,0 +1,158 @@
+"""The folder that holds an authority: what lies where, and who may read it.
+
+    server-ca.crt, server-ca.key     signs the daemon's certificate; clients verify it with server-ca.crt
+    client-ca.crt, client-ca.key     signs users' certificates; the daemon verifies them with client-ca.crt
+    server.crt, server.key           the daemon's own
+    clients/NAME.crt, NAME.key       one pair for each user
+
+A user on another machine needs server-ca.crt and their own pair, in the same layout, and nothing else.
+"""
+
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pki.errors import AlreadyExists, InvalidName, Missing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
+    from pki.authority import Credential
+
+DEFAULT_TRUST_DOMAIN = "workerd.internal"
+_NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class PkiFolder:
+    """The files of one authority."""
+
+    path: Path
+
+    @property
+    def server_ca(self) -> Path:
+        return self.path / "server-ca.crt"
+
+    @property
+    def client_ca(self) -> Path:
+        return self.path / "client-ca.crt"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.path / "server.crt"
+
+    def client_certificate(self, user_name: str) -> Path:
+        """The path of a user's certificate.
+
+        Raises:
+            InvalidName: no file could have this name.
+        """
+        if _NAME.fullmatch(user_name) is None:
+            raise InvalidName(user_name)
+        return self.path / "clients" / f"{user_name}.crt"
+
+    def users(self) -> list[str]:
+        """The names of all users that have a certificate here, sorted."""
+        return sorted(path.stem for path in (self.path / "clients").glob("*.crt"))
+
+    def is_initialized(self) -> bool:
+        """Whether a server can be run from here."""
+        return self.server_certificate.exists() and self.client_ca.exists()
+
+    def initialize(self, hosts: Iterable[str] = (), trust_domain: str = DEFAULT_TRUST_DOMAIN) -> None:
+        """Make both authorities and the server's certificate, for loopback, this host's name and further hosts.
+
+        Raises:
+            AlreadyExists: there is one already.
+        """
+        from pki.authority import issue_server, make_authority
+
+        for path in (self.server_ca, self.client_ca, self.server_certificate):
+            if path.exists():
+                raise AlreadyExists(path)
+        server_ca = make_authority("workerd server CA", trust_domain)
+        client_ca = make_authority("workerd client CA", trust_domain)
+        local = ("localhost", socket.gethostname(), "127.0.0.1", "::1")
+        server = issue_server(server_ca, dict.fromkeys((*local, *hosts)))
+        self._write(self.server_ca, server_ca)
+        self._write(self.client_ca, client_ca)
+        self._write(self.server_certificate, server)
+
+    def issue_client(self, user_name: str, user_id: str | None = None) -> Path:
+        """Issue a user's certificate.
+
+        Args:
+            user_name: for people, and for the names of the files.
+            user_id: the UUID of a user who exists already, under another name or on another machine; None for a new one.
+
+        Returns:
+            The certificate's path; the key lies beside it.
+
+        Raises:
+            AlreadyExists: the user has one.
+            Missing: there is no authority here.
+            InvalidName: no file could have this name.
+        """
+        from pki.authority import issue_client
+
+        path = self.client_certificate(user_name)
+        if path.exists():
+            raise AlreadyExists(path)
+        authority = self._read(self.client_ca)
+        self._write(path, issue_client(authority, user_name, user_id or str(uuid.uuid4())))
+        return path
+
+    def trust_domain(self) -> str:
+        """The trust domain that users must be of.
+
+        Raises:
+            Missing: there is no authority here.
+        """
+        from cryptography import x509
+
+        from pki.authority import trust_domain_of
+
+        return trust_domain_of(x509.load_pem_x509_certificate(_read_bytes(self.client_ca)))
+
+    def _write(self, certificate: Path, credential: "Credential") -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        certificate.parent.mkdir(mode=0o700, exist_ok=True)
+        # The key first: a certificate that is there has its key.
+        _write_new(key_path(certificate), credential.key_pem(), 0o600)
+        _write_new(certificate, credential.certificate_pem(), 0o644)
+
+    def _read(self, certificate: Path) -> "Credential":
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        from pki.authority import Credential
+
+        key = load_pem_private_key(_read_bytes(key_path(certificate)), password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise Missing(key_path(certificate), "it holds no elliptic-curve key", "make the authority anew")
+        return Credential(key, x509.load_pem_x509_certificate(_read_bytes(certificate)))
+
+
+def key_path(certificate: Path) -> Path:
+    """Tell where the private key of a certificate lies."""
+    return certificate.with_name(certificate.stem + ".key")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Missing(path, error.strerror or str(error), "make an authority with `workerctl pki init`") from error
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise AlreadyExists(path) from None
+    with open(descriptor, "wb") as file:
+        file.write(data)

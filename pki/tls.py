@@ -1,0 +1,62 @@
+"""TLS contexts: version 1.3 only, both sides with certificates, HTTP/2 negotiated (RFC 9113 §3.2)."""
+
+import ssl
+from pathlib import Path
+
+from pki.errors import Missing
+from pki.store import PkiFolder, key_path
+
+
+def server_context(folder: PkiFolder) -> ssl.SSLContext:
+    """Make the context of a server that takes only clients with a certificate of the client authority.
+
+    Raises:
+        Missing: a file cannot be read.
+    """
+    context = _context(ssl.PROTOCOL_TLS_SERVER)
+    _trust(context, folder.client_ca)
+    _present(context, folder.server_certificate, "make an authority with `workerctl pki init`")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(folder: PkiFolder, user_name: str) -> ssl.SSLContext:
+    """Make the context of a client that presents a user's certificate and takes only the server authority's servers.
+
+    Raises:
+        Missing: a file cannot be read.
+        InvalidName: no user could have this name.
+    """
+    context = _context(ssl.PROTOCOL_TLS_CLIENT)
+    certificate = folder.client_certificate(user_name)
+    known = ", ".join(folder.users()) or "nobody"
+    _present(context, certificate, f"{folder.path} has certificates for {known}; choose with --username or --pki-dir")
+    _trust(context, folder.server_ca)
+    return context
+
+
+def _context(protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _trust(context: ssl.SSLContext, authority: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=authority)
+    except OSError as error:  # ssl.SSLError is one
+        raise Missing(authority, error.strerror or str(error), "copy it from the daemon's machine") from error
+
+
+def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
+    key = key_path(certificate)
+    for path in (certificate, key):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise Missing(path, error.strerror or str(error), advice) from error
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise Missing(certificate, f"it does not fit its key: {error.reason}", advice) from error

@@ -1,0 +1,1 @@
+"""workerd: a daemon that runs programs as jobs and keeps every byte that they print."""

@@ -1,0 +1,340 @@
+"""The engine: spawns jobs, stops them, tells how they are, reads their logs.
+
+It holds no job: everything about one is in its folder, where its supervisor writes and any engine reads.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from workerd.engine.catalog import Catalog
+from workerd.engine.errors import EngineError, JobNotFound, ResourcesExhausted, StateDirectoryInUse
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import (
+    Job,
+    JobEnd,
+    JobSpec,
+    JobState,
+    StopOrder,
+    Stream,
+    User,
+    parse_job_id,
+)
+from workerd.engine.launcher import Launcher
+from workerd.engine.reader import Gap, LogReader, Output, stream_sizes
+from workerd.engine.recovery import recover
+from workerd.engine.request import SpawnRequest
+from workerd.engine.watcher import Watcher
+
+log = structlog.get_logger()
+_KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some jobs, newest first, and the position to go on from; None when there are no more."""
+
+    jobs: tuple[Job, ...]
+    next: tuple[int, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where to start reading a log: at `offset`, or `last` bytes before its end as it stands if that is given."""
+
+    offset: int = 0
+    last: int | None = None
+
+
+class Engine:
+    """Runs jobs below one state directory. An asynchronous context manager.
+
+    Args:
+        state_directory: made if it does not exist; one engine at a time may hold it.
+
+    Raises:
+        StateDirectoryInUse: on entering, when another holds it.
+    """
+
+    def __init__(self, state_directory: Path) -> None:
+        self._directory = state_directory
+        self._jobs = state_directory / "jobs"
+        self._launcher = Launcher()
+        self._spawning: dict[str, asyncio.Task[None]] = {}
+        self._guards: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._jobs.mkdir(mode=0o700, exist_ok=True)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(_hold(self._directory))
+            self._catalog = stack.enter_context(Catalog(self._directory / "catalog.sqlite"))
+            stack.enter_context(self._launcher)
+            self._watcher = stack.enter_context(Watcher())
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            watching = self._tasks.create_task(self._watcher.run(), name="watcher")
+            scanning = self._tasks.create_task(self._scan(), name="scan")
+            stack.push_async_callback(self._finish, watching, scanning)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def spawn(self, request: SpawnRequest) -> str:
+        """Start a job and wait until its program runs.
+
+        Args:
+            request: what to run. A request of the same owner with the same key finds the job of the first.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            InvalidArgument: the request asks for what no job could be.
+            CannotStart: the program does not run; nothing is left of the job.
+            LauncherFailed: the supervisor failed.
+        """
+        request.check()
+        key = request.request_key
+        job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
+        task = self._spawning.get(job_id)
+        if task is None:
+            # A task of the engine's own: a caller who goes away does not leave a job half made.
+            task = self._spawning[job_id] = asyncio.create_task(self._spawn(request.specify(job_id, time.time_ns())))
+            task.add_done_callback(lambda _: self._spawning.pop(job_id))
+        await asyncio.shield(task)
+        return job_id
+
+    async def stop(self, job_id: str, by: User, grace_seconds: float) -> Job:
+        """Order a job to be stopped, and wait until its supervisor has taken the order.
+
+        Args:
+            job_id: a UUID as text.
+            by: who asks.
+            grace_seconds: between SIGTERM and SIGKILL; zero is SIGKILL at once.
+
+        Returns:
+            The job as it stands then.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+        """
+        folder = self._folder(self.status(job_id).id)
+        with self._watcher.watch(folder.path) as changed:
+            ordered = False
+            while True:
+                changed.clear()
+                job = self.status(job_id)
+                if job.ended:
+                    return job
+                if not ordered:
+                    ordered = folder.order_stop(StopOrder(by, grace_seconds))
+                elif job.status.state is JobState.STOPPING:
+                    return job
+                await changed.wait()
+
+    def status(self, job_id: str) -> Job:
+        """Tell how a job stands.
+
+        Raises:
+            JobIdMalformed: the id is not a UUID.
+            JobNotFound: there is no such job.
+            SpoolCorrupt: its folder is damaged.
+        """
+        folder = self._folder(parse_job_id(job_id))
+        try:
+            spec = folder.read_spec()
+        except (FileNotFoundError, NotADirectoryError):
+            raise JobNotFound(job_id) from None
+        status = folder.read_status()
+        if status is None:
+            raise JobNotFound(job_id)
+        sizes = stream_sizes(folder)
+        return Job(spec=spec, status=status, stdout_bytes=sizes[Stream.STDOUT], stderr_bytes=sizes[Stream.STDERR])
+
+    async def read_log(
+        self, job_id: str, start: Start, streams: Collection[Stream], *, follow: bool
+    ) -> AsyncIterator[Output | Gap | JobEnd]:
+        """Read a job's output from any position.
+
+        Args:
+            job_id: a UUID as text.
+            start: where to begin.
+            streams: which streams; the others are passed over.
+            follow: whether to go on with what is yet to come.
+
+        Yields:
+            Events in the order in which the output arrived. The end comes last, and only when the job has ended.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            InvalidArgument: the start is beyond the log's end.
+            SpoolCorrupt: the log is damaged.
+        """
+        job = self.status(job_id)
+        folder = self._folder(job.id)
+        follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
+        with self._watcher.watch(folder.index) as changed, LogReader(folder, frozenset(streams)) as reader:
+            limit = reader.size()
+            reader.seek(start.offset if start.last is None else max(0, limit - start.last))
+            while True:
+                changed.clear()
+                position = reader.position
+                for event in reader.read():
+                    yield event
+                if reader.complete:
+                    break
+                if not follow and reader.position >= limit:
+                    return
+                if reader.position > position:
+                    await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
+                else:
+                    await changed.wait()
+        end = self.status(job_id).status.end
+        if end is None:
+            raise AssertionError("a log was complete before its job had ended")
+        yield end
+
+    def list_jobs(
+        self, owner: str, *, states: Collection[JobState], name: str, size: int, after: tuple[int, str] | None
+    ) -> Page:
+        """List an owner's jobs, newest first.
+
+        Args:
+            owner: the owner's id.
+            states: only jobs in these states; empty for any.
+            name: only jobs with this label; empty for any.
+            size: the most jobs to return.
+            after: `Page.next` of the page before.
+        """
+        jobs: list[Job] = []
+        only_unended = bool(states) and JobState.ENDED not in states
+        for _, job_id in self._catalog.newest(owner, before=after, name=name, only_unended=only_unended):
+            try:
+                job = self.status(job_id)
+            except JobNotFound:  # being made, or being removed
+                continue
+            if states and job.status.state not in states:
+                continue
+            if len(jobs) == size:
+                return Page(tuple(jobs), (jobs[-1].spec.created_ns, jobs[-1].id))
+            jobs.append(job)
+        return Page(tuple(jobs), None)
+
+    def _folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self._jobs / job_id)
+
+    async def _spawn(self, spec: JobSpec) -> None:
+        folder = self._folder(spec.id)
+        try:
+            folder.path.mkdir(mode=0o700, exist_ok=True)
+            if not await self._claim(folder, spec):
+                return
+        except OSError as error:
+            raise ResourcesExhausted(spec.program, f"{error.filename}: {error.strerror}") from error
+        self._guard(folder)
+
+    async def _claim(self, folder: JobFolder, spec: JobSpec) -> bool:
+        """Start the job of a folder unless that has been done; return whether it was done here."""
+        lock = None
+        while lock is None:  # whoever holds it is starting the job, or has started it
+            with self._watcher.watch(folder.path) as changed:
+                status = folder.read_status()
+                if status is not None and status.state is not JobState.STARTING:
+                    return False
+                lock = folder.try_lock()
+                if lock is None:
+                    await changed.wait()
+        try:
+            folder.write_spec(spec)
+            self._catalog.add(spec)
+            await self._launcher.launch(folder.path, lock)
+        except BaseException:
+            self._forget(folder)
+            raise
+        finally:
+            os.close(lock)
+        return True
+
+    def _forget(self, folder: JobFolder) -> None:
+        """Remove what there is of a job of which nothing was executed."""
+        shutil.rmtree(folder.path)
+        self._catalog.remove(folder.path.name)
+
+    def _guard(self, folder: JobFolder) -> None:
+        """See to it that a job whose supervisor vanishes is ended."""
+        task = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {folder.path.name}")
+        self._guards.add(task)
+        task.add_done_callback(self._guards.discard)
+
+    async def _see_to_its_end(self, folder: JobFolder) -> None:
+        try:
+            with self._watcher.watch(folder.lock) as closed:
+                lock = folder.probe_lock()
+                while lock is None:
+                    await closed.wait()
+                    closed.clear()
+                    # The kernel tells of the close just before it gives up the lock: wait for that.
+                    lock = await asyncio.to_thread(folder.wait_lock)
+            try:
+                await asyncio.to_thread(recover, folder)
+            finally:
+                os.close(lock)
+            self._catalog.mark_ended(folder.path.name)
+        except (OSError, EngineError) as error:
+            log.error("a job's end could not be seen to", job=folder.path.name, error=str(error))
+
+    async def _scan(self) -> None:
+        """Take up every job that is there, whoever started it."""
+        ended = self._catalog.ended()
+        for entry in os.scandir(self._jobs):
+            if entry.name in ended:
+                continue
+            folder = JobFolder(Path(entry.path))
+            try:
+                self._take_up(folder)
+            except (OSError, EngineError) as error:
+                log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
+            await asyncio.sleep(0)
+
+    def _take_up(self, folder: JobFolder) -> None:
+        status = folder.read_status()
+        if status is not None:
+            self._catalog.add(folder.read_spec())
+            self._guard(folder)
+        elif folder.path.name not in self._spawning and (lock := folder.try_lock()) is not None:
+            self._forget(folder)
+            os.close(lock)
+
+    async def _finish(self, *tasks: asyncio.Task[None]) -> None:
+        if self._spawning:
+            await asyncio.wait(self._spawning.values())
+        for task in (*tasks, *self._guards):
+            task.cancel()
+
+
+@contextlib.contextmanager
+def _hold(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StateDirectoryInUse(directory) from None
+    else:
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,122 @@
+"""What the engine raises.
+
+EngineError
+├── JobNotFound
+├── JobIdMalformed
+├── InvalidArgument
+├── CannotStart
+│   ├── ProgramNotFound
+│   ├── ProgramNotExecutable
+│   ├── WorkingDirectoryUnusable
+│   ├── ArgumentsTooLong
+│   └── ResourcesExhausted
+├── LauncherFailed
+├── StateDirectoryInUse
+└── SpoolCorrupt
+"""
+
+from pathlib import Path
+
+
+class EngineError(Exception):
+    """Anything that the engine raises on purpose."""
+
+
+class JobNotFound(EngineError):
+    """No job has this id."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"there is no job {job_id}: `workerctl list` shows yours")
+
+
+class JobIdMalformed(EngineError):
+    """The text is not a UUID in its canonical form (RFC 9562 §4)."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"{job_id!r} is not a job id: it must be a UUID such as 123e4567-e89b-42d3-a456-426614174000")
+
+
+class InvalidArgument(EngineError):
+    """A field of a request has a value that no job could have.
+
+    Args:
+        field: the field's name in the request.
+        problem: what is wrong with it, as a clause that follows the name.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        self.problem = problem
+        super().__init__(f"{field} {problem}")
+
+
+class CannotStart(EngineError):
+    """The program could not be started; nothing is left of the job.
+
+    Args:
+        subject: the program or directory that it is about.
+        problem: what the kernel or the lookup said.
+    """
+
+    def __init__(self, subject: str, problem: str) -> None:
+        self.subject = subject
+        self.problem = problem
+        super().__init__(self.sentence())
+
+    def sentence(self) -> str:
+        """Say what failed and what to do, for people."""
+        return f"cannot start {self.subject}: {self.problem}"
+
+
+class ProgramNotFound(CannotStart):
+    """No file of this name: neither at the absolute path nor in the job's PATH."""
+
+    def sentence(self) -> str:
+        return f"program {self.subject} not found: {self.problem}"
+
+
+class ProgramNotExecutable(CannotStart):
+    """The file is there and the kernel will not execute it."""
+
+    def sentence(self) -> str:
+        return f"program {self.subject} cannot be executed: {self.problem}"
+
+
+class WorkingDirectoryUnusable(CannotStart):
+    """The job cannot be started in this directory."""
+
+    def sentence(self) -> str:
+        return f"working directory {self.subject} cannot be used: {self.problem}"
+
+
+class ArgumentsTooLong(CannotStart):
+    """Arguments and environment exceed what the kernel takes (execve(2), E2BIG)."""
+
+
+class ResourcesExhausted(CannotStart):
+    """The machine has no processes, memory, descriptors or disk left for another job."""
+
+
+class LauncherFailed(EngineError):
+    """A supervisor ended before it could say whether the program runs."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the job's supervisor failed before it could start the program: {detail}")
+
+
+class StateDirectoryInUse(EngineError):
+    """Another daemon holds the state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"another workerd serves the state directory {path}: stop it, or choose another --state-dir")
+
+
+class SpoolCorrupt(EngineError):
+    """A file of a job's folder is not what a supervisor would have written."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(f"{path} is damaged: {problem}")

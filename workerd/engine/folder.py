@@ -1,0 +1,164 @@
+"""A job's folder: which file is what, and how each is read and replaced.
+
+    spec      what was asked, by whom, when (JSON)
+    lock      held with flock(2) by the job's supervisor, or by who is about to start one, for as long as it lives
+    control   a FIFO on which the supervisor takes orders to stop
+    status    where the job stands (JSON), replaced by its supervisor
+    output    the bytes of both streams, interleaved as they came
+    index     what of `output` is whose (`workerd.engine.record`)
+    fault     what went wrong inside the supervisor, for people; usually absent
+
+A free lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from workerd.engine.errors import SpoolCorrupt
+from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, StopOrder
+
+
+@dataclass(frozen=True, slots=True)
+class JobFolder:
+    """The files of one job."""
+
+    path: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def control(self) -> Path:
+        return self.path / "control"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status"
+
+    @property
+    def output(self) -> Path:
+        return self.path / "output"
+
+    @property
+    def index(self) -> Path:
+        return self.path / "index"
+
+    @property
+    def fault(self) -> Path:
+        return self.path / "fault"
+
+    def write_spec(self, spec: JobSpec) -> None:
+        """Write what was asked for."""
+        _replace(self.spec, msgspec.json.encode(spec))
+
+    def read_spec(self) -> JobSpec:
+        """Read what was asked for.
+
+        Raises:
+            FileNotFoundError: there is no such job.
+            SpoolCorrupt: it is not a spec, or one of a newer format.
+        """
+        data = self.spec.read_bytes()
+        try:
+            spec = msgspec.json.decode(data, type=JobSpec)
+        except msgspec.MsgspecError as error:
+            raise SpoolCorrupt(self.spec, str(error)) from error
+        if spec.format > FORMAT_VERSION:
+            raise SpoolCorrupt(self.spec, f"its format {spec.format} is newer than {FORMAT_VERSION}: update workerd")
+        return spec
+
+    def write_status(self, status: JobStatus) -> None:
+        """Replace where the job stands, as a whole: a reader sees the old or the new one."""
+        _replace(self.status, msgspec.json.encode(status))
+
+    def read_status(self) -> JobStatus | None:
+        """Read where the job stands.
+
+        Returns:
+            None when no supervisor has taken the job on yet: then nothing of it has been executed.
+
+        Raises:
+            SpoolCorrupt: it is not a status.
+        """
+        try:
+            data = self.status.read_bytes()
+        except FileNotFoundError:
+            return None
+        try:
+            return msgspec.json.decode(data, type=JobStatus)
+        except msgspec.MsgspecError as error:
+            raise SpoolCorrupt(self.status, str(error)) from error
+
+    def try_lock(self) -> int | None:
+        """Take the job's lock to start it, if the lock is free.
+
+        Returns:
+            A descriptor that holds the lock until its last copy is closed, in whatever process (flock(2)); None when
+            somebody else holds it. It is open for writing, so that inotify(7) tells of that close (IN_CLOSE_WRITE).
+        """
+        return _lock(self.lock, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def probe_lock(self) -> int | None:
+        """Take the job's lock to look after its folder, if the lock is free; nobody is told when it is let go."""
+        return _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def wait_lock(self) -> int | None:
+        """Take the job's lock to look after its folder, and wait until it is free. Blocks the thread."""
+        return _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX)
+
+    def order_stop(self, order: StopOrder) -> bool:
+        """Hand an order to the job's supervisor.
+
+        Returns:
+            False when no supervisor is there to take it.
+        """
+        try:
+            descriptor = os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: nobody has it open for reading (fifo(7))
+                return False
+            raise
+        try:
+            os.write(descriptor, msgspec.json.encode(order) + b"\n")  # atomic below PIPE_BUF (pipe(7))
+        finally:
+            os.close(descriptor)
+        return True
+
+    def report_fault(self, text: str) -> None:
+        """Keep a note of something that went wrong inside the supervisor, for people."""
+        with contextlib.suppress(OSError), open(self.fault, "a", encoding="utf-8", opener=_private) as file:
+            file.write(text)
+
+
+def _lock(path: Path, flags: int, operation: int) -> int | None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, operation)
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    new = path.with_name(path.name + ".new")
+    with open(new, "wb", opener=_private) as file:
+        file.write(data)
+    os.rename(new, path)

@@ -1,0 +1,176 @@
+"""What a job is: what was asked for, where it stands, how it ended.
+
+These records are also what the job's folder holds as JSON, so their field names are part of the spool's format.
+"""
+
+import enum
+import uuid
+
+import msgspec
+
+from workerd.engine.errors import JobIdMalformed
+
+FORMAT_VERSION = 1
+DEFAULT_GRACE_SECONDS = 10.0
+
+
+class Stream(enum.IntEnum):
+    """One of the two streams that a job prints to; the numbers are those of the file descriptors."""
+
+    STDOUT = 1
+    STDERR = 2
+
+
+class JobState(enum.StrEnum):
+    """Where a job is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+class User(msgspec.Struct, frozen=True):
+    """Somebody who owns or stops jobs. `id` decides, `name` is for people."""
+
+    id: str
+    name: str
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for.
+
+    Attributes:
+        program: an absolute path, or a name that is looked up in the job's PATH.
+        envs: added to the base environment, winning over it.
+        working_directory: an absolute path.
+        timeout_seconds: how long the program may run; None is for ever.
+        grace_seconds: between SIGTERM and SIGKILL when the timeout ran out.
+        request_key: what makes a repeated spawn find this job; empty when there is none.
+        created_ns: when the job was accepted, nanoseconds since the epoch.
+    """
+
+    id: str
+    owner: User
+    program: str
+    args: tuple[str, ...] = ()
+    envs: dict[str, str] = {}
+    working_directory: str
+    name: str = ""
+    timeout_seconds: float | None = None
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
+    request_key: str = ""
+    created_ns: int
+    format: int = FORMAT_VERSION
+
+
+class Exited(msgspec.Struct, frozen=True, tag="exited"):
+    """The program ended by itself, with a code of 0 to 255."""
+
+    code: int
+
+
+class Killed(msgspec.Struct, frozen=True, tag="killed"):
+    """A signal that nobody of ours sent ended the program."""
+
+    signal: int
+
+
+class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
+    """Somebody stopped the job. `signal` is the last one sent, `outcome` what became of the program itself."""
+
+    by: User
+    signal: int
+    outcome: Exited | Killed
+
+
+class TimedOut(msgspec.Struct, frozen=True, tag="timed_out"):
+    """The timeout ran out. `signal` is the last one sent."""
+
+    timeout_seconds: float
+    signal: int
+
+
+class Lost(msgspec.Struct, frozen=True, tag="lost"):
+    """Nobody saw how the job ended."""
+
+    detail: str
+
+
+Cause = Exited | Killed | Stopped | TimedOut | Lost
+
+
+class StreamSummary(msgspec.Struct, frozen=True):
+    """What a whole stream amounted to: its size and the hexadecimal XXH3-128 digest of its bytes (seed 0)."""
+
+    size_bytes: int
+    xxh3_128: str
+
+
+class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How and when a job ended. Times are nanoseconds since the epoch; `peak_memory_bytes` is getrusage(2)'s maxrss."""
+
+    cause: Cause
+    started_ns: int
+    ended_ns: int
+    user_cpu_seconds: float
+    system_cpu_seconds: float
+    peak_memory_bytes: int
+    stdout: StreamSummary
+    stderr: StreamSummary
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job stands: what its supervisor replaces, as a whole, at each step.
+
+    Attributes:
+        pid: the program's process; zero before it was started.
+        cgroup: the path of the job's own cgroup2 directory; empty where there is none.
+    """
+
+    state: JobState
+    pid: int = 0
+    started_ns: int = 0
+    cgroup: str = ""
+    end: JobEnd | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A job as it stands, with the bytes captured so far."""
+
+    spec: JobSpec
+    status: JobStatus
+    stdout_bytes: int
+    stderr_bytes: int
+
+    @property
+    def id(self) -> str:
+        """The job's UUID as text."""
+        return self.spec.id
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job is over and its log complete."""
+        return self.status.state is JobState.ENDED
+
+
+class StopOrder(msgspec.Struct, frozen=True):
+    """What is written to a supervisor's control pipe. `grace_seconds` of zero is SIGKILL at once."""
+
+    by: User
+    grace_seconds: float
+
+
+def parse_job_id(text: str) -> str:
+    """Check that a text is a UUID in canonical form and return it in lower case.
+
+    Raises:
+        JobIdMalformed: it is not.
+    """
+    try:
+        canonical = str(uuid.UUID(text))
+    except ValueError:
+        raise JobIdMalformed(text) from None
+    if canonical != text.lower():
+        raise JobIdMalformed(text)
+    return canonical

@@ -1,0 +1,36 @@
+"""The one door to the kernel calls that the standard library lacks (prctl(2)).
+
+The packages that wrap prctl have had no release for years; two calls through ctypes need less than a dependency.
+"""
+
+import ctypes
+import os
+import signal
+
+_PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG(2const)
+_PR_SET_NAME = 15  # PR_SET_NAME(2const)
+_PR_SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER(2const)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, argument: int | bytes) -> None:
+    value = ctypes.c_char_p(argument) if isinstance(argument, bytes) else ctypes.c_ulong(argument)
+    if _libc.prctl(option, value, ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl({option}): {os.strerror(number)}")
+
+
+def set_parent_death_signal(number: signal.Signals) -> None:
+    """Have the kernel signal this process when its parent dies. Kept across execve(2) of ordinary programs."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def become_subreaper() -> None:
+    """Become the parent of every descendant whose own parent dies."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_process_name(name: str) -> None:
+    """Set the name that ps and top show, cut to 15 bytes."""
+    _prctl(_PR_SET_NAME, name.encode())

@@ -1,0 +1,71 @@
+"""What a caller asks for when it spawns a job, and what it may not ask for."""
+
+import os
+import pwd
+
+import msgspec
+
+from workerd.engine.errors import InvalidArgument
+from workerd.engine.job import DEFAULT_GRACE_SECONDS, JobSpec, User
+
+MAX_LABEL_BYTES = 256
+
+
+class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A wish for a job. The fields are those of `JobSpec`; an empty working directory is the daemon user's home."""
+
+    owner: User
+    program: str
+    args: tuple[str, ...] = ()
+    envs: dict[str, str] = {}
+    working_directory: str = ""
+    name: str = ""
+    timeout_seconds: float | None = None
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
+    request_key: str = ""
+
+    def check(self) -> None:
+        """Check that a job could be so.
+
+        Raises:
+            InvalidArgument: naming the first field that is impossible.
+        """
+        if not self.program:
+            raise InvalidArgument("program", "is empty: give an absolute path, or a name to look up in PATH")
+        if "/" in self.program and not self.program.startswith("/"):
+            raise InvalidArgument("program", f"{self.program!r} must be an absolute path, or a name without slashes")
+        if self.working_directory and not self.working_directory.startswith("/"):
+            raise InvalidArgument("working_directory", f"{self.working_directory!r} is not an absolute path")
+        if self.timeout_seconds is not None and self.timeout_seconds <= 0:
+            raise InvalidArgument("timeout", "must be greater than zero")
+        for name in self.envs:
+            if not name or "=" in name:
+                raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")
+        for field in ("name", "request_key"):
+            if len(getattr(self, field).encode()) > MAX_LABEL_BYTES:
+                raise InvalidArgument(field, f"is longer than {MAX_LABEL_BYTES} bytes")
+        texts = {
+            "program": (self.program,),
+            "args": self.args,
+            "envs": (*self.envs, *self.envs.values()),
+            "working_directory": (self.working_directory,),
+        }
+        for field, values in texts.items():
+            if any("\0" in value for value in values):
+                raise InvalidArgument(field, "contains a NUL character, which no argument of a program can")
+
+    def specify(self, job_id: str, created_ns: int) -> JobSpec:
+        """Make the job's spec."""
+        return JobSpec(
+            id=job_id,
+            owner=self.owner,
+            program=self.program,
+            args=self.args,
+            envs=self.envs,
+            working_directory=self.working_directory or pwd.getpwuid(os.geteuid()).pw_dir,
+            name=self.name,
+            timeout_seconds=self.timeout_seconds,
+            grace_seconds=self.grace_seconds,
+            request_key=self.request_key,
+            created_ns=created_ns,
+        )

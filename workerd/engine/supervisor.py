@@ -1,0 +1,341 @@
+"""The supervisor: one small process for each job, which outlives the daemon.
+
+It starts the program, writes down everything that the job prints, ends the job when it is told to or its time is over,
+clears away what the program left behind, and writes the end. It is forked from the zygote and single-threaded; it waits
+in one place for everything that can happen (epoll(7)).
+
+    phase       event        what is done                                    next phase
+    RUNNING     STOP         SIGTERM to the whole job, the grace runs        STOPPING
+    RUNNING     TIMEOUT      the same                                        STOPPING
+    RUNNING     EXITED       what the program left behind gets SIGKILL       CLEARING
+    STOPPING    STOP         the shorter of the two graces runs              STOPPING
+    STOPPING    GRACE_OVER   SIGKILL to the whole job                        CLEARING
+    STOPPING    EXITED       the same                                        CLEARING
+    CLEARING    EXITED       nothing more                                    CLEARING
+    CLEARING    STOP         nothing more                                    CLEARING
+    CLEARING    EMPTY        the pipes are drained, the end is written       ENDED
+
+EMPTY is when no descendant is left. Nobody of the job can write any more then, so what is in the pipes is the rest of
+the output, and draining them does not have to wait for whatever stranger may hold one open.
+"""
+
+import contextlib
+import enum
+import fcntl
+import mmap
+import os
+import resource
+import select
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from workerd.engine import cgroup, linux, program, tree
+from workerd.engine.errors import CannotStart
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import (
+    Cause,
+    Exited,
+    JobEnd,
+    JobSpec,
+    JobState,
+    JobStatus,
+    Killed,
+    StopOrder,
+    Stopped,
+    Stream,
+    TimedOut,
+    User,
+)
+from workerd.engine.reply import STARTED, encode_failure
+from workerd.engine.spool import SpoolWriter
+
+_PIPE_SIZE = 1 << 20
+_READ_SIZE = 1 << 20
+
+
+class Phase(enum.Enum):
+    """Where the supervisor is with its job."""
+
+    RUNNING = enum.auto()
+    STOPPING = enum.auto()
+    CLEARING = enum.auto()
+    ENDED = enum.auto()
+
+
+class Event(enum.Enum):
+    """What can happen to a job."""
+
+    STOP = enum.auto()
+    TIMEOUT = enum.auto()
+    GRACE_OVER = enum.auto()
+    EXITED = enum.auto()
+    EMPTY = enum.auto()
+
+
+@dataclass
+class _Ending:
+    """Why a job is being ended: by whom, or because its time was over when nobody is named."""
+
+    by: User | None
+    signal: signal.Signals
+
+
+def supervise(folder: JobFolder, lock: int, reply: int) -> None:
+    """Run one job from its start to its end. The caller is a process of its own for this.
+
+    Args:
+        folder: holds the spec and nothing else.
+        lock: the descriptor that holds the folder's lock; kept until the end.
+        reply: where to say whether the program runs (`workerd.engine.reply`).
+    """
+    supervisor = Supervisor(folder, folder.read_spec())
+    try:
+        supervisor.start()
+    except CannotStart as error:
+        os.write(reply, encode_failure(error))
+        return
+    os.write(reply, STARTED)
+    os.close(reply)
+    supervisor.run()
+    os.close(lock)
+
+
+class Supervisor:
+    """One job's life as a table of phases and events."""
+
+    def __init__(self, folder: JobFolder, spec: JobSpec) -> None:
+        self.folder = folder
+        self.spec = spec
+        self.phase = Phase.RUNNING
+        self._status = JobStatus(state=JobState.STARTING)
+        self._ending: _Ending | None = None
+        self._outcome: Exited | Killed | None = None
+        self._deadline: tuple[float, Event] | None = None
+        self._buffer = mmap.mmap(-1, _READ_SIZE)  # takes memory only as far as it is ever filled
+        self._pipes: dict[int, Stream] = {}
+        self._epoll = select.epoll()
+        self._table: dict[tuple[Phase, Event], Callable[[], Phase]] = {
+            (Phase.RUNNING, Event.STOP): self._terminate,
+            (Phase.RUNNING, Event.TIMEOUT): self._terminate,
+            (Phase.RUNNING, Event.EXITED): self._clear,
+            (Phase.STOPPING, Event.STOP): self._shorten,
+            (Phase.STOPPING, Event.GRACE_OVER): self._kill,
+            (Phase.STOPPING, Event.EXITED): self._clear,
+            (Phase.CLEARING, Event.EXITED): lambda: Phase.CLEARING,
+            (Phase.CLEARING, Event.STOP): lambda: Phase.CLEARING,
+            (Phase.CLEARING, Event.EMPTY): self._end,
+        }
+        self._order: StopOrder | None = None
+
+    def start(self) -> None:
+        """Start the program.
+
+        Raises:
+            CannotStart: with the reason.
+        """
+        linux.become_subreaper()
+        self._spool = SpoolWriter(self.folder)
+        self._control = self._open_control()
+        self._children = self._watch_children()
+        stdout, stderr = self._open_pipe(Stream.STDOUT), self._open_pipe(Stream.STDERR)
+        self._cgroup = cgroup.create(self.spec.id)
+        self._status = JobStatus(state=JobState.STARTING, cgroup=str(self._cgroup or ""))
+        self.folder.write_status(self._status)
+        try:
+            self._pid = program.start(self.spec, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup)
+        except CannotStart:
+            if self._cgroup is not None:
+                cgroup.remove(self._cgroup)
+            raise
+        os.close(stdout)
+        os.close(stderr)
+        if self.spec.timeout_seconds is not None:
+            self._deadline = (time.monotonic() + self.spec.timeout_seconds, Event.TIMEOUT)
+        self._replace_status(state=JobState.RUNNING, pid=self._pid, started_ns=time.time_ns())
+
+    def run(self) -> None:
+        """Watch over the job until it has ended."""
+        while True:
+            for descriptor, _ in self._epoll.poll(self._seconds_left()):
+                if descriptor == self._children:
+                    os.read(self._children, 4096)
+                    self._reap()
+                elif descriptor == self._control:
+                    self._take_orders()
+                elif descriptor in self._pipes:
+                    self._capture(descriptor)
+                if self.phase is Phase.ENDED:
+                    return
+            if self._deadline is not None and time.monotonic() >= self._deadline[0]:
+                event = self._deadline[1]
+                self._deadline = None
+                self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        self.phase = self._table[self.phase, event]()
+
+    # What is done for an event
+
+    def _terminate(self) -> Phase:
+        if self._order is None:
+            self._ending = _Ending(None, signal.SIGTERM)
+            grace_seconds = self.spec.grace_seconds
+        else:
+            self._ending = _Ending(self._order.by, signal.SIGTERM)
+            grace_seconds = self._order.grace_seconds
+        self._replace_status(state=JobState.STOPPING)
+        if grace_seconds == 0:
+            return self._kill()
+        self._deadline = (time.monotonic() + grace_seconds, Event.GRACE_OVER)
+        # SIGCONT: a stopped process acts on SIGTERM only once it goes on (signal(7)).
+        tree.signal_descendants(os.getpid(), signal.SIGTERM, signal.SIGCONT)
+        return Phase.STOPPING
+
+    def _shorten(self) -> Phase:
+        if self._order is None or self._deadline is None:
+            raise AssertionError("a job is stopping without an order or a deadline")
+        self._deadline = min(self._deadline, (time.monotonic() + self._order.grace_seconds, Event.GRACE_OVER))
+        return Phase.STOPPING
+
+    def _kill(self) -> Phase:
+        self._deadline = None
+        if self._ending is not None:
+            self._ending.signal = signal.SIGKILL
+        self._kill_everything()
+        return Phase.CLEARING
+
+    def _clear(self) -> Phase:
+        self._deadline = None
+        return Phase.CLEARING
+
+    def _end(self) -> Phase:
+        for descriptor in list(self._pipes):
+            while self._capture(descriptor):
+                pass
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        end = JobEnd(
+            cause=self._cause(),
+            started_ns=self._status.started_ns,
+            ended_ns=max(time.time_ns(), self._status.started_ns),
+            user_cpu_seconds=usage.ru_utime,
+            system_cpu_seconds=usage.ru_stime,
+            peak_memory_bytes=usage.ru_maxrss * 1024,
+            stdout=self._spool.summary(Stream.STDOUT),
+            stderr=self._spool.summary(Stream.STDERR),
+        )
+        if self._cgroup is not None:
+            cgroup.remove(self._cgroup)
+        os.close(self._control)
+        self._replace_status(state=JobState.ENDED, end=end)
+        self._spool.end()
+        return Phase.ENDED
+
+    def _cause(self) -> Cause:
+        if self._outcome is None:
+            raise AssertionError("a job has ended without its program")
+        if self._ending is None:
+            return self._outcome
+        if self._ending.by is not None:
+            return Stopped(self._ending.by, self._ending.signal, self._outcome)
+        return TimedOut(self.spec.timeout_seconds or 0.0, self._ending.signal)
+
+    # Where events come from
+
+    def _take_orders(self) -> None:
+        for line in os.read(self._control, select.PIPE_BUF * 16).splitlines():
+            try:
+                self._order = msgspec.json.decode(line, type=StopOrder)
+            except msgspec.MsgspecError:
+                self.folder.report_fault(f"an order on the control pipe was not understood: {line!r}\n")
+                continue
+            self._handle(Event.STOP)
+
+    def _reap(self) -> None:
+        """Take leave of every process that has ended: the program, its orphans, and at last there are none."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                self._handle(Event.EMPTY)
+                return
+            if pid == 0:
+                break
+            if pid == self._pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._outcome = Exited(code) if code >= 0 else Killed(-code)
+                self._handle(Event.EXITED)
+        if self.phase is Phase.CLEARING:  # what was left behind, or was forked while the others were being killed
+            if self._status.state is not JobState.STOPPING:
+                self._replace_status(state=JobState.STOPPING)
+            self._kill_everything()
+
+    def _capture(self, descriptor: int) -> bool:
+        """Move what one pipe holds into the spool; return whether there may be more."""
+        try:
+            length = os.readv(descriptor, [self._buffer])
+        except BlockingIOError:
+            return False
+        if length == 0:
+            self._epoll.unregister(descriptor)
+            del self._pipes[descriptor]
+            os.close(descriptor)
+            return False
+        with memoryview(self._buffer) as view:
+            self._spool.append(self._pipes[descriptor], view[:length])
+        return True
+
+    def _seconds_left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline[0] - time.monotonic())
+
+    # Small parts
+
+    def _kill_everything(self) -> None:
+        if self._cgroup is not None:
+            cgroup.kill(self._cgroup)
+        tree.signal_descendants(os.getpid(), signal.SIGKILL)
+
+    def _replace_status(self, **changes: object) -> None:
+        self._status = msgspec.structs.replace(self._status, **changes)
+        self.folder.write_status(self._status)
+
+    def _open_control(self) -> int:
+        os.mkfifo(self.folder.control, 0o600)
+        # Open for writing too: it then never comes to end of file when a writer leaves (fifo(7)).
+        descriptor = os.open(self.folder.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._epoll.register(descriptor, select.EPOLLIN)
+        return descriptor
+
+    def _watch_children(self) -> int:
+        read_end, write_end = os.pipe()
+        os.set_blocking(read_end, False)
+        os.set_blocking(write_end, False)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        self._epoll.register(read_end, select.EPOLLIN)
+        return read_end
+
+    def _open_pipe(self, stream: Stream) -> int:
+        read_end, write_end = os.pipe()
+        # The user may have used up its share of large pipes (pipe(7)); an ordinary one does too.
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        os.set_blocking(read_end, False)
+        self._pipes[read_end] = stream
+        self._epoll.register(read_end, select.EPOLLIN)
+        return write_end
+
+
+def main(path: Path, lock: int, reply: int) -> None:
+    """Be a supervisor: what the zygote calls in a process that it has just forked. A fault is written down."""
+    folder = JobFolder(path)
+    try:
+        supervise(folder, lock, reply)
+    except BaseException:
+        folder.report_fault(traceback.format_exc())
+        raise

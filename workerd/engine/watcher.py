@@ -1,0 +1,76 @@
+"""Waiting for files to change: one inotify(7) instance, any number of waiters. No polling."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import asyncinotify
+
+_MASK = (
+    asyncinotify.Mask.MODIFY  # records were appended
+    | asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
+    | asyncinotify.Mask.MOVED_TO  # a file was replaced in a watched folder
+    | asyncinotify.Mask.DELETE_SELF
+)
+
+
+class Watcher:
+    """Tells waiters when a file, or a file in a folder, has changed.
+
+    A waiter registers first and looks at the file afterwards, so that no change falls between.
+    """
+
+    def __init__(self) -> None:
+        self._inotify = asyncinotify.Inotify()
+        self._watches: dict[Path, asyncinotify.Watch] = {}
+        self._waiters: dict[Path, set[asyncio.Event]] = defaultdict(set)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inotify.close()
+
+    async def run(self) -> None:
+        """Pass events on until cancelled."""
+        async for event in self._inotify:
+            if asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have changed
+                for waiters in self._waiters.values():
+                    _wake(waiters)
+            elif event.watch is not None:
+                _wake(self._waiters.get(event.watch.path, set()))
+
+    @contextlib.contextmanager
+    def watch(self, path: Path) -> Iterator[asyncio.Event]:
+        """Register a waiter for a file or a folder.
+
+        Returns:
+            An event that is set at each change; whoever waits on it clears it before looking at the file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        changed = asyncio.Event()
+        if path not in self._watches:
+            self._watches[path] = self._inotify.add_watch(path, _MASK)
+        self._waiters[path].add(changed)
+        try:
+            yield changed
+        finally:
+            self._waiters[path].remove(changed)
+            if not self._waiters[path]:
+                del self._waiters[path]
+                # OSError: the kernel drops the watch by itself when the file is deleted.
+                with contextlib.suppress(OSError):
+                    self._inotify.rm_watch(self._watches.pop(path))
+
+
+def _wake(waiters: set[asyncio.Event]) -> None:
+    for waiter in waiters:
+        waiter.set()
