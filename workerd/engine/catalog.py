@@ -24,6 +24,7 @@ class Catalog:
     """One row for each job."""
 
     def __init__(self, path: Path) -> None:
+        path.touch(mode=0o600)
         self._database = sqlite3.connect(path, isolation_level=None)
         # What a power cut takes from it, the folders give back: no transaction needs to wait for the disk.
         self._database.execute("PRAGMA journal_mode = WAL")

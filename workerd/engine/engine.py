@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -168,7 +168,7 @@ class Engine:
 
     async def read_log(
         self, job_id: str, start: Start, streams: Collection[Stream], *, follow: bool
-    ) -> AsyncIterator[Output | Gap | JobEnd]:
+    ) -> AsyncGenerator[Output | Gap | JobEnd, None]:
         """Read a job's output from any position.
 
         Args:

@@ -1,0 +1,104 @@
+"""Assembling the command line: the options before the subcommand, and the subcommands that are installed."""
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+from cyclopts import App, Parameter
+
+from pki.errors import PkiError
+from workerctl.context import Context, warn
+from workerctl.errors import ClientError
+from workerctl.exit_codes import ExitCode
+from workerctl.target import Target
+
+GROUP = "workerctl.commands"
+HELP = """Run programs on machines you are not sitting at, and get every byte of their output back.
+
+Example: `workerctl run -- echo hello`
+
+Without --endpoint, a daemon of your own on this machine is used, and started when none runs.
+"""
+
+
+def make_app(arguments: Sequence[str]) -> App:
+    """Build the application.
+
+    Args:
+        arguments: the command line. Commands that it cannot mean are not imported, which is most of a start's time.
+    """
+    app = App(
+        name="workerctl", help=HELP, version=version("workerd"), result_action="return_value", exit_on_error=False
+    )
+    app.meta.result_action = "return_value"
+    app.meta.end_of_options_delimiter = ""  # `--` belongs to the subcommand
+    installed = sorted(entry_points(group=GROUP), key=_ours_first)
+    meant = {entry_point.name for entry_point in installed} & set(arguments)
+    added: set[str] = set()
+    for entry_point in installed:
+        if entry_point.name in added:
+            warn(f"the command {entry_point.name!r} of {_package(entry_point)!r} is left out: there is one already")
+        elif not meant or entry_point.name in meant:
+            _add(app, entry_point)
+        added.add(entry_point.name)
+
+    @app.meta.default
+    def workerctl(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        endpoint: Annotated[
+            str | None, Parameter(env_var="WORKERCTL_ENDPOINT", help="The daemon's https://HOST:PORT.")
+        ] = None,
+        username: Annotated[
+            str | None,
+            Parameter(env_var="WORKERCTL_USERNAME", help="Whose certificate to present. [default: your login name]"),
+        ] = None,
+        pki_dir: Annotated[
+            Path | None,
+            Parameter(env_var="WORKERCTL_PKI_DIR", help="Where certificates are. [default: your own daemon's]"),
+        ] = None,
+    ) -> int:
+        context = Context(Target(endpoint or None, username or None, pki_dir))
+        command, bound, injected = app.parse_args(tokens, print_error=True, exit_on_error=False)
+        if "context" in injected:
+            bound.arguments["context"] = context
+        result = command(*bound.args, **bound.kwargs)
+        if inspect.iscoroutine(result):
+            result = asyncio.run(result)
+        return int(result or ExitCode.OK)
+
+    return app
+
+
+def main_with(arguments: Sequence[str]) -> int:
+    """Run a command line and return what to exit with. What goes wrong is one line on standard error."""
+    try:
+        return int(make_app(arguments).meta(arguments) or ExitCode.OK)
+    except cyclopts.CycloptsError:
+        return ExitCode.USAGE  # said by cyclopts already
+    except ClientError as error:
+        warn(str(error))
+        return error.exit_code
+    except (PkiError, OSError) as error:
+        warn(str(error))
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+
+
+def _add(app: App, entry_point: EntryPoint) -> None:
+    try:
+        app.command(entry_point.load(), name=entry_point.name)
+    except Exception as error:  # a stranger's mistake must not take the other commands with it
+        warn(f"the command {entry_point.name!r} of {_package(entry_point)!r} cannot be loaded: {error}")
+
+
+def _ours_first(entry_point: EntryPoint) -> tuple[bool, str]:
+    return _package(entry_point) != "workerd", entry_point.name
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else "?"

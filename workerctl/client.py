@@ -1,0 +1,196 @@
+"""The client as a library: calls to one daemon, and a log that survives cut connections.
+
+    async with Client(Target()) as client:
+        job_id = await client.spawn(SpawnRequest(program="make", args=["test"]))
+        async for event in client.stream_log(job_id):
+            ...
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, TypeVar
+
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from worker_api.worker.v1 import (
+    Job,
+    JobState,
+    ListRequest,
+    SpawnRequest,
+    StatusRequest,
+    StopRequest,
+    Stream,
+    StreamLogRequest,
+    StreamLogResponse,
+    WhoAmIRequest,
+    WhoAmIResponse,
+    WorkerServiceStub,
+)
+
+from workerctl.errors import ConnectionLost, Unavailable, Unreachable, from_grpc
+from workerctl.target import Target
+from workerctl.transport import WorkerChannel
+
+T = TypeVar("T")
+
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_GIVE_UP_AFTER = 12
+
+
+class Client:
+    """Calls one daemon as one user. An asynchronous context manager; connects when first needed.
+
+    Args:
+        target: which daemon, and as whom.
+        on_retry: told, as a sentence, whenever a cut connection is about to be taken up again.
+    """
+
+    def __init__(self, target: Target, on_retry: Callable[[str], None] = lambda sentence: None) -> None:
+        self._target = target
+        self._on_retry = on_retry
+        self._channel: WorkerChannel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    async def call(self, make: Callable[[WorkerChannel], Awaitable[T]]) -> T:
+        """Make any call of any service that answers with one message.
+
+        Args:
+            make: makes the call, for instance `lambda channel: GreeterStub(channel).greet(request)`.
+
+        Raises:
+            ClientError: whatever went wrong.
+        """
+        try:
+            return await make(self._connect())
+        except (GRPCError, StreamTerminatedError, OSError) as error:
+            raise self._translate(error) from error
+
+    async def spawn(self, request: SpawnRequest) -> str:
+        """Start a job and return its id."""
+        response = await self.call(lambda channel: WorkerServiceStub(channel).spawn(request))
+        return response.job_id
+
+    async def stop(self, job_id: str, grace: timedelta | None = None) -> Job:
+        """Order a job to be stopped; None leaves the grace to the daemon."""
+        request = StopRequest(job_id=job_id, grace=grace)
+        return _job((await self.call(lambda channel: WorkerServiceStub(channel).stop(request))).job)
+
+    async def status(self, job_id: str) -> Job:
+        """Describe a job."""
+        request = StatusRequest(job_id=job_id)
+        return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request))).job)
+
+    async def list_jobs(self, states: Collection[JobState] = (), name: str = "") -> AsyncIterator[Job]:
+        """Describe the caller's jobs, newest first, page by page as they are taken."""
+        token = ""
+        while True:
+            request = ListRequest(states=list(states), name=name, page_token=token)
+            page = await self.call(lambda channel, request=request: WorkerServiceStub(channel).list(request))
+            for job in page.jobs:
+                yield job
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def whoami(self) -> WhoAmIResponse:
+        """Ask who the daemon takes the caller for."""
+        return await self.call(lambda channel: WorkerServiceStub(channel).who_am_i(WhoAmIRequest()))
+
+    async def stream_log(
+        self,
+        job_id: str,
+        *,
+        offset: int = 0,
+        last_bytes: int | None = None,
+        streams: Collection[Stream] = (),
+        follow: bool = True,
+    ) -> AsyncGenerator[StreamLogResponse, None]:
+        """Read a job's log. A connection that breaks is taken up again where it was cut, without loss or doubling.
+
+        Args:
+            job_id: a UUID as text.
+            offset: where to begin, in bytes of the combined output.
+            last_bytes: begin so many bytes before the end as it stands instead; zero for only what is yet to come.
+            streams: which streams; empty for all.
+            follow: whether to go on until the job's end.
+
+        Raises:
+            ClientError: whatever went wrong, after the connection could not be taken up again for some time.
+        """
+        if last_bytes is not None:  # an offset stays true however often the connection breaks
+            job = await self.status(job_id)
+            offset = max(0, job.stdout_bytes + job.stderr_bytes - last_bytes)
+        failures = 0
+        while True:
+            request = StreamLogRequest(job_id=job_id, offset_bytes=offset, streams=list(streams), follow=follow)
+            try:
+                channel = self._connect()
+                async for event in WorkerServiceStub(channel).stream_log(request):
+                    failures = 0
+                    if event.output is not None:
+                        offset = event.output.offset_bytes + len(event.output.data)
+                    elif event.gap is not None:
+                        offset = event.gap.to_offset_bytes
+                    yield event
+                    if event.end is not None:
+                        return
+            except (GRPCError, StreamTerminatedError, OSError) as error:
+                failure = self._translate(error)
+                failures += 1
+                if not isinstance(failure, ConnectionLost | Unreachable | Unavailable) or failures > _GIVE_UP_AFTER:
+                    raise failure from error
+                self._on_retry(f"{failure}; trying again from byte {offset}")
+                self.close()
+                await asyncio.sleep(_pause(failures))
+            else:
+                return
+
+    def _connect(self) -> WorkerChannel:
+        if self._channel is None:
+            self._channel = WorkerChannel(*self._target.resolve(), self._target.tls())
+        return self._channel
+
+    def _translate(self, error: Exception) -> Exception:
+        """Turn what grpclib and the network raise into the client's own errors."""
+        host, port = (self._channel._host, self._channel._port) if self._channel is not None else ("?", 0)
+        endpoint = f"https://{host}:{port}"
+        match error:
+            case GRPCError():
+                return from_grpc(error)
+            case StreamTerminatedError():
+                reason = self._channel.lost_because if self._channel is not None else str(error)
+                return ConnectionLost(endpoint, reason)
+            case ssl.SSLCertVerificationError():
+                return Unreachable(endpoint, f"its certificate does not hold: {error.verify_message}: check --pki-dir")
+            case ssl.SSLError():
+                return Unreachable(endpoint, f"TLS failed: {error.reason or error}")
+            case _:
+                return Unreachable(endpoint, f"{error.strerror or error}: is workerd running there?")
+
+
+def _pause(failures: int) -> float:
+    """Choose how long to wait before the next attempt, in seconds: doubling, bounded, and never all at once."""
+    return random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**failures)  # noqa: S311
+
+
+def _job(job: Job | None) -> Job:
+    if job is None:
+        raise AssertionError("the daemon answered without a job")
+    return job

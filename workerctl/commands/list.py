@@ -1,0 +1,37 @@
+"""list: show your jobs."""
+
+import json
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from worker_api.worker.v1 import JobState
+
+from workerctl.output import describe_jobs, print_line, to_plain
+from workerctl.parameters import Injected, Output
+
+State = Literal["starting", "running", "stopping", "ended"]
+
+
+async def list_jobs(
+    *,
+    state: Annotated[list[State] | None, Parameter(negative=(), help="Only jobs in this state; may be repeated.")] = None,
+    name: Annotated[str, Parameter(help="Only jobs with this label.")] = "",
+    limit: Annotated[int, Parameter(help="The most jobs to show.")] = 50,
+    output: Output = "text",
+    context: Injected,
+) -> None:
+    """Show your jobs, newest first. With JSON, one object for each line.
+
+    Example: `workerctl list --state running`
+    """
+    jobs = []
+    async with context.client() as client:
+        async for job in client.list_jobs([JobState[word.upper()] for word in state or ()], name):
+            if len(jobs) == limit:
+                break
+            jobs.append(job)
+    if output == "json":
+        for job in jobs:
+            print_line(json.dumps(to_plain(job)))
+    else:
+        print_line(describe_jobs(jobs))

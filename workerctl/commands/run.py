@@ -1,0 +1,122 @@
+"""run: start a program, see its output, and end as it does."""
+
+import asyncio
+import signal
+import uuid
+from datetime import timedelta
+from typing import Annotated
+
+import betterproto2
+from cyclopts import Parameter
+from worker_api.worker.v1 import JobEnd, Stream
+
+from workerctl.client import Client
+from workerctl.context import warn
+from workerctl.errors import ClientError
+from workerctl.exit_codes import ExitCode, of_signal
+from workerctl.log import LogCheck
+from workerctl.output import describe_end, print_line, write_all
+from workerctl.parameters import Arguments, Environment, Injected, Label, Timeout, WorkingDirectory
+from workerctl.spawning import make_request
+
+
+async def run(
+    *command: Annotated[str, Parameter(help="After --: the program and its arguments, taken as they are.")],
+    program_path: Annotated[str, Parameter(help="The program: an absolute path, or a name in the job's PATH.")] = "",
+    args: Arguments = None,
+    envs: Environment = None,
+    working_directory: WorkingDirectory = "",
+    name: Label = "",
+    timeout_seconds: Timeout = None,
+    detach: Annotated[bool, Parameter(negative=(), help="Print the job's id and leave.")] = False,
+    context: Injected,
+) -> int:
+    """Start a program, stream its output, and exit as it did: its code, or 128 + N when signal N killed it.
+
+    Ctrl-C stops the job, a second one kills it. The job does not need this command: it runs on when the connection or
+    the terminal goes away.
+
+    Example: `workerctl run -- /bin/sh -c 'echo out; echo err >&2; exit 3'`
+    """
+    request = make_request(command, program_path, args, envs, working_directory, name, timeout_seconds)
+    request.request_key = str(uuid.uuid4())
+    async with context.client() as client:
+        job_id = await client.spawn(request)
+        if detach:
+            print_line(job_id)
+            return ExitCode.OK
+        with_interrupts = Interrupts(client, job_id)
+        try:
+            end = await _copy_output(client, job_id)
+        except BrokenPipeError:
+            warn(f"nobody reads the output any more; job {job_id} runs on")
+            return ExitCode.OUTPUT_CLOSED
+        except ClientError:
+            warn(f"go on with: workerctl stream-log --past-events --uuid {job_id}")
+            raise
+        finally:
+            await with_interrupts.close()
+    return ExitCode.INTERRUPTED if with_interrupts.count else exit_code_of(end)
+
+
+async def _copy_output(client: Client, job_id: str) -> JobEnd:
+    check = LogCheck()
+    async for event in client.stream_log(job_id):
+        if event.output is not None:
+            check.output(event.output)
+            write_all(event.output.stream, event.output.data)
+        elif event.gap is not None:
+            check.gap = True
+            warn(f"bytes {event.gap.from_offset_bytes} to {event.gap.to_offset_bytes} of the output are lost")
+        elif event.end is not None:
+            check.end(event.end)
+            return event.end
+    raise ClientError(f"the log of job {job_id} stopped before its end")
+
+
+def exit_code_of(end: JobEnd) -> int:
+    """Tell what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
+    match betterproto2.which_one_of(end, "cause"):
+        case "exited", exited:
+            return int(exited.code)
+        case "killed", killed:
+            return of_signal(killed.signal)
+    warn(f"the job was {describe_end(end)}")
+    match betterproto2.which_one_of(end, "cause"):
+        case "stopped", stopped:
+            return of_signal(stopped.signal)
+        case "timed_out", _:
+            return ExitCode.TIMED_OUT
+        case "lost", _:
+            return ExitCode.JOB_LOST
+    return ExitCode.FAILED
+
+
+class Interrupts:
+    """Turns the first Ctrl-C into a stop of the job and every further one into a kill, while the output goes on."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self.count = 0
+        self._client = client
+        self._job_id = job_id
+        self._stops: list[asyncio.Task[None]] = []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self) -> None:
+        self.count += 1
+        grace = None if self.count == 1 else timedelta(0)
+        warn("stopping the job; Ctrl-C again to kill it" if self.count == 1 else "killing the job")
+        self._stops.append(asyncio.create_task(self._stop(grace)))
+
+    async def _stop(self, grace: timedelta | None) -> None:
+        try:
+            await self._client.stop(self._job_id, grace)
+        except ClientError as error:
+            warn(f"could not stop the job: {error}")
+
+    async def close(self) -> None:
+        """Give Ctrl-C back its usual meaning, once the stops that are under way are done."""
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        await asyncio.gather(*self._stops)
+
+

@@ -1,0 +1,28 @@
+"""stop: end a job and everything that it started."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from workerctl.output import describe_job, print_result
+from workerctl.parameters import Injected, Output, Uuid
+
+
+async def stop(
+    *,
+    uuid: Uuid,
+    grace_seconds: Annotated[
+        float | None, Parameter(help="Between SIGTERM and SIGKILL; 0 kills at once. [default: the daemon's, 10]")
+    ] = None,
+    output: Output = "text",
+    context: Injected,
+) -> None:
+    """Stop a job: SIGTERM to all of its processes, SIGKILL to those that are left after the grace.
+
+    Example: `workerctl stop --uuid 123e4567-e89b-42d3-a456-426614174000 --grace-seconds 2`
+    """
+    grace = None if grace_seconds is None else timedelta(seconds=grace_seconds)
+    async with context.client() as client:
+        job = await client.stop(uuid, grace)
+    print_result(job, describe_job(job), output)

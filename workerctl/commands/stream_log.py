@@ -1,0 +1,66 @@
+"""stream-log: show what a job printed and prints."""
+
+import json
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from worker_api.worker.v1 import Stream
+
+from workerctl.context import warn
+from workerctl.errors import UsageInvalid
+from workerctl.exit_codes import ExitCode
+from workerctl.log import LogCheck
+from workerctl.output import event_to_plain, write_all
+from workerctl.parameters import Injected, Uuid
+
+_STREAMS = {"raw": (), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
+
+
+async def stream_log(
+    *,
+    uuid: Uuid,
+    stream_type: Annotated[
+        Literal["raw", "stdout", "stderr"],
+        Parameter(help="The bytes of one stream as they are, or every event of both as one JSON object a line."),
+    ] = "stdout",
+    past_events: Annotated[
+        bool, Parameter(negative=(), help="Begin at the beginning, not with what comes from now on.")
+    ] = False,
+    offset: Annotated[int | None, Parameter(help="Begin at this byte of the combined output.")] = None,
+    last_bytes: Annotated[int | None, Parameter(help="Begin so many bytes before the end as it stands.")] = None,
+    follow: Annotated[bool, Parameter(help="Whether to go on until the job ends.")] = True,
+    context: Injected,
+) -> int:
+    """Show what a job printed and prints, complete and in order.
+
+    At the end of a stream its size and digest are checked. A connection that breaks is taken up where it was cut.
+
+    Example: `workerctl stream-log --past-events --uuid 123e4567-e89b-42d3-a456-426614174000`
+    """
+    if sum((past_events, offset is not None, last_bytes is not None)) > 1:
+        raise UsageInvalid("give one of --past-events, --offset and --last-bytes")
+    if past_events:
+        offset = 0
+    elif offset is None and last_bytes is None:
+        last_bytes = 0
+    check = LogCheck()
+    async with context.client() as client:
+        events = client.stream_log(
+            uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
+        )
+        try:
+            async for event in events:
+                if event.output is not None:
+                    check.output(event.output)
+                if stream_type == "raw":
+                    write_all(1, json.dumps(event_to_plain(event)).encode() + b"\n")
+                elif event.output is not None:
+                    write_all(1, event.output.data)
+                if event.gap is not None:
+                    check.gap = True
+                    warn(f"bytes {event.gap.from_offset_bytes} to {event.gap.to_offset_bytes} of the output are lost")
+                if event.end is not None:
+                    check.end(event.end)
+        except BrokenPipeError:
+            return ExitCode.OUTPUT_CLOSED
+    return ExitCode.OK

@@ -1,0 +1,17 @@
+"""whoami: show who the daemon takes you for."""
+
+from workerctl.output import print_result
+from workerctl.parameters import Injected, Output
+
+
+async def whoami(*, output: Output = "text", context: Injected) -> None:
+    """Show the user that your certificate names, and its rights.
+
+    Example: `workerctl --username acrimon whoami`
+    """
+    async with context.client() as client:
+        me = await client.whoami()
+    name = me.user.name if me.user else ""
+    expires = f"{me.certificate_expires_at:%Y-%m-%d}" if me.certificate_expires_at else "?"
+    text = f"{name}, {me.spiffe_id}\nrights on your own jobs: {', '.join(me.rights)}\ncertificate expires: {expires}"
+    print_result(me, text, output)

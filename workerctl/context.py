@@ -1,0 +1,23 @@
+"""What a command is given besides its own parameters."""
+
+import sys
+from dataclasses import dataclass
+
+from workerctl.client import Client
+from workerctl.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What stood before the subcommand. A command asks for it with a parameter `context: Injected`."""
+
+    target: Target
+
+    def client(self) -> Client:
+        """Make a client of the daemon that is meant; what it retries is told on standard error."""
+        return Client(self.target, on_retry=warn)
+
+
+def warn(sentence: str) -> None:
+    """Tell the user something beside the result."""
+    print(f"workerctl: {sentence}", file=sys.stderr)  # noqa: T201

@@ -1,0 +1,104 @@
+"""What the client raises, and what each status of a call becomes.
+
+ClientError
+├── UsageInvalid
+├── Unreachable
+│   └── ConnectionLost
+├── DaemonNotStarted
+├── CallFailed
+│   ├── JobNotFound
+│   ├── ProgramNotFound
+│   ├── ProgramNotExecutable
+│   └── Unavailable
+└── LogDamaged
+"""
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from worker_api.worker.v1 import ErrorDetail, ErrorReason
+
+from workerctl.exit_codes import ExitCode
+
+
+class ClientError(Exception):
+    """Anything that the client raises on purpose. Its text is one line for people."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UsageInvalid(ClientError):
+    """The command line asks for what cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class Unreachable(ClientError):
+    """No daemon could be talked to at the endpoint."""
+
+    def __init__(self, endpoint: str, problem: str) -> None:
+        super().__init__(f"cannot reach a daemon at {endpoint}: {problem}")
+
+
+class ConnectionLost(Unreachable):
+    """The connection broke while a call was under way, or was refused by the other side's TLS."""
+
+
+class DaemonNotStarted(ClientError):
+    """The user's own daemon could not be started."""
+
+
+class CallFailed(ClientError):
+    """The daemon answered with an error.
+
+    Args:
+        status: the gRPC status.
+        reason: what kind of failure it is.
+        message: the daemon's sentence.
+    """
+
+    def __init__(self, status: Status, reason: ErrorReason, message: str) -> None:
+        self.status = status
+        self.reason = reason
+        super().__init__(message)
+
+
+class JobNotFound(CallFailed):
+    """No job of the caller's has this id."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class ProgramNotFound(CallFailed):
+    """There is no such program."""
+
+    exit_code = ExitCode.PROGRAM_NOT_FOUND
+
+
+class ProgramNotExecutable(CallFailed):
+    """The program cannot be executed."""
+
+    exit_code = ExitCode.NOT_EXECUTABLE
+
+
+class Unavailable(CallFailed):
+    """The daemon cannot serve now; the call may be made again."""
+
+
+class LogDamaged(ClientError):
+    """What was received is not what the job wrote."""
+
+    exit_code = ExitCode.LOG_DAMAGED
+
+
+_BY_REASON: dict[ErrorReason, type[CallFailed]] = {
+    ErrorReason.JOB_NOT_FOUND: JobNotFound,
+    ErrorReason.PROGRAM_NOT_FOUND: ProgramNotFound,
+    ErrorReason.PROGRAM_NOT_EXECUTABLE: ProgramNotExecutable,
+}
+
+
+def from_grpc(error: GRPCError) -> CallFailed:
+    """Turn what a call failed with into the client's error."""
+    detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
+    kind = Unavailable if error.status is Status.UNAVAILABLE else _BY_REASON.get(detail.reason, CallFailed)
+    return kind(error.status, detail.reason, error.message or error.status.name)

@@ -1,0 +1,137 @@
+"""How results are printed: as JSON for programs, as text for people."""
+
+import base64
+import enum
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+import betterproto2
+from worker_api.worker.v1 import Job, JobEnd, StreamLogResponse
+
+from workerctl.parameters import OutputFormat
+
+
+def print_result(message: betterproto2.Message, text: str, output: OutputFormat) -> None:
+    """Print one result, in the form that was asked for."""
+    print(json.dumps(to_plain(message)) if output == "json" else text)  # noqa: T201
+
+
+def to_plain(value: Any) -> Any:
+    """Turn a message into what JSON has: names as in api.proto, enums by name, times as ISO 8601, durations in seconds.
+
+    Bytes become hexadecimal. Fields that are absent are left out.
+    """
+    match value:
+        case betterproto2.Message():
+            fields = ((name, getattr(value, name)) for name in value._betterproto.sorted_field_names)
+            return {name: to_plain(content) for name, content in fields if content is not None}
+        case enum.IntEnum():
+            return (value.name or str(int(value))).lower()
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case bytes():
+            return value.hex()
+        case list():
+            return [to_plain(item) for item in value]
+        case _:
+            return value
+
+
+def event_to_plain(event: StreamLogResponse) -> dict[str, Any]:
+    """Turn an event of a log into one flat JSON object.
+
+    The bytes of an output event are `text` where they are UTF-8, and otherwise `data_base64`.
+    """
+    if event.output is not None:
+        plain = to_plain(event.output)
+        del plain["data"]
+        try:
+            content = {"text": event.output.data.decode()}
+        except UnicodeDecodeError:
+            content = {"data_base64": base64.b64encode(event.output.data).decode()}
+        return {"event": "output", **plain, **content}
+    if event.gap is not None:
+        return {"event": "gap", **to_plain(event.gap)}
+    return {"event": "end", **to_plain(event.end)}
+
+
+def describe_job(job: Job) -> str:
+    """Describe a job for people, one line for each thing."""
+    lines = {
+        "id": job.id,
+        "name": job.name,
+        "owner": job.owner.name if job.owner else "",
+        "program": job.program,
+        "arguments": " ".join(map(shlex.quote, job.args)),
+        "directory": job.working_directory,
+        "state": to_plain(job.state),
+        "created": _local(job.created_at),
+        "started": _local(job.started_at),
+        "pid": str(job.pid or ""),
+        "stdout": f"{job.stdout_bytes} bytes",
+        "stderr": f"{job.stderr_bytes} bytes",
+        "timeout": f"{job.timeout.total_seconds():g} s" if job.timeout else "",
+    }
+    if job.end is not None:
+        lines["ended"] = f"{_local(job.end.ended_at)}, {describe_end(job.end)}"
+        cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
+        lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
+    return "\n".join(f"{label + ':':<11}{text}" for label, text in lines.items() if text)
+
+
+def describe_end(end: JobEnd) -> str:
+    """Say in a few words how a job ended."""
+    match betterproto2.which_one_of(end, "cause"):
+        case "exited", exited:
+            return f"exited with code {exited.code}"
+        case "killed", killed:
+            return f"killed by signal {killed.signal}"
+        case "stopped", stopped:
+            by = stopped.by.name if stopped.by else "somebody"
+            return f"stopped by {by} with signal {stopped.signal}"
+        case "timed_out", timed_out:
+            seconds = timed_out.timeout.total_seconds() if timed_out.timeout else 0
+            return f"timed out after {seconds:g} s, stopped with signal {timed_out.signal}"
+        case "lost", lost:
+            return f"lost: {lost.detail}"
+        case kind, _:
+            return f"ended in a way that this workerctl does not know ({kind}): update it"
+
+
+def describe_jobs(jobs: Iterable[Job]) -> str:
+    """Describe jobs for people, one line for each."""
+    rows = [("ID", "CREATED", "STATE", "NAME", "PROGRAM")]
+    for job in jobs:
+        state = describe_end(job.end) if job.end is not None else to_plain(job.state)
+        program = " ".join((job.program, *map(shlex.quote, job.args)))
+        rows.append((job.id, _local(job.created_at), state, job.name or "-", program))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write bytes as they are, without a buffer of our own.
+
+    Raises:
+        BrokenPipeError: whoever read them has gone.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def print_line(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _local(time: datetime | None) -> str:
+    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,60 @@
+"""Parameters that several commands share."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter, Token
+
+from workerctl.context import Context
+
+OutputFormat = Literal["text", "json"]
+
+Injected = Annotated[Context, Parameter(parse=False)]
+Output = Annotated[OutputFormat, Parameter(help="How to print the result: for people, or as JSON.")]
+Uuid = Annotated[str, Parameter(help="The job's id, as spawn printed it.")]
+
+
+def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
+    """Take `a,b` and repetitions of the option as one list."""
+    del kind
+    return [part for token in tokens for part in token.value.split(",")]
+
+
+def pairs(kind: Any, tokens: Sequence[Token]) -> dict[str, str]:
+    """Take `NAME=VALUE,NAME=VALUE` and repetitions of the option as one mapping."""
+    result: dict[str, str] = {}
+    for part in split_at_commas(kind, tokens):
+        name, separator, value = part.partition("=")
+        if not name or not separator:
+            raise ValueError(f"{part!r} is not NAME=VALUE")
+        result[name] = value
+    return result
+
+
+Arguments = Annotated[
+    list[str] | None,
+    Parameter(
+        name="--args",
+        converter=split_at_commas,
+        allow_leading_hyphen=True,
+        negative=(),
+        n_tokens=1,
+        help="Arguments, split at commas; may be repeated. Use -- for arguments with commas.",
+    ),
+]
+Environment = Annotated[
+    dict[str, str] | None,
+    Parameter(
+        name="--envs",
+        converter=pairs,
+        accepts_keys=False,
+        n_tokens=1,
+        negative=(),
+        help="Environment variables NAME=VALUE, split at commas; may be repeated.",
+    ),
+]
+WorkingDirectory = Annotated[
+    str, Parameter(help="The absolute path to start in. [default: the home directory of the daemon's user]")
+]
+Label = Annotated[str, Parameter(name="--name", help="A label to find the job by.")]
+Timeout = Annotated[float | None, Parameter(help="Seconds after which the job is stopped. [default: never]")]

@@ -1,0 +1,42 @@
+"""What `spawn` and `run` share: the request that a command line asks for."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from worker_api.worker.v1 import SpawnRequest
+
+from workerctl.errors import UsageInvalid
+
+
+def make_request(
+    command: Sequence[str],
+    program_path: str,
+    args: Sequence[str] | None,
+    envs: dict[str, str] | None,
+    working_directory: str,
+    name: str,
+    timeout_seconds: float | None,
+) -> SpawnRequest:
+    """Make a request of what stands on the command line.
+
+    Args:
+        command: the program and its arguments, as they stand after `--`.
+        program_path: the program, given as an option instead.
+        args: its arguments, given as an option.
+
+    Raises:
+        UsageInvalid: there is no program, or there are two.
+    """
+    if bool(command) == bool(program_path):
+        raise UsageInvalid("give the program either after -- or with --program-path: see --help")
+    if command and args:
+        raise UsageInvalid("give the arguments either after -- or with --args")
+    program, *arguments = command or [program_path, *(args or ())]
+    return SpawnRequest(
+        program=program,
+        args=arguments,
+        envs=envs or {},
+        working_directory=working_directory,
+        name=name,
+        timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
+    )

@@ -1,0 +1,56 @@
+"""Which daemon to talk to, and as whom."""
+
+import getpass
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pki.store import PkiFolder
+from pki.tls import client_context
+from workerctl.errors import UsageInvalid
+from workerctl.own_daemon import find_or_start, state_directory
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A daemon and a user.
+
+    Attributes:
+        endpoint: a URL `https://HOST:PORT`; None for the user's own daemon, which is started when none runs.
+        username: whose certificate to present; None for the system user's name.
+        pki_directory: where the certificates are; None for those of the user's own daemon.
+    """
+
+    endpoint: str | None = None
+    username: str | None = None
+    pki_directory: Path | None = None
+
+    def resolve(self) -> tuple[str, int]:
+        """Tell host and port, starting the user's own daemon if that is meant and none runs.
+
+        Raises:
+            UsageInvalid: the endpoint is no such URL.
+            DaemonNotStarted: the daemon could not be started.
+        """
+        endpoint = self.endpoint or find_or_start()
+        try:
+            url = urlsplit(endpoint)
+            port = url.port
+        except ValueError as error:
+            raise UsageInvalid(f"the endpoint {endpoint!r} is no URL: {error}") from error
+        if url.scheme != "https" or not url.hostname or port is None or url.path.strip("/"):
+            raise UsageInvalid(f"the endpoint {endpoint!r} is not of the form https://HOST:PORT")
+        return url.hostname, port
+
+    def pki(self) -> PkiFolder:
+        """Tell which folder the certificates are in."""
+        return PkiFolder(self.pki_directory or state_directory() / "pki")
+
+    def tls(self) -> ssl.SSLContext:
+        """Load what the connection needs.
+
+        Raises:
+            PkiError: a file cannot be read.
+        """
+        return client_context(self.pki(), self.username or getpass.getuser())

@@ -1,0 +1,65 @@
+"""The connection to a daemon. What reaches into grpclib's inside stands here and nowhere else.
+
+- A connection that is lost says why: grpclib drops the reason, which for a certificate that the daemon refuses is the
+  only thing that helps (in TLS 1.3 the client learns of it after its handshake is done: RFC 8446 §4.4.2.4).
+- Details of errors are decoded without Google's protobuf library.
+"""
+
+import ssl
+from typing import Any
+
+from grpclib.client import Channel, Handler
+from grpclib.config import Configuration
+from grpclib.const import Status
+from grpclib.encoding.base import StatusDetailsCodecBase
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.protocol import H2Protocol
+from worker_api.google.rpc import Status as StatusMessage
+
+
+class StatusDetailsCodec(StatusDetailsCodecBase):
+    """Takes details out of a google.rpc.Status."""
+
+    def encode(self, status: Status, message: str | None, details: Any) -> bytes:
+        """Not for clients."""
+        raise NotImplementedError
+
+    def decode(self, status: Status, message: str | None, data: bytes) -> Any:
+        """Decode the details of an error."""
+        del status, message
+        return [detail.unpack() for detail in StatusMessage.FromString(data).details]
+
+
+class _Protocol(H2Protocol):
+    lost_because: BaseException | None = None
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.lost_because = exc
+        super().connection_lost(exc)
+
+
+class WorkerChannel(Channel):
+    """A channel that remembers why its last connection was lost."""
+
+    def __init__(self, host: str, port: int, tls: ssl.SSLContext) -> None:
+        super().__init__(
+            host,
+            port,
+            ssl=tls,
+            codec=ProtoCodec(),
+            status_details_codec=StatusDetailsCodec(),
+            config=Configuration(http2_connection_window_size=2**24, http2_stream_window_size=2**23),
+        )
+        self._last: _Protocol | None = None
+
+    def _protocol_factory(self) -> H2Protocol:
+        self._last = _Protocol(Handler(), self._config, self._h2_config)
+        return self._last
+
+    @property
+    def lost_because(self) -> str:
+        """Why the last connection was lost, for people."""
+        reason = None if self._last is None else self._last.lost_because
+        if isinstance(reason, ssl.SSLError):
+            return f"the daemon refused the certificate ({(reason.reason or str(reason)).lower().replace('_', ' ')})"
+        return "the connection was closed" if reason is None else f"the connection was lost: {reason}"

@@ -1,0 +1,74 @@
+"""The command `workerd`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import cyclopts
+import structlog
+from cyclopts import Parameter
+
+from pki.errors import PkiError
+from workerd.engine.errors import EngineError
+from workerd.errors import DaemonError
+from workerd.settings import DEFAULT_LISTEN, make_settings
+
+app = cyclopts.App(
+    name="workerd",
+    version_flags=["--version"],
+    config=cyclopts.config.Env("WORKERD_", command=False),
+)
+
+
+@app.default
+def workerd(
+    *,
+    listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
+    state_dir: Annotated[Path | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
+    pki_dir: Annotated[Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
+    grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
+) -> int:
+    """Run programs as jobs, for those who have a certificate.
+
+    Prints one line on standard output once it serves; everything else goes to standard error. SIGTERM and SIGINT end
+    it and leave its jobs running: the next workerd on the same state folder takes them up again.
+
+    Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
+    """
+    import uvloop
+
+    from workerd.server import serve
+
+    try:
+        settings = make_settings(listen, state_dir, pki_dir, grace_seconds)
+        uvloop.run(serve(settings))
+    except (DaemonError, EngineError, PkiError) as error:
+        print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except OSError as error:
+        print(f"workerd: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+@app.meta.default
+def with_configuration(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    config: Annotated[Path | None, Parameter(help="A TOML file with the same settings.")] = None,
+) -> int:
+    """Read the configuration file, if any, and run."""
+    if config is not None:
+        app.config = (*app.config, cyclopts.config.Toml(config, must_exist=True))
+    return int(app(tokens))
+
+
+def main() -> None:
+    """Run the command."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    logging.basicConfig(level=logging.WARNING)
+    sys.exit(app.meta())
+
+
+if __name__ == "__main__":
+    main()

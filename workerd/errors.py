@@ -1,0 +1,90 @@
+"""What the daemon raises besides the engine's errors, and what each error is on the wire.
+
+DaemonError
+├── NotPermitted
+├── ShuttingDown
+├── ConfigurationInvalid
+└── PluginInvalid
+"""
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from worker_api.worker.v1 import ErrorDetail, ErrorReason
+
+from pki.errors import IdentityInvalid
+from workerd.engine import errors as engine
+
+
+class DaemonError(Exception):
+    """Anything that the daemon raises on purpose."""
+
+
+class NotPermitted(DaemonError):
+    """The caller is known and may not do this."""
+
+    def __init__(self, right: str) -> None:
+        super().__init__(f"you have no right to {right}: `workerctl whoami` shows your rights")
+
+
+class ShuttingDown(DaemonError):
+    """The daemon is about to end."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon is shutting down; jobs run on: try again when it is back")
+
+
+class ConfigurationInvalid(DaemonError):
+    """A setting cannot be."""
+
+
+class PluginInvalid(DaemonError):
+    """A handler that was found cannot be served: a mistake of the package that offers it.
+
+    Args:
+        entry_point: the name of the entry point.
+        package: the distribution that it comes from.
+        problem: what is wrong with it.
+    """
+
+    def __init__(self, entry_point: str, package: str, problem: str) -> None:
+        super().__init__(f"the handler {entry_point!r} of the package {package!r} cannot be served: {problem}")
+
+
+_TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
+    engine.JobNotFound: (Status.NOT_FOUND, ErrorReason.JOB_NOT_FOUND),
+    engine.JobIdMalformed: (Status.INVALID_ARGUMENT, ErrorReason.JOB_ID_MALFORMED),
+    engine.InvalidArgument: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    engine.ArgumentsTooLong: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    engine.ProgramNotFound: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_FOUND),
+    engine.ProgramNotExecutable: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
+    engine.WorkingDirectoryUnusable: (Status.FAILED_PRECONDITION, ErrorReason.WORKING_DIRECTORY_UNUSABLE),
+    engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
+    NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
+    ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
+}
+_FAULT = "the daemon met a fault while serving this call; its log tells more"
+
+
+def is_expected(error: Exception) -> bool:
+    """Tell whether an error is the caller's affair; any other is a fault of the daemon's."""
+    return type(error) in _TABLE
+
+
+def to_grpc(error: Exception) -> GRPCError:
+    """Turn an error into what the caller gets: a status, a sentence, and a reason in the details."""
+    status, reason = _TABLE.get(type(error), (Status.INTERNAL, ErrorReason.INTERNAL))
+    sentence = str(error) if is_expected(error) else _FAULT
+    return GRPCError(status, sentence, [ErrorDetail(reason=reason, subject=_subject(error))])
+
+
+def _subject(error: Exception) -> str:
+    match error:
+        case engine.InvalidArgument(field=field):
+            return field
+        case engine.CannotStart(subject=subject):
+            return subject
+        case engine.JobNotFound() | engine.JobIdMalformed():
+            return "job_id"
+        case _:
+            return ""

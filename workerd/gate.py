@@ -1,0 +1,136 @@
+"""The gate: what every call passes on its way to a handler.
+
+identity (off the certificate) → request (decoded) → job (named by `job_id`) → policy → handler → response, and whatever
+goes wrong on that way becomes a status with a reason. Nothing that a handler raises reaches grpclib raw.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from grpclib.const import Handler as Method
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.server import Stream
+
+from pki.errors import IdentityInvalid
+from pki.identity import Identity, read_identity
+from workerd.engine.engine import Engine
+from workerd.engine.errors import InvalidArgument, JobNotFound
+from workerd.engine.job import Job
+from workerd.errors import NotPermitted, ShuttingDown, is_expected, to_grpc
+from workerd.handler import Call
+from workerd.policy import allows
+from workerd.registry import Route
+
+log = structlog.get_logger()
+
+
+class Gate:
+    """One grpclib service that is composed of all handlers.
+
+    Args:
+        trust_domain: the one that callers must be of.
+        grace_seconds: the default between SIGTERM and SIGKILL.
+    """
+
+    def __init__(
+        self, engine: Engine, routes: Mapping[str, Route], *, trust_domain: str, grace_seconds: float
+    ) -> None:
+        self._engine = engine
+        self._routes = routes
+        self._rights = frozenset(route.handler.right for route in routes.values())
+        self._trust_domain = trust_domain
+        self._grace_seconds = grace_seconds
+        # The task that answers a call, as grpclib made it, with the one that does the work.
+        self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        self._closing = False
+
+    def __mapping__(self) -> dict[str, Method]:
+        """Tell grpclib which function serves which path."""
+        return {path: self._method(route) for path, route in self._routes.items()}
+
+    async def close(self, timeout_seconds: float) -> None:
+        """End the calls that are under way, and those that still come, with UNAVAILABLE.
+
+        Args:
+            timeout_seconds: how long to wait for clients that take nothing.
+        """
+        self._closing = True
+        for call in self._calls.values():
+            call.cancel()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=timeout_seconds)
+
+    def _method(self, route: Route) -> Method:
+        async def serve(stream: Stream[Any, Any]) -> None:
+            answering = asyncio.current_task()
+            if answering is None:
+                raise AssertionError("a call is served outside of any task")
+            # A task of its own: only `close` cancels this one, only grpclib the one around it.
+            call = asyncio.create_task(self._serve(route, stream))
+            self._calls[answering] = call
+            answering.add_done_callback(self._calls.pop)
+            try:
+                await asyncio.wait([call])
+            finally:
+                if not call.done():  # the client has gone
+                    call.cancel()
+                    await asyncio.wait([call])
+            if call.cancelled():
+                raise to_grpc(ShuttingDown())
+            call.result()
+
+        return Method(serve, route.method.cardinality, route.method.request_type, route.method.reply_type)
+
+    async def _serve(self, route: Route, stream: Stream[Any, Any]) -> None:
+        try:
+            if self._closing:
+                raise ShuttingDown  # noqa: TRY301
+            identity = self._identify(stream)
+            request = await _receive(stream)
+            job = self._resolve(request, identity, route.handler.right)
+            if not allows(identity, route.handler.right, job):
+                raise NotPermitted(route.handler.right)
+            call = Call(self._engine, identity, self._rights, job, self._grace_seconds)
+            if route.method.cardinality.server_streaming:
+                async with contextlib.aclosing(route.handler.function(call, request)) as responses:
+                    async for response in responses:
+                        await stream.send_message(response)
+            else:
+                await stream.send_message(await route.handler.function(call, request))
+        except (GRPCError, StreamTerminatedError):
+            raise
+        except Exception as error:
+            if not is_expected(error):
+                log.exception("a call failed", rpc=route.path)
+            raise to_grpc(error) from error
+
+    def _identify(self, stream: Stream[Any, Any]) -> Identity:
+        certificate = stream.peer.cert()
+        if certificate is None:
+            raise IdentityInvalid("the connection has no client certificate")
+        return read_identity(certificate, self._trust_domain)
+
+    def _resolve(self, request: Any, identity: Identity, right: str) -> Job | None:
+        """Find the job that a request names. Another user's does not exist."""
+        job_id = getattr(request, "job_id", None)
+        if job_id is None:
+            return None
+        job = self._engine.status(job_id)
+        if not allows(identity, right, job):
+            raise JobNotFound(job_id)
+        return job
+
+
+async def _receive(stream: Stream[Any, Any]) -> Any:
+    try:
+        request = await stream.recv_message()
+    except (GRPCError, StreamTerminatedError):
+        raise
+    except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
+        raise InvalidArgument("request", f"cannot be decoded: {error or type(error).__name__}") from error
+    if request is None:
+        raise InvalidArgument("request", "is missing")
+    return request

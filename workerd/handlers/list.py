@@ -1,0 +1,34 @@
+"""List: describe the caller's jobs."""
+
+from worker_api.worker.v1 import ListRequest, ListResponse, WorkerServiceBase
+
+from workerd.engine.errors import InvalidArgument
+from workerd.engine.job import parse_job_id
+from workerd.handler import Call, handles
+from workerd.translate import from_state, to_job
+
+_DEFAULT_SIZE = 50
+_MAX_SIZE = 1000
+
+
+@handles(WorkerServiceBase, "List", right="list")
+async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
+    """Describe one page of the caller's jobs, newest first."""
+    if not 0 <= request.page_size <= _MAX_SIZE:
+        raise InvalidArgument("page_size", f"must be 1 to {_MAX_SIZE}, or 0 for {_DEFAULT_SIZE}")
+    page = call.engine.list_jobs(
+        call.identity.user_id,
+        states=[from_state(state) for state in request.states],
+        name=request.name,
+        size=request.page_size or _DEFAULT_SIZE,
+        after=_parse_token(request.page_token) if request.page_token else None,
+    )
+    token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"
+    return ListResponse(jobs=[to_job(job) for job in page.jobs], next_page_token=token)
+
+
+def _parse_token(token: str) -> tuple[int, str]:
+    created, _, job_id = token.partition(".")
+    if not created.isdecimal() or len(created) > 19:
+        raise InvalidArgument("page_token", "is none that List gave")
+    return int(created), parse_job_id(job_id)

@@ -1,0 +1,17 @@
+"""Stop: end a job and everything that it started."""
+
+from worker_api.worker.v1 import StopRequest, StopResponse, WorkerServiceBase
+
+from workerd.engine.errors import InvalidArgument
+from workerd.handler import Call, handles
+from workerd.translate import to_job, user_of
+
+
+@handles(WorkerServiceBase, "Stop", right="stop")
+async def stop(call: Call, request: StopRequest) -> StopResponse:
+    """Order the job to be stopped."""
+    grace_seconds = call.grace_seconds if request.grace is None else request.grace.total_seconds()
+    if grace_seconds < 0:
+        raise InvalidArgument("grace", "must not be negative")
+    job = await call.engine.stop(call.require_job().id, user_of(call.identity), grace_seconds)
+    return StopResponse(job=to_job(job))

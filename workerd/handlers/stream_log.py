@@ -1,0 +1,46 @@
+"""StreamLog: send a job's output from any position."""
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+import betterproto2
+from worker_api.worker.v1 import Gap, LogAnchor, StreamLogRequest, StreamLogResponse, WorkerServiceBase
+
+from workerd.codec import Encoded
+from workerd.encoding import encode_output
+from workerd.engine import reader
+from workerd.engine.engine import Start
+from workerd.engine.errors import InvalidArgument
+from workerd.engine.job import JobEnd, Stream
+from workerd.handler import Call, handles
+from workerd.translate import from_stream, to_end
+
+
+@handles(WorkerServiceBase, "StreamLog", right="stream-log")
+async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[StreamLogResponse | Encoded, None]:
+    """Send the job's log, event by event."""
+    streams = frozenset(map(from_stream, request.streams)) or frozenset(Stream)
+    log = call.engine.read_log(call.require_job().id, _start(request), streams, follow=request.follow)
+    async with contextlib.aclosing(log) as events:
+        async for event in events:
+            match event:
+                case reader.Output():
+                    yield encode_output(event)
+                case reader.Gap(start=start, end=end):
+                    yield StreamLogResponse(gap=Gap(from_offset_bytes=start, to_offset_bytes=end))
+                case JobEnd():
+                    yield StreamLogResponse(end=to_end(event))
+
+
+def _start(request: StreamLogRequest) -> Start:
+    match betterproto2.which_one_of(request, "start"):
+        case "offset_bytes", int(offset):
+            return Start(offset=offset)
+        case "last_bytes", int(last):
+            return Start(last=last)
+        case "anchor", LogAnchor.NOW:
+            return Start(last=0)
+        case ("anchor", LogAnchor.BEGINNING | LogAnchor.UNSPECIFIED) | ("", None):
+            return Start()
+        case field, value:
+            raise InvalidArgument(field, f"cannot be {value!r}")

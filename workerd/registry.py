@@ -1,0 +1,80 @@
+"""Finding the handlers that are installed, and refusing those that cannot be served."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from grpclib.const import Handler as Method
+
+from workerd.errors import PluginInvalid
+from workerd.handler import Handler
+
+GROUP = "workerd.handlers"
+_RIGHT = re.compile(r"[a-z][a-z0-9-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A handler with what its service says about its RPC: path, cardinality, message types."""
+
+    path: str
+    handler: Handler
+    method: Method
+
+
+def load_routes(found: Iterable[EntryPoint] | None = None) -> dict[str, Route]:
+    """Load every handler that is installed.
+
+    Args:
+        found: the entry points to load; None for those of the group `workerd.handlers`.
+
+    Returns:
+        The routes by path.
+
+    Raises:
+        PluginInvalid: one of them cannot be served. Nothing is served then: a daemon that lacks a part of what its
+            operator installed must not look as if it were whole.
+    """
+    routes: dict[str, Route] = {}
+    owners: dict[str, EntryPoint] = {}
+    for entry_point in entry_points(group=GROUP) if found is None else found:
+        try:
+            route = _route(entry_point.load())
+            if route.path in routes:
+                other = owners[route.path]
+                raise ValueError(f"{route.path} is served by {other.name!r} of {_package(other)!r} already")
+        except Exception as error:
+            raise PluginInvalid(entry_point.name, _package(entry_point), str(error) or repr(error)) from error
+        routes[route.path] = route
+        owners[route.path] = entry_point
+    return routes
+
+
+def _route(handler: object) -> Route:
+    if not isinstance(handler, Handler):
+        raise TypeError(f"{handler!r} is no handler: declare it with @handles(...)")
+    if not isinstance(handler.right, str) or _RIGHT.fullmatch(handler.right) is None:
+        raise ValueError(f"it names no right: {handler.right!r}")
+    methods = handler.service().__mapping__()
+    path, method = next(
+        ((path, method) for path, method in methods.items() if path.rpartition("/")[2] == handler.rpc), (None, None)
+    )
+    if path is None or method is None:
+        raise ValueError(f"{handler.service.__name__} has no RPC {handler.rpc!r}: it has {', '.join(methods)}")
+    if method.cardinality.client_streaming:
+        raise TypeError(f"{path} takes a stream of requests, which handlers do not")
+    fits = inspect.isasyncgenfunction if method.cardinality.server_streaming else inspect.iscoroutinefunction
+    if not fits(handler.function):
+        wanted = "an async def that yields" if method.cardinality.server_streaming else "an async def without yield"
+        raise TypeError(f"{path} needs {wanted}")
+    try:
+        inspect.signature(handler.function).bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"it must take a call and a request: {error}") from error
+    return Route(path, handler, method)
+
+
+def _package(entry_point: EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist is not None else "?"

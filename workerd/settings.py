@@ -1,0 +1,51 @@
+"""What can be set, and what it is when it is not."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from workerd.engine.job import DEFAULT_GRACE_SECONDS
+from workerd.errors import ConfigurationInvalid
+
+DEFAULT_LISTEN = "0.0.0.0:7005"  # noqa: S104  # reachable from elsewhere is what it is for; mutual TLS guards it
+
+
+def default_state_directory() -> Path:
+    """Tell where the user's own daemon keeps its state (XDG_STATE_HOME)."""
+    return platformdirs.user_state_path("workerd", appauthor=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a daemon runs.
+
+    Attributes:
+        host: the address to listen on.
+        port: the port to listen on; zero for a free one.
+        grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
+    """
+
+    host: str
+    port: int
+    state_directory: Path
+    pki_directory: Path
+    grace_seconds: float = DEFAULT_GRACE_SECONDS
+
+
+def make_settings(
+    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float
+) -> Settings:
+    """Check what was given and fill in what was not.
+
+    Raises:
+        ConfigurationInvalid: with the setting and what it should be.
+    """
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
+    if grace_seconds < 0:
+        raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is negative: give 0 or more")
+    state_directory = (state_dir or default_state_directory()).absolute()
+    pki_directory = (pki_dir or state_directory / "pki").absolute()
+    return Settings(host.strip("[]") or "0.0.0.0", int(port), state_directory, pki_directory, grace_seconds)  # noqa: S104

@@ -1,0 +1,110 @@
+"""The engine's records as the contract's messages, and back. Shared by the handlers; nothing is decided here."""
+
+from datetime import UTC, datetime, timedelta
+
+import worker_api.worker.v1 as api
+
+from pki.identity import Identity
+from workerd.engine import job as engine
+from workerd.engine.errors import InvalidArgument
+
+_STATES = {
+    engine.JobState.STARTING: api.JobState.STARTING,
+    engine.JobState.RUNNING: api.JobState.RUNNING,
+    engine.JobState.STOPPING: api.JobState.STOPPING,
+    engine.JobState.ENDED: api.JobState.ENDED,
+}
+_STATES_BACK = {theirs: ours for ours, theirs in _STATES.items()}
+_STREAMS = {engine.Stream.STDOUT: api.Stream.STDOUT, engine.Stream.STDERR: api.Stream.STDERR}
+_STREAMS_BACK = {theirs: ours for ours, theirs in _STREAMS.items()}
+
+
+def user_of(identity: Identity) -> engine.User:
+    """Make the engine's user of a certificate's."""
+    return engine.User(identity.user_id, identity.name)
+
+
+def to_user(user: engine.User) -> api.User:
+    """Make a message of a user."""
+    return api.User(id=user.id, name=user.name)
+
+
+def from_state(state: api.JobState) -> engine.JobState:
+    """Read a state off a message.
+
+    Raises:
+        InvalidArgument: it is no state.
+    """
+    try:
+        return _STATES_BACK[state]
+    except KeyError:
+        raise InvalidArgument("states", f"cannot hold {state!r}") from None
+
+
+def from_stream(stream: api.Stream) -> engine.Stream:
+    """Read a stream off a message.
+
+    Raises:
+        InvalidArgument: it is no stream.
+    """
+    try:
+        return _STREAMS_BACK[stream]
+    except KeyError:
+        raise InvalidArgument("streams", f"cannot hold {stream!r}") from None
+
+
+def to_job(job: engine.Job) -> api.Job:
+    """Make a message of a job."""
+    spec, status = job.spec, job.status
+    return api.Job(
+        id=spec.id,
+        name=spec.name,
+        owner=to_user(spec.owner),
+        program=spec.program,
+        args=list(spec.args),
+        working_directory=spec.working_directory,
+        state=_STATES[status.state],
+        created_at=_time(spec.created_ns),
+        started_at=_time(status.started_ns) if status.started_ns else None,
+        pid=status.pid,
+        stdout_bytes=job.stdout_bytes,
+        stderr_bytes=job.stderr_bytes,
+        timeout=None if spec.timeout_seconds is None else timedelta(seconds=spec.timeout_seconds),
+        end=None if status.end is None else to_end(status.end),
+    )
+
+
+def to_end(end: engine.JobEnd) -> api.JobEnd:
+    """Make a message of a job's end."""
+    message = api.JobEnd(
+        started_at=_time(end.started_ns) if end.started_ns else None,
+        ended_at=_time(end.ended_ns),
+        user_cpu_time=timedelta(seconds=end.user_cpu_seconds),
+        system_cpu_time=timedelta(seconds=end.system_cpu_seconds),
+        peak_memory_bytes=end.peak_memory_bytes,
+        streams=[_summary(api.Stream.STDOUT, end.stdout), _summary(api.Stream.STDERR, end.stderr)],
+    )
+    match end.cause:
+        case engine.Exited(code=code):
+            message.exited = api.Exited(code=code)
+        case engine.Killed(signal=signal):
+            message.killed = api.Killed(signal=signal)
+        case engine.Stopped(by=by, signal=signal, outcome=engine.Exited(code=code)):
+            message.stopped = api.Stopped(by=to_user(by), signal=signal, exit_code=code)
+        case engine.Stopped(by=by, signal=signal, outcome=engine.Killed(signal=killed_by)):
+            message.stopped = api.Stopped(by=to_user(by), signal=signal, killed_by_signal=killed_by)
+        case engine.TimedOut(timeout_seconds=seconds, signal=signal):
+            message.timed_out = api.TimedOut(timeout=timedelta(seconds=seconds), signal=signal)
+        case engine.Lost(detail=detail):
+            message.lost = api.Lost(detail=detail)
+    return message
+
+
+def _summary(stream: api.Stream, summary: engine.StreamSummary) -> api.StreamSummary:
+    return api.StreamSummary(
+        stream=stream, size_bytes=summary.size_bytes, xxh3_128=bytes.fromhex(summary.xxh3_128)
+    )
+
+
+def _time(ns: int) -> datetime:
+    return datetime.fromtimestamp(ns // 10**9, UTC) + timedelta(microseconds=ns % 10**9 // 1000)
