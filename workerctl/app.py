@@ -35,9 +35,10 @@ def make_app(arguments: Sequence[str]) -> App:
         name="workerctl", help=HELP, version=version("workerd"), result_action="return_value", exit_on_error=False
     )
     app.meta.result_action = "return_value"
-    app.meta.end_of_options_delimiter = ""  # `--` belongs to the subcommand
+    app.print_error = app.meta.print_error = False  # an error is one line here, not a box
+    own, verbatim = _split(arguments)
     installed = sorted(entry_points(group=GROUP), key=_ours_first)
-    meant = {entry_point.name for entry_point in installed} & set(arguments)
+    meant = {entry_point.name for entry_point in installed} & set(own)
     added: set[str] = set()
     for entry_point in installed:
         if entry_point.name in added:
@@ -62,7 +63,7 @@ def make_app(arguments: Sequence[str]) -> App:
         ] = None,
     ) -> int:
         context = Context(Target(endpoint or None, username or None, pki_dir))
-        command, bound, injected = app.parse_args(tokens, print_error=True, exit_on_error=False)
+        command, bound, injected = app.parse_args([*tokens, *verbatim])
         if "context" in injected:
             bound.arguments["context"] = context
         result = command(*bound.args, **bound.kwargs)
@@ -76,9 +77,10 @@ def make_app(arguments: Sequence[str]) -> App:
 def main_with(arguments: Sequence[str]) -> int:
     """Run a command line and return what to exit with. What goes wrong is one line on standard error."""
     try:
-        return int(make_app(arguments).meta(arguments) or ExitCode.OK)
-    except cyclopts.CycloptsError:
-        return ExitCode.USAGE  # said by cyclopts already
+        return int(make_app(arguments).meta(_split(arguments)[0]) or ExitCode.OK)
+    except cyclopts.CycloptsError as error:
+        warn(f"{' '.join(str(error).split())} See --help.")
+        return ExitCode.USAGE
     except ClientError as error:
         warn(str(error))
         return error.exit_code
@@ -87,6 +89,12 @@ def main_with(arguments: Sequence[str]) -> int:
         return ExitCode.FAILED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
+
+
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Split a command line before `--`: what stands after it is the job's, `--help` and all."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end:]
 
 
 def _add(app: App, entry_point: EntryPoint) -> None:

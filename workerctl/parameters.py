@@ -20,17 +20,6 @@ def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
     return [part for token in tokens for part in token.value.split(",")]
 
 
-def pairs(kind: Any, tokens: Sequence[Token]) -> dict[str, str]:
-    """Take `NAME=VALUE,NAME=VALUE` and repetitions of the option as one mapping."""
-    result: dict[str, str] = {}
-    for part in split_at_commas(kind, tokens):
-        name, separator, value = part.partition("=")
-        if not name or not separator:
-            raise ValueError(f"{part!r} is not NAME=VALUE")
-        result[name] = value
-    return result
-
-
 Arguments = Annotated[
     list[str] | None,
     Parameter(
@@ -43,13 +32,12 @@ Arguments = Annotated[
     ),
 ]
 Environment = Annotated[
-    dict[str, str] | None,
+    list[str] | None,
     Parameter(
         name="--envs",
-        converter=pairs,
-        accepts_keys=False,
-        n_tokens=1,
+        converter=split_at_commas,
         negative=(),
+        n_tokens=1,
         help="Environment variables NAME=VALUE, split at commas; may be repeated.",
     ),
 ]

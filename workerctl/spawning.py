@@ -12,7 +12,7 @@ def make_request(
     command: Sequence[str],
     program_path: str,
     args: Sequence[str] | None,
-    envs: dict[str, str] | None,
+    envs: Sequence[str] | None,
     working_directory: str,
     name: str,
     timeout_seconds: float | None,
@@ -23,9 +23,10 @@ def make_request(
         command: the program and its arguments, as they stand after `--`.
         program_path: the program, given as an option instead.
         args: its arguments, given as an option.
+        envs: each NAME=VALUE.
 
     Raises:
-        UsageInvalid: there is no program, or there are two.
+        UsageInvalid: there is no program, or there are two, or a variable has no value.
     """
     if bool(command) == bool(program_path):
         raise UsageInvalid("give the program either after -- or with --program-path: see --help")
@@ -35,8 +36,15 @@ def make_request(
     return SpawnRequest(
         program=program,
         args=arguments,
-        envs=envs or {},
+        envs=dict(map(_pair, envs or ())),
         working_directory=working_directory,
         name=name,
         timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
     )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not name or not separator:
+        raise UsageInvalid(f"--envs {text!r} is not NAME=VALUE")
+    return name, value
