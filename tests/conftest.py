@@ -1,0 +1,33 @@
+"""What tests share: an engine, a daemon, and programs for jobs to run."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon, end_jobs, running_daemon
+from workerd.engine.engine import Engine
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    """An engine of its own, whose jobs are ended afterwards."""
+    async with Engine(tmp_path / "state") as engine:
+        yield engine
+        end_jobs(tmp_path / "state")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    """A daemon of its own."""
+    with running_daemon(tmp_path / "state") as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon for all tests of a module that do not harm it."""
+    with running_daemon(tmp_path_factory.mktemp("daemon") / "state") as daemon:
+        yield daemon

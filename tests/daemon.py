@@ -1,0 +1,124 @@
+"""A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pki.store import PkiFolder
+from workerctl.client import Client
+from workerctl.target import Target
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import StopOrder, User
+
+USER = "acrimon"
+
+
+@dataclass
+class Daemon:
+    """A `workerd` that can be ended and started again over the same state.
+
+    Attributes:
+        endpoint: `https://localhost:PORT` of the one that runs.
+    """
+
+    state: Path
+    options: tuple[str, ...] = ()
+    endpoint: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    _errors: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.state.mkdir(parents=True, exist_ok=True)
+        self._errors = self.state / "stderr"
+        if not self.pki.is_initialized():
+            self.pki.initialize()
+            self.pki.issue_client(USER)
+
+    @property
+    def pki(self) -> PkiFolder:
+        return PkiFolder(self.state / "pki")
+
+    @property
+    def pid(self) -> int:
+        if self.process is None:
+            raise AssertionError("the daemon does not run")
+        return self.process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it says that it serves."""
+        with self._errors.open("ab") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", self.state, *self.options],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        assert self.process.stdout is not None
+        with self.process.stdout as said:
+            line = said.readline().decode()
+        assert line.startswith("serving gRPC endpoint at 127.0.0.1:"), line + self.errors()
+        self.endpoint = f"https://localhost:{line.rpartition(':')[2].strip()}"
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """End it with a signal and return its exit code."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        self.process = None
+        return code
+
+    def errors(self) -> str:
+        """What it has said on standard error."""
+        return self._errors.read_text()
+
+    def target(self, user: str = USER) -> Target:
+        return Target(self.endpoint, user, self.pki.path)
+
+    def client(self, user: str = USER) -> Client:
+        return Client(self.target(user))
+
+    def command(self, *arguments: str, user: str = USER) -> list[str]:
+        """The command line of a workerctl that talks to this daemon."""
+        options = ("--endpoint", self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
+        return [sys.executable, "-m", "workerctl", *options, *arguments]
+
+    def workerctl(
+        self, *arguments: str, user: str = USER, timeout: float = 60
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run workerctl against this daemon."""
+        return subprocess.run(self.command(*arguments, user=user), capture_output=True, timeout=timeout, check=False)
+
+    def folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self.state / "jobs" / job_id)
+
+    def close(self) -> None:
+        """End the daemon and every job that it left, each by its own control pipe."""
+        if self.process is not None:
+            self.stop()
+        end_jobs(self.state)
+
+
+def end_jobs(state: Path) -> None:
+    """Kill the jobs below a state directory and wait until their supervisors have gone."""
+    for path in (state / "jobs").glob("*"):
+        folder = JobFolder(path)
+        folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
+        with contextlib.suppress(FileNotFoundError):
+            lock = folder.wait_lock()
+            assert lock is not None
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def running_daemon(state: Path, *options: str) -> Iterator[Daemon]:
+    """Run a daemon for as long as the context lasts."""
+    daemon = Daemon(state, options)
+    daemon.start()
+    try:
+        yield daemon
+    finally:
+        daemon.close()
