@@ -35,7 +35,10 @@ def generate_into(session: nox.Session, package: Path) -> None:
     """Make the worker_api package from api.proto."""
     tree = lay_out_contract(session)
     include = session.run(
-        "python", "-c", "import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])", silent=True
+        "python",
+        "-c",
+        "import google.rpc, pathlib; print(pathlib.Path(google.rpc.__path__[0]).parents[1])",
+        silent=True,
     )
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)

@@ -34,7 +34,9 @@ class InvalidName(PkiError):
     """A user name that cannot be the name of a file."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} cannot be a user name: use letters, digits, '.', '_', '-' and '@', at most 64 of them")
+        super().__init__(
+            f"{name!r} cannot be a user name: use letters, digits, '.', '_', '-' and '@', at most 64 of them"
+        )
 
 
 class IdentityInvalid(PkiError):

@@ -34,14 +34,17 @@ class PkiFolder:
 
     @property
     def server_ca(self) -> Path:
+        """The certificate of the authority that signs servers."""
         return self.path / "server-ca.crt"
 
     @property
     def client_ca(self) -> Path:
+        """The certificate of the authority that signs users."""
         return self.path / "client-ca.crt"
 
     @property
     def server_certificate(self) -> Path:
+        """The daemon's certificate."""
         return self.path / "server.crt"
 
     def client_certificate(self, user_name: str) -> Path:
@@ -86,7 +89,7 @@ class PkiFolder:
 
         Args:
             user_name: for people, and for the names of the files.
-            user_id: the UUID of a user who exists already, under another name or on another machine; None for a new one.
+            user_id: the UUID of a user who exists already, to give them another name; None for a new one.
 
         Returns:
             The certificate's path; the key lies beside it.

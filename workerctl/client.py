@@ -1,9 +1,9 @@
 """The client as a library: calls to one daemon, and a log that survives cut connections.
 
-    async with Client(Target()) as client:
-        job_id = await client.spawn(SpawnRequest(program="make", args=["test"]))
-        async for event in client.stream_log(job_id):
-            ...
+async with Client(Target()) as client:
+job_id = await client.spawn(SpawnRequest(program="make", args=["test"]))
+async for event in client.stream_log(job_id):
+...
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -19,6 +20,7 @@ from worker_api.worker.v1 import (
     Job,
     JobState,
     ListRequest,
+    ListResponse,
     SpawnRequest,
     StatusRequest,
     StopRequest,
@@ -49,7 +51,7 @@ class Client:
         on_retry: told, as a sentence, whenever a cut connection is about to be taken up again.
     """
 
-    def __init__(self, target: Target, on_retry: Callable[[str], None] = lambda sentence: None) -> None:
+    def __init__(self, target: Target, on_retry: Callable[[str], None] | None = None) -> None:
         self._target = target
         self._on_retry = on_retry
         self._channel: WorkerChannel | None = None
@@ -102,7 +104,7 @@ class Client:
         token = ""
         while True:
             request = ListRequest(states=list(states), name=name, page_token=token)
-            page = await self.call(lambda channel, request=request: WorkerServiceStub(channel).list(request))
+            page = await self.call(partial(_list, request))
             for job in page.jobs:
                 yield job
             token = page.next_page_token
@@ -156,7 +158,8 @@ class Client:
                 failures += 1
                 if not isinstance(failure, ConnectionLost | Unreachable | Unavailable) or failures > _GIVE_UP_AFTER:
                     raise failure from error
-                self._on_retry(f"{failure}; trying again from byte {offset}")
+                if self._on_retry is not None:
+                    self._on_retry(f"{failure}; trying again from byte {offset}")
                 self.close()
                 await asyncio.sleep(_pause(failures))
             else:
@@ -181,13 +184,19 @@ class Client:
                 return Unreachable(endpoint, f"its certificate does not hold: {error.verify_message}: check --pki-dir")
             case ssl.SSLError():
                 return Unreachable(endpoint, f"TLS failed: {error.reason or error}")
-            case _:
+            case OSError():
                 return Unreachable(endpoint, f"{error.strerror or error}: is workerd running there?")
+            case _:
+                return error
+
+
+async def _list(request: ListRequest, channel: WorkerChannel) -> ListResponse:
+    return await WorkerServiceStub(channel).list(request)
 
 
 def _pause(failures: int) -> float:
     """Choose how long to wait before the next attempt, in seconds: doubling, bounded, and never all at once."""
-    return random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2**failures)  # noqa: S311
+    return random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**failures)  # noqa: S311
 
 
 def _job(job: Job | None) -> Job:

@@ -1,6 +1,7 @@
 """How results are printed: as JSON for programs, as text for people."""
 
 import base64
+import dataclasses
 import enum
 import json
 import os
@@ -11,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import betterproto2
-from worker_api.worker.v1 import Job, JobEnd, StreamLogResponse
+from worker_api.worker.v1 import Exited, Job, JobEnd, Killed, Lost, Stopped, StreamLogResponse, TimedOut, User
 
 from workerctl.parameters import OutputFormat
 
@@ -28,7 +29,7 @@ def to_plain(value: Any) -> Any:
     """
     match value:
         case betterproto2.Message():
-            fields = ((name, getattr(value, name)) for name in value._betterproto.sorted_field_names)
+            fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))  # type: ignore[arg-type]
             return {name: to_plain(content) for name, content in fields if content is not None}
         case enum.IntEnum():
             return (value.name or str(int(value))).lower()
@@ -88,21 +89,19 @@ def describe_job(job: Job) -> str:
 
 def describe_end(end: JobEnd) -> str:
     """Say in a few words how a job ended."""
-    match betterproto2.which_one_of(end, "cause"):
-        case "exited", exited:
-            return f"exited with code {exited.code}"
-        case "killed", killed:
-            return f"killed by signal {killed.signal}"
-        case "stopped", stopped:
-            by = stopped.by.name if stopped.by else "somebody"
-            return f"stopped by {by} with signal {stopped.signal}"
-        case "timed_out", timed_out:
-            seconds = timed_out.timeout.total_seconds() if timed_out.timeout else 0
-            return f"timed out after {seconds:g} s, stopped with signal {timed_out.signal}"
-        case "lost", lost:
-            return f"lost: {lost.detail}"
-        case kind, _:
-            return f"ended in a way that this workerctl does not know ({kind}): update it"
+    match end:
+        case JobEnd(exited=Exited(code=code)):
+            return f"exited with code {code}"
+        case JobEnd(killed=Killed(signal=signal)):
+            return f"killed by signal {signal}"
+        case JobEnd(stopped=Stopped(by=User(name=name), signal=signal)):
+            return f"stopped by {name} with signal {signal}"
+        case JobEnd(timed_out=TimedOut(timeout=timedelta() as timeout, signal=signal)):
+            return f"timed out after {timeout.total_seconds():g} s, stopped with signal {signal}"
+        case JobEnd(lost=Lost(detail=detail)):
+            return f"lost: {detail}"
+        case _:
+            return "ended in a way that this workerctl does not know: update it"
 
 
 def describe_jobs(jobs: Iterable[Job]) -> str:

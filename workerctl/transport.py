@@ -2,8 +2,8 @@
 
 - A connection that is lost says why: grpclib drops the reason, which for a certificate that the daemon refuses is the
   only thing that helps (in TLS 1.3 the client learns of it after its handshake is done: RFC 8446 §4.4.2.4).
-- Frames that carry data are not formatted for a trace log that nobody reads: h2 does so for every frame that it receives
-  (`H2Connection._receive_frame`), and hyperframe writes out all of the frame's bytes in hexadecimal for it.
+- Frames that carry data are not formatted for a trace log that nobody reads: h2 does so for every frame that it
+  receives (`H2Connection._receive_frame`), and hyperframe writes out all of a frame's bytes in hexadecimal for it.
 - Details of errors are decoded without Google's protobuf library.
 """
 
@@ -24,7 +24,7 @@ def _describe_data_frame(frame: DataFrame) -> str:
     return f"{len(frame.data)} bytes"
 
 
-DataFrame._body_repr = _describe_data_frame
+DataFrame._body_repr = _describe_data_frame  # type: ignore[method-assign, assignment]
 
 
 class StatusDetailsCodec(StatusDetailsCodecBase):

@@ -26,7 +26,9 @@ def workerd(
     *,
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
     state_dir: Annotated[Path | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
-    pki_dir: Annotated[Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
+    pki_dir: Annotated[
+        Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")
+    ] = None,
     grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.

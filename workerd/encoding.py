@@ -1,4 +1,4 @@
-"""The wire format of output events, written without building messages: nearly every byte that is sent goes through here.
+"""The wire format of output events, written without building messages: nearly every byte sent goes through here.
 
 Field numbers and types are those of `StreamLogResponse` and `Output` in api.proto; a test compares the bytes with what
 betterproto2 makes of the same event.

@@ -35,9 +35,7 @@ class Gate:
         grace_seconds: the default between SIGTERM and SIGKILL.
     """
 
-    def __init__(
-        self, engine: Engine, routes: Mapping[str, Route], *, trust_domain: str, grace_seconds: float
-    ) -> None:
+    def __init__(self, engine: Engine, routes: Mapping[str, Route], *, trust_domain: str, grace_seconds: float) -> None:
         self._engine = engine
         self._routes = routes
         self._rights = frozenset(route.handler.right for route in routes.values())
@@ -87,7 +85,7 @@ class Gate:
     async def _serve(self, route: Route, stream: Stream[Any, Any]) -> None:
         try:
             if self._closing:
-                raise ShuttingDown  # noqa: TRY301
+                raise ShuttingDown
             identity = self._identify(stream)
             request = await _receive(stream)
             job = self._resolve(request, identity, route.handler.right)
@@ -130,7 +128,7 @@ async def _receive(stream: Stream[Any, Any]) -> Any:
     except (GRPCError, StreamTerminatedError):
         raise
     except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
-        raise InvalidArgument("request", f"cannot be decoded: {error or type(error).__name__}") from error
+        raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
     if request is None:
         raise InvalidArgument("request", "is missing")
     return request

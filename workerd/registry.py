@@ -55,7 +55,7 @@ def load_routes(found: Iterable[EntryPoint] | None = None) -> dict[str, Route]:
 def _route(handler: object) -> Route:
     if not isinstance(handler, Handler):
         raise TypeError(f"{handler!r} is no handler: declare it with @handles(...)")
-    if not isinstance(handler.right, str) or _RIGHT.fullmatch(handler.right) is None:
+    if _RIGHT.fullmatch(str(handler.right)) is None:
         raise ValueError(f"it names no right: {handler.right!r}")
     methods = handler.service().__mapping__()
     path, method = next(

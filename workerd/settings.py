@@ -8,7 +8,7 @@ import platformdirs
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.errors import ConfigurationInvalid
 
-DEFAULT_LISTEN = "0.0.0.0:7005"  # noqa: S104  # reachable from elsewhere is what it is for; mutual TLS guards it
+DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 
 
 def default_state_directory() -> Path:
@@ -33,9 +33,7 @@ class Settings:
     grace_seconds: float = DEFAULT_GRACE_SECONDS
 
 
-def make_settings(
-    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float
-) -> Settings:
+def make_settings(listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float) -> Settings:
     """Check what was given and fill in what was not.
 
     Raises:

@@ -101,9 +101,7 @@ def to_end(end: engine.JobEnd) -> api.JobEnd:
 
 
 def _summary(stream: api.Stream, summary: engine.StreamSummary) -> api.StreamSummary:
-    return api.StreamSummary(
-        stream=stream, size_bytes=summary.size_bytes, xxh3_128=bytes.fromhex(summary.xxh3_128)
-    )
+    return api.StreamSummary(stream=stream, size_bytes=summary.size_bytes, xxh3_128=bytes.fromhex(summary.xxh3_128))
 
 
 def _time(ns: int) -> datetime:

@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import JobState
+from worker_api.worker.v1 import Job, JobState
 
 from workerctl.output import describe_jobs, print_line, to_plain
 from workerctl.parameters import Injected, Output
@@ -14,7 +14,9 @@ State = Literal["starting", "running", "stopping", "ended"]
 
 async def list_jobs(
     *,
-    state: Annotated[list[State] | None, Parameter(negative=(), help="Only jobs in this state; may be repeated.")] = None,
+    state: Annotated[
+        list[State] | None, Parameter(negative=(), help="Only jobs in this state; may be repeated.")
+    ] = None,
     name: Annotated[str, Parameter(help="Only jobs with this label.")] = "",
     limit: Annotated[int, Parameter(help="The most jobs to show.")] = 50,
     output: Output = "text",
@@ -24,7 +26,7 @@ async def list_jobs(
 
     Example: `workerctl list --state running`
     """
-    jobs = []
+    jobs: list[Job] = []
     async with context.client() as client:
         async for job in client.list_jobs([JobState[word.upper()] for word in state or ()], name):
             if len(jobs) == limit:

@@ -6,9 +6,8 @@ import uuid
 from datetime import timedelta
 from typing import Annotated
 
-import betterproto2
 from cyclopts import Parameter
-from worker_api.worker.v1 import JobEnd, Stream
+from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, TimedOut
 
 from workerctl.client import Client
 from workerctl.context import warn
@@ -76,20 +75,21 @@ async def _copy_output(client: Client, job_id: str) -> JobEnd:
 
 def exit_code_of(end: JobEnd) -> int:
     """Tell what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
-    match betterproto2.which_one_of(end, "cause"):
-        case "exited", exited:
-            return int(exited.code)
-        case "killed", killed:
-            return of_signal(killed.signal)
+    match end:
+        case JobEnd(exited=Exited(code=code)):
+            return code
+        case JobEnd(killed=Killed(signal=number)):
+            return of_signal(number)
     warn(f"the job was {describe_end(end)}")
-    match betterproto2.which_one_of(end, "cause"):
-        case "stopped", stopped:
-            return of_signal(stopped.signal)
-        case "timed_out", _:
+    match end:
+        case JobEnd(stopped=Stopped(signal=number)):
+            return of_signal(number)
+        case JobEnd(timed_out=TimedOut()):
             return ExitCode.TIMED_OUT
-        case "lost", _:
+        case JobEnd(lost=Lost()):
             return ExitCode.JOB_LOST
-    return ExitCode.FAILED
+        case _:
+            return ExitCode.FAILED
 
 
 class Interrupts:
@@ -118,5 +118,3 @@ class Interrupts:
         """Give Ctrl-C back its usual meaning, once the stops that are under way are done."""
         asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
         await asyncio.gather(*self._stops)
-
-

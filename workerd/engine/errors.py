@@ -73,21 +73,21 @@ class CannotStart(EngineError):
 class ProgramNotFound(CannotStart):
     """No file of this name: neither at the absolute path nor in the job's PATH."""
 
-    def sentence(self) -> str:
+    def sentence(self) -> str:  # noqa: D102
         return f"program {self.subject} not found: {self.problem}"
 
 
 class ProgramNotExecutable(CannotStart):
     """The file is there and the kernel will not execute it."""
 
-    def sentence(self) -> str:
+    def sentence(self) -> str:  # noqa: D102
         return f"program {self.subject} cannot be executed: {self.problem}"
 
 
 class WorkingDirectoryUnusable(CannotStart):
     """The job cannot be started in this directory."""
 
-    def sentence(self) -> str:
+    def sentence(self) -> str:  # noqa: D102
         return f"working directory {self.subject} cannot be used: {self.problem}"
 
 

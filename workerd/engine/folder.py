@@ -32,30 +32,37 @@ class JobFolder:
 
     @property
     def spec(self) -> Path:
+        """What was asked for."""
         return self.path / "spec"
 
     @property
     def lock(self) -> Path:
+        """Held for as long as somebody watches over the job."""
         return self.path / "lock"
 
     @property
     def control(self) -> Path:
+        """The FIFO for orders."""
         return self.path / "control"
 
     @property
     def status(self) -> Path:
+        """Where the job stands."""
         return self.path / "status"
 
     @property
     def output(self) -> Path:
+        """The bytes of both streams."""
         return self.path / "output"
 
     @property
     def index(self) -> Path:
+        """What of the output is whose."""
         return self.path / "index"
 
     @property
     def fault(self) -> Path:
+        """What went wrong inside the supervisor."""
         return self.path / "fault"
 
     def write_spec(self, spec: JobSpec) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -21,7 +22,7 @@ class Launcher:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
 
-    def __enter__(self) -> "Launcher":
+    def __enter__(self) -> Self:
         self._start()
         return self
 

@@ -20,8 +20,9 @@ _BATCH_BYTES = 4096 * RECORD_SIZE
 def recover(folder: JobFolder) -> None:
     """Bring the folder of a job that nobody watches over to a true end. The caller holds the folder's lock.
 
-    A folder whose supervisor has come to the end is left as it is. Otherwise the index is cut at the first record that does not check, the output at the last record that does; what is left of
-    the job is killed; a job that had not been seen to end is ended as lost.
+    A folder whose supervisor has come to the end is left as it is. Otherwise the index is cut at the first record that
+    does not check, and the output at the last record that does; what is left of the job is killed; and a job that had
+    not been seen to end is ended as lost.
     """
     status = folder.read_status()
     if status is None:

@@ -315,7 +315,7 @@ class Supervisor:
         read_end, write_end = os.pipe()
         os.set_blocking(read_end, False)
         os.set_blocking(write_end, False)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGCHLD, _wake)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._epoll.register(read_end, select.EPOLLIN)
         return read_end
@@ -329,6 +329,10 @@ class Supervisor:
         self._pipes[read_end] = stream
         self._epoll.register(read_end, select.EPOLLIN)
         return write_end
+
+
+def _wake(*_: object) -> None:
+    """Let SIGCHLD write to the wake-up descriptor, which it does only if it has a handler."""
 
 
 def main(path: Path, lock: int, reply: int) -> None:
