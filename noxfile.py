@@ -105,7 +105,7 @@ def stale_files(committed: Path, fresh: Path) -> set[str]:
 @nox.session
 def pin(session: nox.Session) -> None:
     """Pin every dependency group anew, with hashes, into requirements/."""
-    session.install("pip-tools>=7.5")
+    session.install("pip-tools>=7.5", "dependency-groups")
     for group in ("generate", "lint", "tests", "types"):
         source = Path(session.create_tmp()) / f"{group}.in"
         listed = session.run("python", "-m", "dependency_groups", group, silent=True)
