@@ -4,6 +4,7 @@ PkiError
 ├── AlreadyExists
 ├── Missing
 ├── InvalidName
+├── InvalidUserId
 └── IdentityInvalid
 """
 
@@ -37,6 +38,13 @@ class InvalidName(PkiError):
         super().__init__(
             f"{name!r} cannot be a user name: use letters, digits, '.', '_', '-' and '@', at most 64 of them"
         )
+
+
+class InvalidUserId(PkiError):
+    """A user id that is not a UUID."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} cannot be a user id: it must be a UUID, as `workerctl whoami` shows it")
 
 
 class IdentityInvalid(PkiError):

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pki.errors import AlreadyExists, InvalidName, Missing
+from pki.errors import AlreadyExists, InvalidName, InvalidUserId, Missing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
@@ -98,6 +98,7 @@ class PkiFolder:
             AlreadyExists: the user has one.
             Missing: there is no authority here.
             InvalidName: no file could have this name.
+            InvalidUserId: the id is no UUID.
         """
         from pki.authority import issue_client
 
@@ -105,7 +106,7 @@ class PkiFolder:
         if path.exists():
             raise AlreadyExists(path)
         authority = self._read(self.client_ca)
-        self._write(path, issue_client(authority, user_name, user_id or str(uuid.uuid4())))
+        self._write(path, issue_client(authority, user_name, _user_id(user_id)))
         return path
 
     def trust_domain(self) -> str:
@@ -143,6 +144,15 @@ class PkiFolder:
 def key_path(certificate: Path) -> Path:
     """Tell where the private key of a certificate lies."""
     return certificate.with_name(certificate.stem + ".key")
+
+
+def _user_id(text: str | None) -> str:
+    if text is None:
+        return str(uuid.uuid4())
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise InvalidUserId(text) from None
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -16,7 +16,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     """An engine of its own, whose jobs are ended afterwards."""
     async with Engine(tmp_path / "state") as engine:
         yield engine
-        end_jobs(tmp_path / "state")
+    end_jobs(tmp_path / "state")
 
 
 @pytest.fixture

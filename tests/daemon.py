@@ -1,7 +1,6 @@
 """A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ class Daemon:
 
     state: Path
     options: tuple[str, ...] = ()
+    listen: str = "127.0.0.1:0"
     endpoint: str = ""
     process: subprocess.Popen[bytes] | None = None
     _errors: Path = field(init=False)
@@ -53,7 +53,7 @@ class Daemon:
         """Start it and wait until it says that it serves."""
         with self._errors.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", self.state, *self.options],
+                [sys.executable, "-m", "workerd", "--listen", self.listen, "--state-dir", self.state, *self.options],
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
@@ -86,9 +86,7 @@ class Daemon:
         options = ("--endpoint", self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
         return [sys.executable, "-m", "workerctl", *options, *arguments]
 
-    def workerctl(
-        self, *arguments: str, user: str = USER, timeout: float = 60
-    ) -> subprocess.CompletedProcess[bytes]:
+    def workerctl(self, *arguments: str, user: str = USER, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run workerctl against this daemon."""
         return subprocess.run(self.command(*arguments, user=user), capture_output=True, timeout=timeout, check=False)
 
@@ -107,10 +105,8 @@ def end_jobs(state: Path) -> None:
     for path in (state / "jobs").glob("*"):
         folder = JobFolder(path)
         folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
-        with contextlib.suppress(FileNotFoundError):
-            lock = folder.wait_lock()
-            assert lock is not None
-            os.close(lock)
+        with contextlib.suppress(FileNotFoundError), folder.wait_lock():
+            pass
 
 
 @contextlib.contextmanager

@@ -100,12 +100,13 @@ def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 def _add(app: App, entry_point: EntryPoint) -> None:
     try:
         app.command(entry_point.load(), name=entry_point.name)
-    except Exception as error:  # a stranger's mistake must not take the other commands with it
-        warn(f"the command {entry_point.name!r} of {_package(entry_point)!r} cannot be loaded: {error}")
+    except (Exception, SystemExit) as error:  # a stranger's mistake must not take the other commands with it
+        problem = " ".join(str(error).split()) or repr(error)
+        warn(f"the command {entry_point.name!r} of {_package(entry_point)!r} cannot be loaded: {problem}")
 
 
-def _ours_first(entry_point: EntryPoint) -> tuple[bool, str]:
-    return _package(entry_point) != "workerd", entry_point.name
+def _ours_first(entry_point: EntryPoint) -> tuple[bool, str, str]:
+    return _package(entry_point) != "workerd", _package(entry_point), entry_point.name
 
 
 def _package(entry_point: EntryPoint) -> str:

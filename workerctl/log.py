@@ -1,7 +1,9 @@
 """Checking a log while it comes in: nothing missing, nothing doubled, nothing altered."""
 
+from collections.abc import Collection
+
 import xxhash
-from worker_api.worker.v1 import JobEnd, Output, Stream
+from worker_api.worker.v1 import Gap, JobEnd, Output, Stream
 
 from workerctl.errors import LogDamaged
 
@@ -10,12 +12,16 @@ class LogCheck:
     """Follows the events of one log and compares them with what its end says.
 
     Count and continuity are checked from wherever the log was begun; digests need a stream from its first byte.
+
+    Args:
+        streams: the streams that were asked for.
+        from_start: whether the log was begun at offset zero.
     """
 
-    def __init__(self) -> None:
-        self._next: dict[Stream, int] = {}
-        self._digests: dict[Stream, xxhash.xxh3_128] = {}
-        self.gap = False
+    def __init__(self, streams: Collection[Stream], *, from_start: bool) -> None:
+        self._next = dict.fromkeys(streams, 0) if from_start else {}
+        self._digests = {stream: xxhash.xxh3_128() for stream in self._next}
+        self._gap = False
 
     def output(self, output: Output) -> None:
         """Take in some bytes.
@@ -24,14 +30,19 @@ class LogCheck:
             LogDamaged: bytes before them are missing, or came twice.
         """
         stream, offset = output.stream, output.stream_offset_bytes
-        expected = self._next.get(stream)
-        if expected is None and offset == 0:
-            self._digests[stream] = xxhash.xxh3_128()
-        elif expected is not None and offset != expected and not self.gap:
+        expected = self._next.get(stream, offset)
+        if offset != expected and not self._gap:
             raise LogDamaged(f"the log is damaged: {stream.name} went on at byte {offset} instead of {expected}")
         if stream in self._digests:
             self._digests[stream].update(output.data)
         self._next[stream] = offset + len(output.data)
+
+    def gap(self, gap: Gap) -> str:
+        """Take in that bytes are missing, and say so for people: the digests cannot be checked any more."""
+        self._gap = True
+        return (
+            f"bytes {gap.from_offset_bytes} to {gap.to_offset_bytes} of the output are lost, and no digest is checked"
+        )
 
     def end(self, end: JobEnd) -> None:
         """Compare with what the whole was.
@@ -40,12 +51,11 @@ class LogCheck:
             LogDamaged: a count or a digest differs.
         """
         for summary in end.streams:
-            received = self._next.get(summary.stream)
-            if received is None:
-                continue  # none of it was asked for, or nothing came since
-            name = summary.stream.name
+            if summary.stream not in self._next or self._gap:
+                continue  # not asked for, or nothing came since, or known to be incomplete
+            name, received = summary.stream.name, self._next[summary.stream]
             if received != summary.size_bytes:
                 raise LogDamaged(f"the log is damaged: {name} ended at byte {received} instead of {summary.size_bytes}")
             digest = self._digests.get(summary.stream)
-            if digest is not None and not self.gap and digest.digest() != summary.xxh3_128:
+            if digest is not None and digest.digest() != summary.xxh3_128:
                 raise LogDamaged(f"the log is damaged: the digest of {name} is not that of what the job wrote")

@@ -61,7 +61,7 @@ def _start(directory: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKERD_")}
     with open(log, "ab") as errors:
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(directory)],
+            [sys.executable, "-P", "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

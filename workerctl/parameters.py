@@ -20,6 +20,10 @@ def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
     return [part for token in tokens for part in token.value.split(",")]
 
 
+CommandLine = Annotated[str, Parameter(help="After --: the program and its arguments, taken as they are.")]
+ProgramPath = Annotated[
+    str, Parameter(help="The program: an absolute path, or a name in the job's PATH.", show_default=False)
+]
 Arguments = Annotated[
     list[str] | None,
     Parameter(
@@ -42,7 +46,10 @@ Environment = Annotated[
     ),
 ]
 WorkingDirectory = Annotated[
-    str, Parameter(help="The absolute path to start in. [default: the home directory of the daemon's user]")
+    str,
+    Parameter(
+        help="The absolute path to start in. [default: the home directory of the daemon's user]", show_default=False
+    ),
 ]
-Label = Annotated[str, Parameter(name="--name", help="A label to find the job by.")]
+Label = Annotated[str, Parameter(name="--name", help="A label to find the job by.", show_default=False)]
 Timeout = Annotated[float | None, Parameter(help="Seconds after which the job is stopped. [default: never]")]

@@ -46,5 +46,5 @@ def make_request(
 def _pair(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not name or not separator:
-        raise UsageInvalid(f"--envs {text!r} is not NAME=VALUE")
+        raise UsageInvalid(f"--envs {text!r} is not NAME=VALUE (commas separate variables)")
     return name, value

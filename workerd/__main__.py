@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from pki.errors import PkiError
 from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
 from workerd.settings import DEFAULT_LISTEN, make_settings
+
+_USAGE = 2
 
 app = cyclopts.App(
     name="workerd",
@@ -69,7 +72,13 @@ def main() -> None:
     """Run the command."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     logging.basicConfig(level=logging.WARNING)
-    sys.exit(app.meta())
+    app.print_error = app.meta.print_error = False  # an error is one line here, not a box
+    app.exit_on_error = app.meta.exit_on_error = False
+    try:
+        sys.exit(app.meta())
+    except (cyclopts.CycloptsError, OSError, tomllib.TOMLDecodeError) as error:
+        print(f"workerd: {' '.join(str(error).split())} See --help.", file=sys.stderr)  # noqa: T201
+        sys.exit(_USAGE)
 
 
 if __name__ == "__main__":

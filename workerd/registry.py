@@ -39,14 +39,16 @@ def load_routes(found: Iterable[EntryPoint] | None = None) -> dict[str, Route]:
     """
     routes: dict[str, Route] = {}
     owners: dict[str, EntryPoint] = {}
-    for entry_point in entry_points(group=GROUP) if found is None else found:
+    # Ours first, so that of two packages that claim one RPC it is the stranger who is named.
+    for entry_point in sorted(entry_points(group=GROUP) if found is None else found, key=_ours_first):
         try:
             route = _route(entry_point.load())
             if route.path in routes:
                 other = owners[route.path]
                 raise ValueError(f"{route.path} is served by {other.name!r} of {_package(other)!r} already")
-        except Exception as error:
-            raise PluginInvalid(entry_point.name, _package(entry_point), str(error) or repr(error)) from error
+        except (Exception, SystemExit) as error:
+            problem = " ".join(str(error).split()) or repr(error)
+            raise PluginInvalid(entry_point.name, _package(entry_point), problem) from error
         routes[route.path] = route
         owners[route.path] = entry_point
     return routes
@@ -74,6 +76,10 @@ def _route(handler: object) -> Route:
     except TypeError as error:
         raise TypeError(f"it must take a call and a request: {error}") from error
     return Route(path, handler, method)
+
+
+def _ours_first(entry_point: EntryPoint) -> tuple[bool, str, str]:
+    return _package(entry_point) != "workerd", _package(entry_point), entry_point.name
 
 
 def _package(entry_point: EntryPoint) -> str:

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpclib.server
 import structlog
 
 from pki.store import PkiFolder
@@ -21,6 +20,7 @@ from workerd.errors import ConfigurationInvalid
 from workerd.gate import Gate
 from workerd.registry import load_routes
 from workerd.settings import Settings
+from workerd.transport import WorkerServer
 
 log = structlog.get_logger()
 _BACKLOG = 512
@@ -37,13 +37,14 @@ async def serve(settings: Settings) -> None:
         StateDirectoryInUse: another daemon holds the state directory.
     """
     routes = load_routes()
+    settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = _prepare_certificates(settings)
     tls = server_context(folder)
     stop = _stop_signals()
     async with Engine(settings.state_directory) as engine:
         _raise_descriptor_limit()
         gate = Gate(engine, routes, trust_domain=folder.trust_domain(), grace_seconds=settings.grace_seconds)
-        server = grpclib.server.Server([gate], codec=Codec(), status_details_codec=StatusDetailsCodec())
+        server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec())
         with _listen(settings) as listening:
             await server.start(sock=listening, ssl=tls)
             host, port = listening.getsockname()[:2]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from worker_api.worker.v1 import Job, JobState
 
+from workerctl.errors import UsageInvalid
 from workerctl.output import describe_jobs, print_line, to_plain
 from workerctl.parameters import Injected, Output
 
@@ -17,7 +18,7 @@ async def list_jobs(
     state: Annotated[
         list[State] | None, Parameter(negative=(), help="Only jobs in this state; may be repeated.")
     ] = None,
-    name: Annotated[str, Parameter(help="Only jobs with this label.")] = "",
+    name: Annotated[str, Parameter(help="Only jobs with this label.", show_default=False)] = "",
     limit: Annotated[int, Parameter(help="The most jobs to show.")] = 50,
     output: Output = "text",
     context: Injected,
@@ -26,6 +27,8 @@ async def list_jobs(
 
     Example: `workerctl list --state running`
     """
+    if limit < 1:
+        raise UsageInvalid("--limit is a number of jobs, 1 or more")
     jobs: list[Job] = []
     async with context.client() as client:
         async for job in client.list_jobs([JobState[word.upper()] for word in state or ()], name):

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, TimedOut
+from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
 
 from workerctl.client import Client
 from workerctl.context import warn
@@ -15,25 +15,34 @@ from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
 from workerctl.output import describe_end, print_line, write_all
-from workerctl.parameters import Arguments, Environment, Injected, Label, Timeout, WorkingDirectory
+from workerctl.parameters import (
+    Arguments,
+    CommandLine,
+    Environment,
+    Injected,
+    Label,
+    ProgramPath,
+    Timeout,
+    WorkingDirectory,
+)
 from workerctl.spawning import make_request
 
 
 async def run(
-    *command: Annotated[str, Parameter(help="After --: the program and its arguments, taken as they are.")],
-    program_path: Annotated[str, Parameter(help="The program: an absolute path, or a name in the job's PATH.")] = "",
+    *command: CommandLine,
+    program_path: ProgramPath = "",
     args: Arguments = None,
     envs: Environment = None,
     working_directory: WorkingDirectory = "",
     name: Label = "",
     timeout_seconds: Timeout = None,
-    detach: Annotated[bool, Parameter(negative=(), help="Print the job's id and leave.")] = False,
+    detach: Annotated[bool, Parameter(negative=(), show_default=False, help="Print the job's id and leave.")] = False,
     context: Injected,
 ) -> int:
     """Start a program, stream its output, and exit as it did: its code, or 128 + N when signal N killed it.
 
-    Ctrl-C stops the job, a second one kills it. The job does not need this command: it runs on when the connection or
-    the terminal goes away.
+    Ctrl-C stops the job, a second one kills it. What the program leaves running when it ends is killed. The job does
+    not need this command: it runs on when the connection or the terminal goes away.
 
     Example: `workerctl run -- /bin/sh -c 'echo out; echo err >&2; exit 3'`
     """
@@ -59,14 +68,13 @@ async def run(
 
 
 async def _copy_output(client: Client, job_id: str) -> JobEnd:
-    check = LogCheck()
+    check = LogCheck((Stream.STDOUT, Stream.STDERR), from_start=True)
     async for event in client.stream_log(job_id):
         if event.output is not None:
             check.output(event.output)
             write_all(event.output.stream, event.output.data)
         elif event.gap is not None:
-            check.gap = True
-            warn(f"bytes {event.gap.from_offset_bytes} to {event.gap.to_offset_bytes} of the output are lost")
+            warn(check.gap(event.gap))
         elif event.end is not None:
             check.end(event.end)
             return event.end
@@ -80,7 +88,7 @@ def exit_code_of(end: JobEnd) -> int:
             return code
         case JobEnd(killed=Killed(signal=number)):
             return of_signal(number)
-    warn(f"the job was {describe_end(end)}")
+    warn(f"job {describe_end(end)}")
     match end:
         case JobEnd(stopped=Stopped(signal=number)):
             return of_signal(number)

@@ -6,19 +6,31 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from workerctl.output import print_line
-from workerctl.parameters import Arguments, Environment, Injected, Label, Output, Timeout, WorkingDirectory
+from workerctl.parameters import (
+    Arguments,
+    CommandLine,
+    Environment,
+    Injected,
+    Label,
+    Output,
+    ProgramPath,
+    Timeout,
+    WorkingDirectory,
+)
 from workerctl.spawning import make_request
 
 
 async def spawn(
-    *command: Annotated[str, Parameter(help="After --: the program and its arguments, taken as they are.")],
-    program_path: Annotated[str, Parameter(help="The program: an absolute path, or a name in the job's PATH.")] = "",
+    *command: CommandLine,
+    program_path: ProgramPath = "",
     args: Arguments = None,
     envs: Environment = None,
     working_directory: WorkingDirectory = "",
     name: Label = "",
     timeout_seconds: Timeout = None,
-    request_key: Annotated[str, Parameter(help="Starting again with the same key finds the first job.")] = "",
+    request_key: Annotated[
+        str, Parameter(help="Starting again with the same key finds the first job.", show_default=False)
+    ] = "",
     output: Output = "text",
     context: Injected,
 ) -> None:

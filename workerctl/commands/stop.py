@@ -18,7 +18,7 @@ async def stop(
     output: Output = "text",
     context: Injected,
 ) -> None:
-    """Stop a job: SIGTERM to all of its processes, SIGKILL to those that are left after the grace.
+    """Stop a job: SIGTERM to all of its processes, SIGKILL to what is left when the program ended or the grace is over.
 
     Example: `workerctl stop --uuid 123e4567-e89b-42d3-a456-426614174000 --grace-seconds 2`
     """

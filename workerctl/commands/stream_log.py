@@ -13,7 +13,7 @@ from workerctl.log import LogCheck
 from workerctl.output import event_to_plain, write_all
 from workerctl.parameters import Injected, Uuid
 
-_STREAMS = {"raw": (), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
+_STREAMS = {"raw": (Stream.STDOUT, Stream.STDERR), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
 
 
 async def stream_log(
@@ -24,7 +24,8 @@ async def stream_log(
         Parameter(help="The bytes of one stream as they are, or every event of both as one JSON object a line."),
     ] = "stdout",
     past_events: Annotated[
-        bool, Parameter(negative=(), help="Begin at the beginning, not with what comes from now on.")
+        bool,
+        Parameter(negative=(), show_default=False, help="Begin at the beginning, not with what comes from now on."),
     ] = False,
     offset: Annotated[int | None, Parameter(help="Begin at this byte of the combined output.")] = None,
     last_bytes: Annotated[int | None, Parameter(help="Begin so many bytes before the end as it stands.")] = None,
@@ -39,11 +40,13 @@ async def stream_log(
     """
     if sum((past_events, offset is not None, last_bytes is not None)) > 1:
         raise UsageInvalid("give one of --past-events, --offset and --last-bytes")
+    if min(offset or 0, last_bytes or 0) < 0:
+        raise UsageInvalid("--offset and --last-bytes are numbers of bytes, zero or more")
     if past_events:
         offset = 0
     elif offset is None and last_bytes is None:
         last_bytes = 0
-    check = LogCheck()
+    check = LogCheck(_STREAMS[stream_type], from_start=offset == 0)
     async with context.client() as client:
         events = client.stream_log(
             uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
@@ -57,8 +60,7 @@ async def stream_log(
                 elif event.output is not None:
                     write_all(1, event.output.data)
                 if event.gap is not None:
-                    check.gap = True
-                    warn(f"bytes {event.gap.from_offset_bytes} to {event.gap.to_offset_bytes} of the output are lost")
+                    warn(check.gap(event.gap))
                 if event.end is not None:
                     check.end(event.end)
         except BrokenPipeError:

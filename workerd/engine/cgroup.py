@@ -5,6 +5,7 @@ No controller is enabled, so none is needed: it works on hybrid machines too, wh
 
 import contextlib
 import os
+import select
 from pathlib import Path
 
 _PARENT = "workerd"
@@ -39,6 +40,15 @@ def kill(directory: Path) -> None:
     """Send SIGKILL to every process in a cgroup and below it, those that are being forked included."""
     with contextlib.suppress(FileNotFoundError):
         (directory / "cgroup.kill").write_text("1")
+
+
+def wait_empty(directory: Path) -> None:
+    """Wait until every process in a cgroup and below it has ended (cgroups(7), "cgroup.events file")."""
+    with contextlib.suppress(FileNotFoundError), open(directory / "cgroup.events", "rb", buffering=0) as events:
+        changed = select.poll()
+        changed.register(events, select.POLLPRI)
+        while b"populated 1" in os.pread(events.fileno(), 4096, 0):
+            changed.poll()
 
 
 def remove(directory: Path) -> None:

@@ -84,8 +84,8 @@ class Engine:
             self._watcher = stack.enter_context(Watcher())
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             watching = self._tasks.create_task(self._watcher.run(), name="watcher")
-            scanning = self._tasks.create_task(self._scan(), name="scan")
-            stack.push_async_callback(self._finish, watching, scanning)
+            self._scanning = self._tasks.create_task(self._scan(), name="scan")
+            stack.push_async_callback(self._finish, watching, self._scanning)
             self._stack = stack.pop_all()
         return self
 
@@ -93,6 +93,10 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    async def wait_scanned(self) -> None:
+        """Wait until every job that was there when the engine started has been taken up."""
+        await asyncio.shield(self._scanning)
 
     async def spawn(self, request: SpawnRequest) -> str:
         """Start a job and wait until its program runs.
@@ -284,16 +288,10 @@ class Engine:
     async def _see_to_its_end(self, folder: JobFolder) -> None:
         try:
             with self._watcher.watch(folder.lock) as closed:
-                lock = folder.probe_lock()
-                while lock is None:
+                if folder.is_locked():
                     await closed.wait()
-                    closed.clear()
-                    # The kernel tells of the close just before it gives up the lock: wait for that.
-                    lock = await asyncio.to_thread(folder.wait_lock)
-            try:
-                await asyncio.to_thread(recover, folder)
-            finally:
-                os.close(lock)
+            if await asyncio.to_thread(recover, folder):
+                log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
             self._catalog.mark_ended(folder.path.name)
         except (OSError, EngineError) as error:
             log.error("a job's end could not be seen to", job=folder.path.name, error=str(error))
@@ -333,8 +331,11 @@ def _hold(directory: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise StateDirectoryInUse(directory) from None
+        holder = os.read(descriptor, 32).decode(errors="replace") or "?"
+        raise StateDirectoryInUse(directory, holder) from None
     else:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
         yield
     finally:
         os.close(descriptor)

@@ -109,9 +109,11 @@ class LauncherFailed(EngineError):
 class StateDirectoryInUse(EngineError):
     """Another daemon holds the state directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, holder: str) -> None:
         self.path = path
-        super().__init__(f"another workerd serves the state directory {path}: stop it, or choose another --state-dir")
+        super().__init__(
+            f"another workerd (process {holder}) serves the state directory {path}: stop it or choose another one"
+        )
 
 
 class SpoolCorrupt(EngineError):

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,13 +117,23 @@ class JobFolder:
         """
         return _lock(self.lock, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def probe_lock(self) -> int | None:
-        """Take the job's lock to look after its folder, if the lock is free; nobody is told when it is let go."""
-        return _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def is_locked(self) -> bool:
+        """Tell whether somebody watches over the job."""
+        descriptor = _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if descriptor is None:
+            return True
+        os.close(descriptor)
+        return False
 
-    def wait_lock(self) -> int | None:
-        """Take the job's lock to look after its folder, and wait until it is free. Blocks the thread."""
-        return _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX)
+    @contextlib.contextmanager
+    def wait_lock(self) -> Iterator[None]:
+        """Hold the job's lock to look after its folder, once it is free. Blocks the thread; nobody is told of it."""
+        descriptor = _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def order_stop(self, order: StopOrder) -> bool:
         """Hand an order to the job's supervisor.

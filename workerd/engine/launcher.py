@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Self
 import msgspec
 
 from workerd.engine.errors import LauncherFailed
+from workerd.engine.folder import JobFolder
 from workerd.engine.reply import STARTED, decode_failure
 
 
@@ -21,6 +23,8 @@ class Launcher:
     def __init__(self) -> None:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
+        # What jobs may have open, whatever the daemon allows itself later.
+        self._descriptor_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def __enter__(self) -> Self:
         self._start()
@@ -40,6 +44,19 @@ class Launcher:
             CannotStart: with the reason.
             LauncherFailed: the supervisor ended without an answer.
         """
+        answer = await self._ask(folder, lock)
+        if not answer and JobFolder(folder).read_status() is None:
+            # The zygote was killed with the request in its hands: nothing of it was executed, so it can be made again.
+            answer = await self._ask(folder, lock)
+        if answer == STARTED:
+            return
+        try:
+            failure = decode_failure(answer)
+        except (msgspec.MsgspecError, KeyError):
+            raise LauncherFailed(f"it said {answer!r}; {folder / 'fault'} may tell more") from None
+        raise failure
+
+    async def _ask(self, folder: Path, lock: int) -> bytes:
         reply, supervisors_end = os.pipe()
         try:
             self._send(folder, lock, supervisors_end)
@@ -48,14 +65,7 @@ class Launcher:
             raise
         finally:
             os.close(supervisors_end)
-        answer = await _read_to_end(reply)
-        if answer == STARTED:
-            return
-        try:
-            failure = decode_failure(answer)
-        except (msgspec.MsgspecError, KeyError):
-            raise LauncherFailed(f"it said {answer!r}; {folder / 'fault'} may tell more") from None
-        raise failure
+        return await _read_to_end(reply)
 
     def _send(self, folder: Path, lock: int, reply: int) -> None:
         if self._zygote is None or self._zygote.poll() is not None:
@@ -75,11 +85,13 @@ class Launcher:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._zygote = subprocess.Popen(
-                [sys.executable, "-m", "workerd.engine.zygote", str(theirs.fileno())],
+                # -P: whatever lies in the directory that the daemon was started in is none of its modules.
+                [sys.executable, "-P", "-m", "workerd.engine.zygote", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        resource.prlimit(self._zygote.pid, resource.RLIMIT_NOFILE, self._descriptor_limit)
 
     def _stop(self) -> None:
         """End the zygote, which it does by itself when its socket is closed; its supervisors live on."""

@@ -17,20 +17,31 @@ from workerd.engine.spool import summarize
 _BATCH_BYTES = 4096 * RECORD_SIZE
 
 
-def recover(folder: JobFolder) -> None:
-    """Bring the folder of a job that nobody watches over to a true end. The caller holds the folder's lock.
+def recover(folder: JobFolder) -> bool:
+    """Bring the folder of a job to a true end, once nobody watches over it any more. Blocks the thread until then.
+
+    The kernel tells of a file's close (inotify(7)) just before it gives up the lock on it: hence the wait.
+
+    Returns:
+        Whether the job was lost: its supervisor had vanished before the end.
 
     A folder whose supervisor has come to the end is left as it is. Otherwise the index is cut at the first record that
     does not check, and the output at the last record that does; what is left of the job is killed; and a job that had
     not been seen to end is ended as lost.
     """
+    with folder.wait_lock():
+        return _recover(folder)
+
+
+def _recover(folder: JobFolder) -> bool:
     status = folder.read_status()
     if status is None:
         raise SpoolCorrupt(folder.status, "it is missing")
     if status.state is JobState.ENDED and _has_end(folder):
-        return
+        return False
     if status.cgroup:
         cgroup.kill(Path(status.cgroup))
+        cgroup.wait_empty(Path(status.cgroup))
         cgroup.remove(Path(status.cgroup))
     index = os.open(folder.index, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     output = os.open(folder.output, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -49,6 +60,7 @@ def recover(folder: JobFolder) -> None:
     finally:
         os.close(index)
         os.close(output)
+    return status.state is not JobState.ENDED
 
 
 def _has_end(folder: JobFolder) -> bool:

@@ -1,0 +1,1 @@
+"""A plugin of workerd and workerctl: one RPC, `Measure`, and one command, `disk-usage`."""

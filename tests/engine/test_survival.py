@@ -1,0 +1,105 @@
+"""Jobs belong to no engine: what happens when engines, zygotes and supervisors end."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import end_jobs
+from tests.engine.logs import ME, has_ended, parent_of, program, read_log, shell, wait_for_output
+from workerd.engine.engine import Engine
+from workerd.engine.errors import StateDirectoryInUse
+from workerd.engine.job import Exited, Lost, Stopped
+
+
+async def test_a_job_outlives_the_engine_and_another_one_takes_it_up(tmp_path: Path) -> None:
+    state, gate = tmp_path / "state", tmp_path / "gate"
+    os.mkfifo(gate)
+    async with Engine(state) as engine:
+        job_id = await engine.spawn(shell(f"echo before; cat {gate}; echo after; exit 5"))
+        await wait_for_output(engine, job_id, b"before")
+    gate.write_text("meanwhile\n")  # written while there is no engine
+    async with Engine(state) as engine:
+        log = await read_log(engine, job_id)
+    assert log.stdout == b"before\nmeanwhile\nafter\n"
+    assert log.end is not None
+    assert log.end.cause == Exited(5)
+
+
+async def test_an_engine_can_stop_a_job_that_another_one_started(tmp_path: Path) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("echo ready; exec sleep 1000"))
+    async with Engine(tmp_path) as engine:
+        await engine.stop(job_id, ME, 0)
+        end = (await read_log(engine, job_id)).end
+    assert end is not None
+    assert isinstance(end.cause, Stopped)
+
+
+async def test_a_job_whose_supervisor_is_killed_dies_and_is_lost(engine: Engine) -> None:
+    job_id = await engine.spawn(program("daemonize", "stubborn"))
+    away = int((await wait_for_output(engine, job_id, b"\n")).split()[1])
+    pid = engine.status(job_id).status.pid
+    os.kill(parent_of(pid), signal.SIGKILL)
+    log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert isinstance(log.end.cause, Lost)
+    assert log.stdout.startswith(b"ready")
+    assert log.end.stdout.size_bytes == len(log.stdout)
+    if engine.status(job_id).status.cgroup:  # without one, the program gets its signal and its children none
+        assert has_ended(pid)
+        assert has_ended(away)
+
+
+async def test_a_supervisor_killed_while_no_engine_runs_is_noticed_by_the_next(tmp_path: Path) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("echo ready; exec sleep 1000"))
+        await wait_for_output(engine, job_id, b"ready")
+        pid = engine.status(job_id).status.pid
+    os.kill(parent_of(pid), signal.SIGKILL)
+    async with Engine(tmp_path) as engine:
+        end = (await read_log(engine, job_id)).end
+    assert end is not None
+    assert isinstance(end.cause, Lost)
+
+
+async def test_a_killed_zygote_is_replaced_and_its_supervisors_live_on(engine: Engine) -> None:
+    first = await engine.spawn(shell("echo ready; exec sleep 1000"))
+    await wait_for_output(engine, first, b"ready")
+    zygote = parent_of(parent_of(engine.status(first).status.pid))
+    os.kill(zygote, signal.SIGKILL)
+    second = await engine.spawn(shell("echo second"))
+    assert (await read_log(engine, second)).stdout == b"second\n"
+    await engine.stop(first, ME, 0)
+    assert (await read_log(engine, first)).stdout == b"ready\n"
+
+
+async def test_the_catalogue_is_made_again_from_the_folders(tmp_path: Path) -> None:
+    async with Engine(tmp_path) as engine:
+        ids = [await engine.spawn(shell("true")) for _ in range(3)]
+        for job_id in ids:
+            await read_log(engine, job_id)
+    for path in tmp_path.glob("catalog.sqlite*"):
+        path.unlink()
+    async with Engine(tmp_path) as engine:
+        await engine.wait_scanned()
+        page = engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+    assert [job.id for job in page.jobs] == ids[::-1]
+
+
+async def test_a_folder_of_a_job_that_was_never_started_is_removed(tmp_path: Path) -> None:
+    abandoned = tmp_path / "jobs" / "00000000-0000-4000-8000-000000000000"
+    abandoned.mkdir(parents=True)
+    (abandoned / "spec").write_text("{}")
+    async with Engine(tmp_path) as engine:
+        await engine.wait_scanned()
+    assert not abandoned.exists()
+
+
+async def test_two_engines_do_not_share_a_state_directory(tmp_path: Path) -> None:
+    async with Engine(tmp_path):
+        with pytest.raises(StateDirectoryInUse):
+            async with Engine(tmp_path):
+                pass
+    end_jobs(tmp_path)

@@ -1,0 +1,71 @@
+"""The daemon of the user's own: found, or started when none runs."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import end_jobs
+
+
+class Home:
+    """A user's home with nothing in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.state = path / ".local" / "state" / "workerd"
+        self.environment = {"HOME": str(path), "PATH": os.environ["PATH"]}
+
+    def workerctl(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "workerctl", *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, timeout=60, check=False)
+
+    def daemon_pid(self) -> int:
+        return int((self.state / "lock").read_text())
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path)
+    yield home
+    handle = os.pidfd_open(home.daemon_pid())
+    signal.pidfd_send_signal(handle, signal.SIGTERM)
+    os.close(handle)
+    end_jobs(home.state)
+
+
+def test_the_first_command_needs_no_preparation(home: Home) -> None:
+    result = home.workerctl("run", "--", "echo", "hello")
+    assert (result.stdout, result.stderr, result.returncode) == (b"hello\n", b"", 0)
+
+
+def test_the_second_command_finds_the_same_daemon(home: Home) -> None:
+    job_id = home.workerctl("spawn", "--", "true").stdout.decode().strip()
+    pid = home.daemon_pid()
+    assert job_id in home.workerctl("list").stdout.decode()
+    assert home.daemon_pid() == pid
+
+
+def test_a_killed_daemon_is_started_again_and_knows_its_jobs(home: Home) -> None:
+    job_id = home.workerctl("spawn", "--", "sh", "-c", "echo still here").stdout.decode().strip()
+    handle = os.pidfd_open(home.daemon_pid())
+    signal.pidfd_send_signal(handle, signal.SIGKILL)
+    os.close(handle)
+    log = home.workerctl("stream-log", "--past-events", "--uuid", job_id)
+    assert (log.stdout, log.returncode) == (b"still here\n", 0), log.stderr
+
+
+def test_of_several_first_commands_at_once_one_starts_the_daemon(home: Home) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda number: home.workerctl("run", "--", "echo", str(number)), range(4)))
+    assert [result.stdout for result in results] == [b"0\n", b"1\n", b"2\n", b"3\n"]
+
+
+def test_others_cannot_read_the_state(home: Home) -> None:
+    home.workerctl("spawn", "--", "true")
+    assert home.state.stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in home.state.rglob("*.key"))

@@ -1,0 +1,119 @@
+"""Jobs and clients while the daemon goes away and comes back."""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
+
+from tests.daemon import Daemon, running_daemon
+from workerctl.errors import Unavailable
+from workerd.engine import tree
+
+
+def spawn(daemon: Daemon, script: str) -> str:
+    result = daemon.workerctl("spawn", "--", "sh", "-c", script)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.decode().strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_outlives_the_daemon_and_the_next_one_knows_it(
+    daemon: Daemon, tmp_path: Path, number: signal.Signals
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    job_id = spawn(daemon, f"echo before; cat {gate}; echo after; exit 5")
+    daemon.stop(number)
+    gate.write_text("meanwhile\n")
+    daemon.start()
+    log = daemon.workerctl("stream-log", "--past-events", "--uuid", job_id)
+    assert (log.stdout, log.stderr, log.returncode) == (b"before\nmeanwhile\nafter\n", b"", 0)
+    status = daemon.workerctl("status", "--output", "json", "--uuid", job_id)
+    assert b'"exited": {"code": 5}' in status.stdout
+
+
+def test_the_restarted_daemon_stops_a_job_of_the_one_before(daemon: Daemon) -> None:
+    job_id = spawn(daemon, "exec sleep 1000")
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    stop = daemon.workerctl("stop", "--grace-seconds", "0", "--uuid", job_id)
+    assert stop.returncode == 0, stop.stderr
+    assert daemon.workerctl("stream-log", "--past-events", "--uuid", job_id).returncode == 0
+
+
+async def test_sigterm_ends_streams_with_unavailable_and_leaves_jobs_running(daemon: Daemon) -> None:
+    async with daemon.client() as client:
+        job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"]))
+        pid = (await client.status(job_id)).pid
+        failures: list[str] = []
+        client._on_retry = failures.append
+        events = client.stream_log(job_id)
+        assert (await anext(events)).output is not None
+        daemon.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
+        with pytest.raises(Unavailable) as caught:
+            await client.call(lambda channel: _wait_for_the_end(channel, job_id))
+        assert caught.value.reason is ErrorReason.SHUTTING_DOWN
+        assert daemon.process.wait(30) == 0  # type: ignore[union-attr]
+        assert tree.start_ticks(pid) is not None
+        await events.aclose()
+    daemon.start()
+    async with daemon.client() as client:
+        job = await client.status(job_id)
+        assert (job.state, job.pid) == (JobState.RUNNING, pid)
+
+
+async def _wait_for_the_end(channel: object, job_id: str) -> None:
+    from worker_api.worker.v1 import StreamLogRequest, WorkerServiceStub
+
+    async for _ in WorkerServiceStub(channel).stream_log(  # type: ignore[arg-type]
+        StreamLogRequest(job_id=job_id, offset_bytes=6, follow=True)
+    ):
+        pass
+
+
+def test_a_follower_goes_through_a_restart_without_loss_or_doubling(tmp_path: Path) -> None:
+    """The daemon is killed while workerctl follows, and comes back on the same port."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with running_daemon(tmp_path / "state") as daemon:
+        job_id = spawn(daemon, f"echo before; cat {gate}; echo after")
+        command = daemon.command("stream-log", "--past-events", "--uuid", job_id)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
+            assert follower.stdout is not None
+            assert follower.stdout.readline() == b"before\n"
+            port = daemon.endpoint.rpartition(":")[2]
+            daemon.stop(signal.SIGKILL)
+            gate.write_text("meanwhile\n")
+            daemon.listen = f"127.0.0.1:{port}"
+            daemon.start()
+            rest, errors = follower.communicate(timeout=60)
+        assert rest == b"meanwhile\nafter\n"
+        assert b"trying again from byte 7" in errors
+        assert follower.returncode == 0
+
+
+def test_a_job_whose_supervisor_is_killed_is_lost_and_run_says_so(daemon: Daemon) -> None:
+    command = daemon.command("run", "--", "sh", "-c", "echo ready; exec sleep 1000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"ready\n"
+        (job,) = (daemon.state / "jobs").iterdir()
+        status = daemon.folder(job.name).read_status()
+        assert status is not None
+        supervisor = int(Path(f"/proc/{status.pid}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(supervisor, signal.SIGKILL)
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == 122
+    assert b"lost" in errors
+
+
+def test_a_second_daemon_on_the_same_state_is_refused_in_one_line(daemon: Daemon) -> None:
+    other = Daemon(daemon.state)
+    with pytest.raises(AssertionError, match="another workerd"):
+        other.start()
+    assert "Traceback" not in other.errors()
+    assert other.process is not None
+    assert other.process.wait(30) == 1
