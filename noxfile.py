@@ -61,6 +61,7 @@ def lint(session: nox.Session) -> None:
     with session.chdir(lay_out_contract(session)):
         session.run("buf", "lint")
         session.run("buf", "format", "--diff", "--exit-code")
+    check_generated(session)
 
 
 @nox.session
@@ -79,11 +80,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def generate(session: nox.Session) -> None:
-    """Make generated/worker_api from api.proto; with `-- --check`, only say whether it is stale."""
+    """Make generated/worker_api from api.proto; lint says when that is due."""
     install(session, "generate", project=False)
-    if "--check" not in session.posargs:
-        generate_into(session, GENERATED)
-        return
+    generate_into(session, GENERATED)
+
+
+def check_generated(session: nox.Session) -> None:
+    """Fail when generated/worker_api is not what api.proto gives."""
     fresh = Path(session.create_tmp()) / "worker_api"
     generate_into(session, fresh)
     if differences := sorted(stale_files(GENERATED, fresh)):

@@ -14,7 +14,7 @@ from grpclib.server import Server, Stream
 class _Routes(dict[str, Handler]):
     """The routes by path; a path that is not there leads to an answer that says so."""
 
-    def get(self, path: str, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, path: str, default: Any = None) -> Any:
         del default
         return self[path] if path in self else Handler(_unserved(path), Cardinality.UNARY_UNARY, bytes, bytes)
 

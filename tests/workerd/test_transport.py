@@ -20,7 +20,7 @@ async def test_an_rpc_that_nobody_serves_is_said_to_be_none(shared_daemon: Daemo
     from betterproto2.grpclib import ServiceStub
 
     async with shared_daemon.client() as client:
-        with pytest.raises(CallFailed, match="has no /other.v1.OtherService/Act") as caught:
+        with pytest.raises(CallFailed, match=r"has no /other\.v1\.OtherService/Act") as caught:
             await client.call(
                 lambda channel: ServiceStub(channel)._unary_unary(
                     "/other.v1.OtherService/Act", ListRequest(), ListResponse

@@ -2,13 +2,14 @@
 
 from worker_api.worker.v1 import ListRequest, ListResponse, WorkerServiceBase
 
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, JobIdMalformed
 from workerd.engine.job import parse_job_id
 from workerd.handler import Call, handles
 from workerd.translate import from_state, to_job
 
 _DEFAULT_SIZE = 50
 _MAX_SIZE = 1000
+_MAX_TIME_NS = 2**63 - 1
 
 
 @handles(WorkerServiceBase, "List", right="list")
@@ -28,7 +29,10 @@ async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
 
 
 def _parse_token(token: str) -> tuple[int, str]:
-    created, _, job_id = token.partition(".")
-    if not created.isdecimal() or len(created) > 19:
-        raise InvalidArgument("page_token", "is none that List gave")
-    return int(created), parse_job_id(job_id)
+    created, _, job_id = token[:100].partition(".")
+    try:
+        if created.isascii() and created.isdecimal() and int(created) <= _MAX_TIME_NS:
+            return int(created), parse_job_id(job_id)
+    except JobIdMalformed:
+        pass
+    raise InvalidArgument("page_token", "is none that List gave")

@@ -1,0 +1,16 @@
+"""WhoAmI."""
+
+from datetime import UTC, datetime, timedelta
+
+from tests.daemon import USER, Daemon
+
+
+async def test_the_caller_is_who_the_certificate_says(shared_daemon: Daemon) -> None:
+    async with shared_daemon.client() as client:
+        me = await client.whoami()
+    assert me.user is not None
+    assert me.user.name == USER
+    assert me.spiffe_id == f"spiffe://{shared_daemon.pki.trust_domain()}/user/{me.user.id}"
+    assert me.rights == ["list", "spawn", "status", "stop", "stream-log", "whoami"]
+    assert me.certificate_expires_at is not None
+    assert me.certificate_expires_at - datetime.now(UTC) > timedelta(days=300)
