@@ -10,7 +10,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import FORMAT_VERSION, Stream, StreamSummary
 from workerd.engine.record import MAX_LENGTH, Kind, Record, pack, pack_fields
 
-_OPEN = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class SpoolWriter:
@@ -18,8 +18,8 @@ class SpoolWriter:
 
     def __init__(self, folder: JobFolder) -> None:
         self.size = 0
-        self._output = os.open(folder.output, _OPEN | os.O_EXCL, 0o600)
-        self._index = os.open(folder.index, _OPEN | os.O_EXCL, 0o600)
+        self._output = os.open(folder.output, _NEW, 0o600)
+        self._index = os.open(folder.index, _NEW, 0o600)
         self._sizes = dict.fromkeys(Stream, 0)
         self._digests = {stream: xxhash.xxh3_128() for stream in Stream}
         self._time_ns = 0

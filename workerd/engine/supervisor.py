@@ -36,7 +36,7 @@ from pathlib import Path
 import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
-from workerd.engine.errors import CannotStart
+from workerd.engine.errors import CannotStart, ResourcesExhausted
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import (
     Cause,
@@ -57,6 +57,7 @@ from workerd.engine.spool import SpoolWriter
 
 _PIPE_SIZE = 1 << 20
 _READ_SIZE = 1 << 20
+_LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
 
 
 class Phase(enum.Enum):
@@ -100,6 +101,12 @@ def supervise(folder: JobFolder, lock: int, reply: int) -> None:
     except CannotStart as error:
         os.write(reply, encode_failure(error))
         return
+    except (
+        OSError
+    ) as error:  # no disk, no descriptors: before anything was executed, or what was dies with this process
+        problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
+        os.write(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
+        raise
     os.write(reply, STARTED)
     os.close(reply)
     supervisor.run()
@@ -248,6 +255,9 @@ class Supervisor:
     # Where events come from
 
     def _take_orders(self) -> None:
+        self._reap()  # an order that comes after the program's end does not stop it
+        if self.phase is Phase.ENDED:
+            return
         for line in os.read(self._control, select.PIPE_BUF * 16).splitlines():
             try:
                 self._order = msgspec.json.decode(line, type=StopOrder)
@@ -291,7 +301,9 @@ class Supervisor:
         return True
 
     def _seconds_left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline[0] - time.monotonic())
+        if self._deadline is None:
+            return None
+        return min(max(0.0, self._deadline[0] - time.monotonic()), _LONGEST_WAIT_SECONDS)
 
     # Small parts
 
@@ -305,6 +317,7 @@ class Supervisor:
         self.folder.write_status(self._status)
 
     def _open_control(self) -> int:
+        self.folder.control.unlink(missing_ok=True)  # of a supervisor that died before it executed anything
         os.mkfifo(self.folder.control, 0o600)
         # Open for writing too: it then never comes to end of file when a writer leaves (fifo(7)).
         descriptor = os.open(self.folder.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
