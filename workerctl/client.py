@@ -62,13 +62,13 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.aclose()
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connection, if there is one."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.aclose()
 
     async def call(self, make: Callable[[WorkerChannel], Awaitable[T]]) -> T:
         """Make any call of any service that answers with one message.
@@ -160,7 +160,7 @@ class Client:
                     raise failure from error
                 if self._on_retry is not None:
                     self._on_retry(f"{failure}; trying again from byte {offset}")
-                self.close()
+                await self.aclose()
                 await asyncio.sleep(_pause(failures))
             else:
                 return

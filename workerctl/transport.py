@@ -7,8 +7,10 @@
 - Details of errors are decoded without Google's protobuf library.
 """
 
+import asyncio
 import ssl
-from typing import Any
+from asyncio import BaseTransport, Transport
+from typing import Any, cast
 
 from grpclib.client import Channel, Handler
 from grpclib.config import Configuration
@@ -18,6 +20,8 @@ from grpclib.encoding.proto import ProtoCodec
 from grpclib.protocol import H2Protocol
 from hyperframe.frame import DataFrame
 from worker_api.google.rpc import Status as StatusMessage
+
+_CLOSE_SECONDS = 1.0
 
 
 def _describe_data_frame(frame: DataFrame) -> str:
@@ -43,8 +47,14 @@ class StatusDetailsCodec(StatusDetailsCodecBase):
 class _Protocol(H2Protocol):
     lost_because: BaseException | None = None
 
+    def connection_made(self, transport: BaseTransport) -> None:
+        self.transport = cast("Transport", transport)
+        self.lost = asyncio.Event()
+        super().connection_made(transport)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self.lost_because = exc
+        self.lost.set()
         super().connection_lost(exc)
 
 
@@ -65,6 +75,17 @@ class WorkerChannel(Channel):
     def _protocol_factory(self) -> H2Protocol:
         self._last = _Protocol(Handler(), self._config, self._h2_config)
         return self._last
+
+    async def aclose(self) -> None:
+        """Close the connection, and wait until it is closed."""
+        self.close()
+        if self._last is not None and hasattr(self._last, "lost"):
+            try:
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    await self._last.lost.wait()
+            except TimeoutError:
+                self._last.transport.abort()
+                await self._last.lost.wait()
 
     @property
     def lost_because(self) -> str:

@@ -56,7 +56,7 @@ async def test_a_hundred_followers_over_ten_connections_get_every_byte(shared_da
 
     logs = await asyncio.gather(*(follow(number) for number in range(100)))
     for client in clients:
-        client.close()
+        await client.aclose()
     assert all(log == logs[0] for log in logs)
     assert b"".join(byte for stream, byte in logs[0] if stream == 1) == b"".join(b"out %d\n" % i for i in range(500))
     assert b"".join(byte for stream, byte in logs[0] if stream == 2) == b"".join(b"err %d\n" % i for i in range(500))
