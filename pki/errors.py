@@ -5,6 +5,8 @@ PkiError
 ├── Missing
 ├── InvalidName
 ├── InvalidUserId
+├── InvalidHost
+├── InvalidTrustDomain
 └── IdentityInvalid
 """
 
@@ -45,6 +47,20 @@ class InvalidUserId(PkiError):
 
     def __init__(self, text: str) -> None:
         super().__init__(f"{text!r} cannot be a user id: it must be a UUID, as `workerctl whoami` shows it")
+
+
+class InvalidHost(PkiError):
+    """A host that no certificate could name."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"{host!r} cannot be a host: give an address, or a name in ASCII (xn--… for others)")
+
+
+class InvalidTrustDomain(PkiError):
+    """A trust domain that no SPIFFE id could have."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} cannot be a trust domain: use lower-case letters, digits, '.', '-' and '_'")
 
 
 class IdentityInvalid(PkiError):

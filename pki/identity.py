@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from pki.errors import IdentityInvalid
 
@@ -56,21 +55,27 @@ def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity
     uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
     if len(uris) != 1:
         raise IdentityInvalid(f"it carries {len(uris)} URIs instead of one")
-    uri = urlsplit(uris[0])
-    _, _, user_id = uri.path.partition("/user/")
-    if uri.scheme != "spiffe" or uri.netloc != trust_domain or user_uri(uri.netloc, user_id) != uris[0]:
-        raise IdentityInvalid(f"{uris[0]} is not of the form {user_uri(trust_domain, '<uuid>')}")
-    try:
-        canonical = str(uuid.UUID(user_id))
-    except ValueError:
-        canonical = ""
-    if canonical != user_id:
-        raise IdentityInvalid(f"{user_id!r} is not a UUID")
+    prefix = user_uri(trust_domain, "")
+    user_id = uris[0].removeprefix(prefix)
+    if not uris[0].startswith(prefix) or not is_user_id(user_id):
+        raise IdentityInvalid(f"{uris[0]!r} is not of the form {prefix}<uuid>")
     names = list(_common_names(certificate))
     if len(names) != 1:
         raise IdentityInvalid(f"it carries {len(names)} common names instead of one")
-    expires_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
-    return Identity(user_id, names[0], trust_domain, certificate["serialNumber"], expires_at)
+    try:
+        serial = certificate["serialNumber"]
+        expires_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
+    except (KeyError, ValueError, OverflowError) as error:
+        raise IdentityInvalid(f"it has no serial number, or no date of expiry: {error}") from error
+    return Identity(user_id, names[0], trust_domain, serial, expires_at)
+
+
+def is_user_id(text: str) -> bool:
+    """Tell whether a text is a UUID in canonical form: a user has one way to be written, or would be several."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def _common_names(certificate: Mapping[str, Any]) -> Iterator[str]:

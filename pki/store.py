@@ -16,13 +16,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pki.errors import AlreadyExists, InvalidName, InvalidUserId, Missing
+from pki.errors import AlreadyExists, InvalidHost, InvalidName, InvalidTrustDomain, InvalidUserId, Missing
+from pki.identity import is_user_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
+    from cryptography import x509
+
     from pki.authority import Credential
 
+_ADVICE = "make an authority with `workerctl pki init`"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
+_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID §2.1
 _NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]{0,63}")
 
 
@@ -73,9 +78,16 @@ class PkiFolder:
         """
         from pki.authority import issue_server, make_authority
 
-        for path in (self.server_ca, self.client_ca, self.server_certificate):
-            if path.exists():
-                raise AlreadyExists(path)
+        hosts = tuple(hosts)
+        if _TRUST_DOMAIN.fullmatch(trust_domain) is None:
+            raise InvalidTrustDomain(trust_domain)
+        for host in hosts:
+            if not host or not host.isascii():
+                raise InvalidHost(host)
+        for certificate in (self.server_ca, self.client_ca, self.server_certificate):
+            for path in (certificate, key_path(certificate)):
+                if path.exists():
+                    raise AlreadyExists(path)
         server_ca = make_authority("workerd server CA", trust_domain)
         client_ca = make_authority("workerd client CA", trust_domain)
         local = ("localhost", socket.gethostname(), "127.0.0.1", "::1")
@@ -115,11 +127,9 @@ class PkiFolder:
         Raises:
             Missing: there is no authority here.
         """
-        from cryptography import x509
-
         from pki.authority import trust_domain_of
 
-        return trust_domain_of(x509.load_pem_x509_certificate(_read_bytes(self.client_ca)))
+        return trust_domain_of(_load_certificate(self.client_ca))
 
     def _write(self, certificate: Path, credential: "Credential") -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,16 +139,31 @@ class PkiFolder:
         _write_new(certificate, credential.certificate_pem(), 0o644)
 
     def _read(self, certificate: Path) -> "Credential":
-        from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         from pki.authority import Credential
 
-        key = load_pem_private_key(_read_bytes(key_path(certificate)), password=None)
+        path = key_path(certificate)
+        try:
+            key = load_pem_private_key(_read_bytes(path), password=None)
+        except (ValueError, TypeError) as error:
+            raise Missing(path, f"it holds no key: {error}", _ADVICE) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise Missing(key_path(certificate), "it holds no elliptic-curve key", "make the authority anew")
-        return Credential(key, x509.load_pem_x509_certificate(_read_bytes(certificate)))
+            raise Missing(path, "it holds no elliptic-curve key", _ADVICE)
+        loaded = _load_certificate(certificate)
+        if loaded.public_key() != key.public_key():
+            raise Missing(certificate, "it does not fit its key", _ADVICE)
+        return Credential(key, loaded)
+
+
+def _load_certificate(path: Path) -> "x509.Certificate":
+    from cryptography import x509
+
+    try:
+        return x509.load_pem_x509_certificate(_read_bytes(path))
+    except ValueError as error:
+        raise Missing(path, f"it holds no certificate: {error}", _ADVICE) from error
 
 
 def key_path(certificate: Path) -> Path:
@@ -149,17 +174,16 @@ def key_path(certificate: Path) -> Path:
 def _user_id(text: str | None) -> str:
     if text is None:
         return str(uuid.uuid4())
-    try:
-        return str(uuid.UUID(text))
-    except ValueError:
-        raise InvalidUserId(text) from None
+    if not is_user_id(text):
+        raise InvalidUserId(text)
+    return text
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Missing(path, error.strerror or str(error), "make an authority with `workerctl pki init`") from error
+        raise Missing(path, error.strerror or str(error), _ADVICE) from error
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:

@@ -32,7 +32,7 @@ from worker_api.worker.v1 import (
     WorkerServiceStub,
 )
 
-from workerctl.errors import ConnectionLost, Unavailable, Unreachable, from_grpc
+from workerctl.errors import ConnectionLost, Refused, Unavailable, Unreachable, from_grpc
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
@@ -178,10 +178,12 @@ class Client:
             case GRPCError():
                 return from_grpc(error)
             case StreamTerminatedError():
-                reason = self._channel.lost_because if self._channel is not None else str(error)
-                return ConnectionLost(endpoint, reason)
+                if self._channel is None:
+                    return ConnectionLost(endpoint, str(error))
+                kind = Refused if self._channel.refused else ConnectionLost
+                return kind(endpoint, self._channel.lost_because)
             case ssl.SSLCertVerificationError():
-                return Unreachable(endpoint, f"its certificate does not hold: {error.verify_message}: check --pki-dir")
+                return Refused(endpoint, f"its certificate does not hold: {error.verify_message}: check --pki-dir")
             case ssl.SSLError():
                 return Unreachable(endpoint, f"TLS failed: {error.reason or error}")
             case OSError():

@@ -4,6 +4,7 @@ ClientError
 ├── UsageInvalid
 ├── Unreachable
 │   └── ConnectionLost
+├── Refused
 ├── DaemonNotStarted
 ├── CallFailed
 │   ├── JobNotFound
@@ -41,6 +42,13 @@ class Unreachable(ClientError):
 
 class ConnectionLost(Unreachable):
     """The connection broke while a call was under way, or was refused by the other side's TLS."""
+
+
+class Refused(ClientError):
+    """One side does not take the other's certificate; trying again does not help."""
+
+    def __init__(self, endpoint: str, problem: str) -> None:
+        super().__init__(f"cannot talk to the daemon at {endpoint}: {problem}")
 
 
 class DaemonNotStarted(ClientError):

@@ -46,11 +46,16 @@ class StatusDetailsCodec(StatusDetailsCodecBase):
 
 class _Protocol(H2Protocol):
     lost_because: BaseException | None = None
+    heard = False
 
     def connection_made(self, transport: BaseTransport) -> None:
         self.transport = cast("Transport", transport)
         self.lost = asyncio.Event()
         super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = True
+        super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.lost_because = exc
@@ -88,9 +93,15 @@ class WorkerChannel(Channel):
                 await self._last.lost.wait()
 
     @property
+    def refused(self) -> bool:
+        """Whether the daemon closed the last connection without a word: it does not take the certificate."""
+        return self._last is not None and hasattr(self._last, "lost") and not self._last.heard
+
+    @property
     def lost_because(self) -> str:
         """Why the last connection was lost, for people."""
         reason = None if self._last is None else self._last.lost_because
-        if isinstance(reason, ssl.SSLError):
-            return f"the daemon refused the certificate ({(reason.reason or str(reason)).lower().replace('_', ' ')})"
+        if self.refused:
+            said = f" ({(reason.reason or '').lower().replace('_', ' ')})" if isinstance(reason, ssl.SSLError) else ""
+            return f"it refused the certificate{said}: is it expired, or of another authority?"
         return "the connection was closed" if reason is None else f"the connection was lost: {reason}"

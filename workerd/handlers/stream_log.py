@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
-import betterproto2
 from worker_api.worker.v1 import Gap, LogAnchor, StreamLogRequest, StreamLogResponse, WorkerServiceBase
 
 from workerd.codec import Encoded
@@ -33,14 +32,16 @@ async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[St
 
 
 def _start(request: StreamLogRequest) -> Start:
-    match betterproto2.which_one_of(request, "start"):
-        case "offset_bytes", int(offset):
+    match request.anchor, request.offset_bytes, request.last_bytes:
+        case None, int(offset), None:
             return Start(offset=offset)
-        case "last_bytes", int(last):
+        case None, None, int(last):
             return Start(last=last)
-        case "anchor", LogAnchor.NOW:
+        case LogAnchor.NOW, None, None:
             return Start(last=0)
-        case ("anchor", LogAnchor.BEGINNING | LogAnchor.UNSPECIFIED) | ("", None):
+        case ((None | LogAnchor.BEGINNING | LogAnchor.UNSPECIFIED), None, None):
             return Start()
-        case field, value:
-            raise InvalidArgument(field, f"cannot be {value!r}")
+        case anchor, None, None:
+            raise InvalidArgument("anchor", f"cannot be {anchor!r}")
+        case _:
+            raise InvalidArgument("start", "is given more than once")
