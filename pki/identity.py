@@ -57,7 +57,7 @@ def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity
         raise IdentityInvalid(f"it carries {len(uris)} URIs instead of one")
     prefix = user_uri(trust_domain, "")
     user_id = uris[0].removeprefix(prefix)
-    if not uris[0].startswith(prefix) or not is_user_id(user_id):
+    if not uris[0].startswith(prefix) or not _is_canonical_uuid(user_id):
         raise IdentityInvalid(f"{uris[0]!r} is not of the form {prefix}<uuid>")
     names = list(_common_names(certificate))
     if len(names) != 1:
@@ -70,16 +70,16 @@ def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity
     return Identity(user_id, names[0], trust_domain, serial, expires_at)
 
 
-def is_user_id(text: str) -> bool:
-    """Tell whether a text is a UUID in canonical form: a user has one way to be written, or would be several."""
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False
-
-
 def _common_names(certificate: Mapping[str, Any]) -> Iterator[str]:
     for relative_name in certificate.get("subject", ()):
         for kind, value in relative_name:
             if kind == "commonName":
                 yield value
+
+
+def _is_canonical_uuid(text: str) -> bool:
+    """Tell whether a text is a UUID in canonical form: a user has one way to be written, or would be several."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False

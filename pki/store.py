@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pki.errors import AlreadyExists, InvalidHost, InvalidName, InvalidTrustDomain, InvalidUserId, Missing
-from pki.identity import is_user_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
@@ -172,11 +171,10 @@ def key_path(certificate: Path) -> Path:
 
 
 def _user_id(text: str | None) -> str:
-    if text is None:
-        return str(uuid.uuid4())
-    if not is_user_id(text):
-        raise InvalidUserId(text)
-    return text
+    try:
+        return str(uuid.uuid4() if text is None else uuid.UUID(text))
+    except ValueError:
+        raise InvalidUserId(str(text)) from None
 
 
 def _read_bytes(path: Path) -> bytes:

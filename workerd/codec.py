@@ -35,7 +35,7 @@ class Codec(ProtoCodec):
         _check_fields(data)
         message = super().decode(data, message_type)
         try:
-            bytes(message)
+            message.SerializeToString()
         except Exception as error:  # a field holds what its type cannot
             raise ValueError(str(error)) from error
         return message
