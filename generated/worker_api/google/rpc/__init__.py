@@ -41,9 +41,7 @@ class Status(betterproto2.Message):
     by the client.
     """
 
-    details: "list[_protobuf__.Any]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    details: "list[_protobuf__.Any]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     A list of messages that carry the error details.  There is a common set of
     message types for APIs to use.

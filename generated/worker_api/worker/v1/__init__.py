@@ -287,9 +287,7 @@ class ErrorDetail(betterproto2.Message):
     ErrorDetail is the machine-readable part of a failed call.
     """
 
-    reason: "ErrorReason" = betterproto2.field(
-        1, betterproto2.TYPE_ENUM, default_factory=lambda: ErrorReason(0)
-    )
+    reason: "ErrorReason" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: ErrorReason(0))
     """
     What kind of failure it is.
     """
@@ -354,9 +352,7 @@ class Job(betterproto2.Message):
     The label that was given at Spawn; may be empty.
     """
 
-    owner: "User | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    owner: "User | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
     """
     Whose job it is.
     """
@@ -376,28 +372,20 @@ class Job(betterproto2.Message):
     The absolute path of the directory that the program was started in.
     """
 
-    state: "JobState" = betterproto2.field(
-        7, betterproto2.TYPE_ENUM, default_factory=lambda: JobState(0)
-    )
+    state: "JobState" = betterproto2.field(7, betterproto2.TYPE_ENUM, default_factory=lambda: JobState(0))
     """
     Where the job is in its life.
     """
 
     created_at: "datetime.datetime | None" = betterproto2.field(
-        8,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        8, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
     """
     When the daemon accepted the Spawn.
     """
 
     started_at: "datetime.datetime | None" = betterproto2.field(
-        9,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        9, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
     """
     When the program was started. Absent before.
@@ -419,18 +407,13 @@ class Job(betterproto2.Message):
     """
 
     timeout: "datetime.timedelta | None" = betterproto2.field(
-        13,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Duration,
-        optional=True,
+        13, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
     How long the job may run. Absent: for ever.
     """
 
-    end: "JobEnd | None" = betterproto2.field(
-        14, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    end: "JobEnd | None" = betterproto2.field(14, betterproto2.TYPE_MESSAGE, optional=True)
     """
     How and when the job ended. Absent until then.
     """
@@ -448,76 +431,54 @@ class JobEnd(betterproto2.Message):
         - cause: Why the job ended.
     """
 
-    exited: "Exited | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True, group="cause"
-    )
+    exited: "Exited | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="cause")
     """
     The program ended by itself.
     """
 
-    killed: "Killed | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="cause"
-    )
+    killed: "Killed | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="cause")
     """
     A signal that the daemon did not send ended the program.
     """
 
-    stopped: "Stopped | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="cause"
-    )
+    stopped: "Stopped | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="cause")
     """
     Somebody stopped the job.
     """
 
-    timed_out: "TimedOut | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True, group="cause"
-    )
+    timed_out: "TimedOut | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True, group="cause")
     """
     The job's timeout ran out.
     """
 
-    lost: "Lost | None" = betterproto2.field(
-        5, betterproto2.TYPE_MESSAGE, optional=True, group="cause"
-    )
+    lost: "Lost | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True, group="cause")
     """
     The daemon does not know: what watched over the job vanished.
     """
 
     started_at: "datetime.datetime | None" = betterproto2.field(
-        6,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        6, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
     """
     When the program was started.
     """
 
     ended_at: "datetime.datetime | None" = betterproto2.field(
-        7,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        7, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
     """
     When the job was over: the program ended, nothing it had started left, its output drained.
     """
 
     user_cpu_time: "datetime.timedelta | None" = betterproto2.field(
-        8,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Duration,
-        optional=True,
+        8, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
     Processor time spent in user mode by all of the job's processes together.
     """
 
     system_cpu_time: "datetime.timedelta | None" = betterproto2.field(
-        9,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Duration,
-        optional=True,
+        9, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
     Processor time spent in the kernel by all of the job's processes together.
@@ -529,9 +490,7 @@ class JobEnd(betterproto2.Message):
     the kernel counts what the process was before it became the program (getrusage(2), ru_maxrss).
     """
 
-    streams: "list[StreamSummary]" = betterproto2.field(
-        11, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    streams: "list[StreamSummary]" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     One summary for each stream.
     """
@@ -561,9 +520,7 @@ class ListRequest(betterproto2.Message):
     ListRequest selects among the caller's jobs.
     """
 
-    states: "list[JobState]" = betterproto2.field(
-        1, betterproto2.TYPE_ENUM, repeated=True
-    )
+    states: "list[JobState]" = betterproto2.field(1, betterproto2.TYPE_ENUM, repeated=True)
     """
     Only jobs in one of these states. Empty: in any.
     """
@@ -633,9 +590,7 @@ class Output(betterproto2.Message):
     The offset of the first byte in the combined output.
     """
 
-    stream: "Stream" = betterproto2.field(
-        2, betterproto2.TYPE_ENUM, default_factory=lambda: Stream(0)
-    )
+    stream: "Stream" = betterproto2.field(2, betterproto2.TYPE_ENUM, default_factory=lambda: Stream(0))
     """
     The stream that the bytes were written to.
     """
@@ -676,11 +631,7 @@ class SpawnRequest(betterproto2.Message):
     """
 
     envs: "dict[str, str]" = betterproto2.field(
-        3,
-        betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        3, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
     """
     Environment variables by name, added to the job's clean base environment and winning over it.
@@ -703,10 +654,7 @@ class SpawnRequest(betterproto2.Message):
     """
 
     timeout: "datetime.timedelta | None" = betterproto2.field(
-        7,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Duration,
-        optional=True,
+        7, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
     How long the job may run before it is stopped as by Stop; greater than zero. Absent: for ever.
@@ -780,16 +728,12 @@ class Stopped(betterproto2.Message):
     The number of the last signal that the daemon sent: 15 (SIGTERM) or 9 (SIGKILL).
     """
 
-    exit_code: "int | None" = betterproto2.field(
-        3, betterproto2.TYPE_INT32, optional=True, group="outcome"
-    )
+    exit_code: "int | None" = betterproto2.field(3, betterproto2.TYPE_INT32, optional=True, group="outcome")
     """
     It ended by itself after the signal, with this code, 0 to 255.
     """
 
-    killed_by_signal: "int | None" = betterproto2.field(
-        4, betterproto2.TYPE_INT32, optional=True, group="outcome"
-    )
+    killed_by_signal: "int | None" = betterproto2.field(4, betterproto2.TYPE_INT32, optional=True, group="outcome")
     """
     A signal with this number ended it.
     """
@@ -810,10 +754,7 @@ class StopRequest(betterproto2.Message):
     """
 
     grace: "datetime.timedelta | None" = betterproto2.field(
-        2,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Duration,
-        optional=True,
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
     How long after SIGTERM the job's processes get SIGKILL. Absent: 10 s. Zero: SIGKILL at once.
@@ -852,31 +793,23 @@ class StreamLogRequest(betterproto2.Message):
     The job's id: a UUID as text.
     """
 
-    anchor: "LogAnchor | None" = betterproto2.field(
-        2, betterproto2.TYPE_ENUM, optional=True, group="start"
-    )
+    anchor: "LogAnchor | None" = betterproto2.field(2, betterproto2.TYPE_ENUM, optional=True, group="start")
     """
     One of the two ends of the log as it stands.
     """
 
-    offset_bytes: "int | None" = betterproto2.field(
-        3, betterproto2.TYPE_UINT64, optional=True, group="start"
-    )
+    offset_bytes: "int | None" = betterproto2.field(3, betterproto2.TYPE_UINT64, optional=True, group="start")
     """
     A byte offset in the combined output, at most the log's size so far: the position to resume from is the offset
     of the last output event plus the length of its data.
     """
 
-    last_bytes: "int | None" = betterproto2.field(
-        4, betterproto2.TYPE_UINT64, optional=True, group="start"
-    )
+    last_bytes: "int | None" = betterproto2.field(4, betterproto2.TYPE_UINT64, optional=True, group="start")
     """
     At most so many bytes before the end of the combined output as it stands.
     """
 
-    streams: "list[Stream]" = betterproto2.field(
-        5, betterproto2.TYPE_ENUM, repeated=True
-    )
+    streams: "list[Stream]" = betterproto2.field(5, betterproto2.TYPE_ENUM, repeated=True)
     """
     The streams to send. Empty: all.
     """
@@ -899,31 +832,23 @@ class StreamLogResponse(betterproto2.Message):
         - event: What happened.
     """
 
-    output: "Output | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True, group="event"
-    )
+    output: "Output | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="event")
     """
     Bytes that the job printed.
     """
 
-    gap: "Gap | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="event"
-    )
+    gap: "Gap | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="event")
     """
     Bytes that the job printed and that are no longer, or not any more intact, on the daemon's disk.
     """
 
-    end: "JobEnd | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="event"
-    )
+    end: "JobEnd | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="event")
     """
     The end of the job, after all its output: always the last event, and sent only when the job has ended.
     """
 
 
-default_message_pool.register_message(
-    "worker.v1", "StreamLogResponse", StreamLogResponse
-)
+default_message_pool.register_message("worker.v1", "StreamLogResponse", StreamLogResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -932,9 +857,7 @@ class StreamSummary(betterproto2.Message):
     StreamSummary is what a whole stream amounted to.
     """
 
-    stream: "Stream" = betterproto2.field(
-        1, betterproto2.TYPE_ENUM, default_factory=lambda: Stream(0)
-    )
+    stream: "Stream" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: Stream(0))
     """
     Which stream.
     """
@@ -961,10 +884,7 @@ class TimedOut(betterproto2.Message):
     """
 
     timeout: "datetime.timedelta | None" = betterproto2.field(
-        1,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Duration,
-        optional=True,
+        1, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
     How long the job was allowed to run.
@@ -1017,9 +937,7 @@ class WhoAmIResponse(betterproto2.Message):
     WhoAmIResponse is what the daemon reads off the caller's certificate.
     """
 
-    user: "User | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    user: "User | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The user that the certificate names.
     """
@@ -1035,10 +953,7 @@ class WhoAmIResponse(betterproto2.Message):
     """
 
     certificate_expires_at: "datetime.datetime | None" = betterproto2.field(
-        4,
-        betterproto2.TYPE_MESSAGE,
-        unwrap=lambda: __google__protobuf__.Timestamp,
-        optional=True,
+        4, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
     )
     """
     When the certificate expires.
@@ -1213,9 +1128,7 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def stream_log(
-        self, message: "StreamLogRequest"
-    ) -> "AsyncIterator[StreamLogResponse]":
+    async def stream_log(self, message: "StreamLogRequest") -> "AsyncIterator[StreamLogResponse]":
         """
         StreamLog sends a job's output from any position. The end event, when there is one, is always the last.
         """
@@ -1237,33 +1150,25 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def __rpc_spawn(
-        self, stream: "grpclib.server.Stream[SpawnRequest, SpawnResponse]"
-    ) -> None:
+    async def __rpc_spawn(self, stream: "grpclib.server.Stream[SpawnRequest, SpawnResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.spawn(request)
         await stream.send_message(response)
 
-    async def __rpc_stop(
-        self, stream: "grpclib.server.Stream[StopRequest, StopResponse]"
-    ) -> None:
+    async def __rpc_stop(self, stream: "grpclib.server.Stream[StopRequest, StopResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.stop(request)
         await stream.send_message(response)
 
-    async def __rpc_status(
-        self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]"
-    ) -> None:
+    async def __rpc_status(self, stream: "grpclib.server.Stream[StatusRequest, StatusResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.status(request)
         await stream.send_message(response)
 
-    async def __rpc_stream_log(
-        self, stream: "grpclib.server.Stream[StreamLogRequest, StreamLogResponse]"
-    ) -> None:
+    async def __rpc_stream_log(self, stream: "grpclib.server.Stream[StreamLogRequest, StreamLogResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         await self._call_rpc_handler_server_stream(
@@ -1272,17 +1177,13 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
             request,
         )
 
-    async def __rpc_list(
-        self, stream: "grpclib.server.Stream[ListRequest, ListResponse]"
-    ) -> None:
+    async def __rpc_list(self, stream: "grpclib.server.Stream[ListRequest, ListResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.list(request)
         await stream.send_message(response)
 
-    async def __rpc_who_am_i(
-        self, stream: "grpclib.server.Stream[WhoAmIRequest, WhoAmIResponse]"
-    ) -> None:
+    async def __rpc_who_am_i(self, stream: "grpclib.server.Stream[WhoAmIRequest, WhoAmIResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.who_am_i(request)
