@@ -84,6 +84,8 @@ def main_with(arguments: Sequence[str]) -> int:
     except ClientError as error:
         warn(str(error))
         return error.exit_code
+    except BrokenPipeError:
+        return ExitCode.OUTPUT_CLOSED
     except (PkiError, OSError) as error:
         warn(str(error))
         return ExitCode.FAILED

@@ -79,10 +79,11 @@ class Client:
         Raises:
             ClientError: whatever went wrong.
         """
+        channel = self._connect()
         try:
-            return await make(self._connect())
+            return await make(channel)
         except (GRPCError, StreamTerminatedError, OSError) as error:
-            raise self._translate(error) from error
+            raise _translate(error, channel) from error
 
     async def spawn(self, request: SpawnRequest) -> str:
         """Start a job and return its id."""
@@ -142,8 +143,8 @@ class Client:
         failures = 0
         while True:
             request = StreamLogRequest(job_id=job_id, offset_bytes=offset, streams=list(streams), follow=follow)
+            channel = self._connect()
             try:
-                channel = self._connect()
                 async for event in WorkerServiceStub(channel).stream_log(request):
                     failures = 0
                     if event.output is not None:
@@ -154,13 +155,14 @@ class Client:
                     if event.end is not None:
                         return
             except (GRPCError, StreamTerminatedError, OSError) as error:
-                failure = self._translate(error)
+                failure = _translate(error, channel)
                 failures += 1
                 if not isinstance(failure, ConnectionLost | Unreachable | Unavailable) or failures > _GIVE_UP_AFTER:
                     raise failure from error
                 if self._on_retry is not None:
                     self._on_retry(f"{failure}; trying again from byte {offset}")
-                await self.aclose()
+                if self._channel is channel:
+                    await self.aclose()
                 await asyncio.sleep(_pause(failures))
             else:
                 return
@@ -170,26 +172,23 @@ class Client:
             self._channel = WorkerChannel(*self._target.resolve(), self._target.tls())
         return self._channel
 
-    def _translate(self, error: Exception) -> Exception:
-        """Turn what grpclib and the network raise into the client's own errors."""
-        host, port = (self._channel._host, self._channel._port) if self._channel is not None else ("?", 0)
-        endpoint = f"https://{host}:{port}"
-        match error:
-            case GRPCError():
-                return from_grpc(error)
-            case StreamTerminatedError():
-                if self._channel is None:
-                    return ConnectionLost(endpoint, str(error))
-                kind = Refused if self._channel.refused else ConnectionLost
-                return kind(endpoint, self._channel.lost_because)
-            case ssl.SSLCertVerificationError():
-                return Refused(endpoint, f"its certificate does not hold: {error.verify_message}: check --pki-dir")
-            case ssl.SSLError():
-                return Unreachable(endpoint, f"TLS failed: {error.reason or error}")
-            case OSError():
-                return Unreachable(endpoint, f"{error.strerror or error}: is workerd running there?")
-            case _:
-                return error
+
+def _translate(error: Exception, channel: WorkerChannel) -> Exception:
+    """Turn what grpclib and the network raise into the client's own errors."""
+    match error:
+        case GRPCError():
+            return from_grpc(error)
+        case StreamTerminatedError():
+            return (Refused if channel.refused else ConnectionLost)(channel.endpoint, channel.lost_because)
+        case ssl.SSLCertVerificationError():
+            problem = f"its certificate does not hold: {error.verify_message}: check --pki-dir"
+            return Refused(channel.endpoint, problem)
+        case ssl.SSLError():
+            return Unreachable(channel.endpoint, f"TLS failed: {error.reason or error}")
+        case OSError():
+            return Unreachable(channel.endpoint, f"{error.strerror or error}: is workerd running there?")
+        case _:
+            return error
 
 
 async def _list(request: ListRequest, channel: WorkerChannel) -> ListResponse:

@@ -32,6 +32,9 @@ def make_request(
         raise UsageInvalid("give the program either after -- or with --program-path: see --help")
     if command and args:
         raise UsageInvalid("give the arguments either after -- or with --args")
+    for text in (*command, program_path, *(args or ()), *(envs or ()), working_directory, name):
+        if any("\udc80" <= character <= "\udcff" for character in text):  # PEP 383
+            raise UsageInvalid(f"{text!r} is not UTF-8, which the contract needs")
     program, *arguments = command or [program_path, *(args or ())]
     return SpawnRequest(
         program=program,
@@ -39,8 +42,20 @@ def make_request(
         envs=dict(map(_pair, envs or ())),
         working_directory=working_directory,
         name=name,
-        timeout=None if timeout_seconds is None else timedelta(seconds=timeout_seconds),
+        timeout=None if timeout_seconds is None else duration("--timeout-seconds", timeout_seconds),
     )
+
+
+def duration(option: str, seconds: float) -> timedelta:
+    """Make a duration of an option's seconds.
+
+    Raises:
+        UsageInvalid: it is not a number that can be waited for.
+    """
+    try:
+        return timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        raise UsageInvalid(f"{option} {seconds} is no number of seconds that can be waited for") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

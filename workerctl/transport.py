@@ -75,6 +75,7 @@ class WorkerChannel(Channel):
             status_details_codec=StatusDetailsCodec(),
             config=Configuration(http2_connection_window_size=2**24, http2_stream_window_size=2**23),
         )
+        self.endpoint = f"https://{f'[{host}]' if ':' in host else host}:{port}"
         self._last: _Protocol | None = None
 
     def _protocol_factory(self) -> H2Protocol:

@@ -52,7 +52,7 @@ def workerd(
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except OSError as error:
-        print(f"workerd: {error.filename}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(f"workerd: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 

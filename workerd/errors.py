@@ -58,6 +58,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.ProgramNotFound: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_FOUND),
     engine.ProgramNotExecutable: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.WorkingDirectoryUnusable: (Status.FAILED_PRECONDITION, ErrorReason.WORKING_DIRECTORY_UNUSABLE),
+    engine.CannotStart: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
@@ -68,14 +69,19 @@ _FAULT = "the daemon met a fault while serving this call; its log tells more"
 
 def is_expected(error: Exception) -> bool:
     """Tell whether an error is the caller's affair; any other is a fault of the daemon's."""
-    return type(error) in _TABLE
+    return _entry(error) is not None
 
 
 def to_grpc(error: Exception) -> GRPCError:
     """Turn an error into what the caller gets: a status, a sentence, and a reason in the details."""
-    status, reason = _TABLE.get(type(error), (Status.INTERNAL, ErrorReason.INTERNAL))
+    status, reason = _entry(error) or (Status.INTERNAL, ErrorReason.INTERNAL)
     sentence = str(error) if is_expected(error) else _FAULT
     return GRPCError(status, sentence, [ErrorDetail(reason=reason, subject=_subject(error))])
+
+
+def _entry(error: Exception) -> tuple[Status, ErrorReason] | None:
+    """Look an error up, or the nearest of its bases."""
+    return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
 
 
 def _subject(error: Exception) -> str:

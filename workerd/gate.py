@@ -76,6 +76,8 @@ class Gate:
                 if not call.done():  # the client has gone
                     call.cancel()
                     await asyncio.wait([call])
+                    if not call.cancelled():
+                        call.exception()  # nobody is left to be told
             if call.cancelled():
                 raise to_grpc(ShuttingDown())
             call.result()

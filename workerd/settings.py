@@ -1,5 +1,6 @@
 """What can be set, and what it is when it is not."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def make_settings(listen: str, state_dir: Path | None, pki_dir: Path | None, gra
     host, separator, port = listen.rpartition(":")
     if not separator or not port.isdecimal() or int(port) > 65535:
         raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
-    if grace_seconds < 0:
-        raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is negative: give 0 or more")
+    if not (math.isfinite(grace_seconds) and grace_seconds >= 0):
+        raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is no time to wait: give 0 or more")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     return Settings(host.strip("[]") or "0.0.0.0", int(port), state_directory, pki_directory, grace_seconds)  # noqa: S104

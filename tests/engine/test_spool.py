@@ -4,12 +4,15 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Stream
 from workerd.engine.reader import CHUNK_BYTES, LogReader, Output
+from workerd.engine.record import RECORD_SIZE
 from workerd.engine.spool import SpoolWriter
 
 WRITES = st.tuples(st.just("write"), st.sampled_from(Stream), st.binary(min_size=1, max_size=300))
@@ -82,3 +85,18 @@ def test_a_record_that_is_being_written_is_read_later(tmp_path: Path) -> None:
         assert [event.data for event in reader.read() if isinstance(event, Output)] == [b"first"]
         folder.index.write_bytes(complete)
         assert [event.data for event in reader.read() if isinstance(event, Output)] == [b"second"]
+
+
+def test_a_damaged_record_in_the_middle_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    writer = SpoolWriter(folder)
+    for data in (b"first", b"second", b"third"):
+        writer.append(Stream.STDOUT, memoryview(data))
+    writer.end()
+    index = bytearray(folder.index.read_bytes())
+    index[2 * RECORD_SIZE + 9] ^= 1
+    folder.index.write_bytes(index)
+    with LogReader(folder) as reader:
+        assert [event.data for event in reader.read() if isinstance(event, Output)] == [b"first"]
+        with pytest.raises(SpoolCorrupt):
+            list(reader.read())

@@ -1,7 +1,9 @@
 """Ending jobs: all of them, by order, by time, or by their own end."""
 
+import contextlib
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -88,9 +90,12 @@ async def test_what_the_program_left_behind_is_killed_when_it_ends(engine: Engin
 
 
 async def test_a_descendant_in_the_middle_of_forking_does_not_escape(engine: Engine) -> None:
-    log = await run(engine, shell("(while :; do setsid sleep 1000 & done) & sleep 0.2; echo over"))
-    assert log.end is not None
-    assert log.end.cause == Exited(0)
+    job_id = await engine.spawn(shell("(while :; do setsid sleep 1000 & done) & sleep 0.2; echo over"))
+    assert (await end_of(engine, job_id)).cause == Exited(0)
+    mark = f"WORKERD_JOB_ID={job_id}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):
+            assert mark not in path.read_bytes(), f"{path} escaped"
 
 
 async def test_a_pipe_held_by_a_stranger_does_not_delay_the_end(engine: Engine) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import end_jobs
-from tests.engine.logs import ME, has_ended, parent_of, program, read_log, shell, wait_for_output
+from tests.engine.logs import ME, has_ended, program, read_log, shell, wait_for_output
 from workerd.engine.engine import Engine
 from workerd.engine.errors import StateDirectoryInUse
 from workerd.engine.job import Exited, Lost, Stopped
+from workerd.engine.tree import parent_of
 
 
 async def test_a_job_outlives_the_engine_and_another_one_takes_it_up(tmp_path: Path) -> None:
@@ -41,7 +42,9 @@ async def test_a_job_whose_supervisor_is_killed_dies_and_is_lost(engine: Engine)
     job_id = await engine.spawn(program("daemonize", "stubborn"))
     away = int((await wait_for_output(engine, job_id, b"\n")).split()[1])
     pid = engine.status(job_id).status.pid
-    os.kill(parent_of(pid), signal.SIGKILL)
+    supervisor = parent_of(pid)
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
     log = await read_log(engine, job_id)
     assert log.end is not None
     assert isinstance(log.end.cause, Lost)
@@ -57,7 +60,9 @@ async def test_a_supervisor_killed_while_no_engine_runs_is_noticed_by_the_next(t
         job_id = await engine.spawn(shell("echo ready; exec sleep 1000"))
         await wait_for_output(engine, job_id, b"ready")
         pid = engine.status(job_id).status.pid
-    os.kill(parent_of(pid), signal.SIGKILL)
+    supervisor = parent_of(pid)
+    assert supervisor
+    os.kill(supervisor, signal.SIGKILL)
     async with Engine(tmp_path) as engine:
         end = (await read_log(engine, job_id)).end
     assert end is not None
@@ -67,7 +72,10 @@ async def test_a_supervisor_killed_while_no_engine_runs_is_noticed_by_the_next(t
 async def test_a_killed_zygote_is_replaced_and_its_supervisors_live_on(engine: Engine) -> None:
     first = await engine.spawn(shell("echo ready; exec sleep 1000"))
     await wait_for_output(engine, first, b"ready")
-    zygote = parent_of(parent_of(engine.status(first).status.pid))
+    supervisor = parent_of(engine.status(first).status.pid)
+    assert supervisor
+    zygote = parent_of(supervisor)
+    assert zygote
     os.kill(zygote, signal.SIGKILL)
     second = await engine.spawn(shell("echo second"))
     assert (await read_log(engine, second)).stdout == b"second\n"

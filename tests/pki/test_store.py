@@ -320,8 +320,9 @@ def test_certificate_beside_another_s_key_is_named(folder: PkiFolder, act: str, 
     assert str(path) in str(raised.value)
 
 
-def test_authority_without_a_trust_domain_is_named(folder: PkiFolder) -> None:
-    folder.client_ca.write_bytes(folder.client_certificate("alice").read_bytes())  # its URI is no trust domain
+@pytest.mark.parametrize("file", ["server.crt", "clients/alice.crt"], ids=["no URI", "a user's URI"])
+def test_authority_without_a_trust_domain_is_named(folder: PkiFolder, file: str) -> None:
+    folder.client_ca.write_bytes((folder.path / file).read_bytes())
     with pytest.raises(PkiError, match="trust domain") as raised:
         folder.trust_domain()
     assert str(folder.client_ca) in str(raised.value)

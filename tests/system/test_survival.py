@@ -9,8 +9,8 @@ import pytest
 from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
+from tests.engine.logs import has_ended
 from workerctl.errors import Unavailable
-from workerd.engine import tree
 
 
 def spawn(daemon: Daemon, script: str) -> str:
@@ -57,7 +57,7 @@ async def test_sigterm_ends_streams_with_unavailable_and_leaves_jobs_running(dae
             await client.call(lambda channel: _wait_for_the_end(channel, job_id))
         assert caught.value.reason is ErrorReason.SHUTTING_DOWN
         assert daemon.process.wait(30) == 0  # type: ignore[union-attr]
-        assert tree.start_ticks(pid) is not None
+        assert not has_ended(pid)
         await events.aclose()
     daemon.start()
     async with daemon.client() as client:

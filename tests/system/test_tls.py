@@ -1,6 +1,8 @@
 """Who may talk to whom: real sockets, with Python's own TLS on one end and ours on the other."""
 
+import asyncio
 import contextlib
+import os
 import shutil
 import socket
 import ssl
@@ -20,11 +22,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
-from worker_api.worker.v1 import ErrorDetail, ErrorReason, WhoAmIRequest, WorkerServiceStub
+from worker_api.worker.v1 import ErrorDetail, ErrorReason, SpawnRequest, WhoAmIRequest, WorkerServiceStub
 
 from pki.authority import Credential, issue_client, issue_server, make_authority
 from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder, key_path
 from tests.daemon import USER, Daemon
+from workerctl.client import Client
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
@@ -284,6 +287,69 @@ def test_refused_client_does_not_ask_again_for_a_log(
     folder = client_folder(shared_daemon, tmp_path, expired(authority))
     result = workerctl(shared_daemon.endpoint, folder, "stream-log", "--past-events", "--uuid", USER_ID)
     assert "certificate" in one_line(result)
+
+
+class Cutter:
+    """A wire to a daemon that is cut: the first connection on demand, the second as the client ends its handshake.
+
+    To the client the second looks like a refused certificate: its handshake is done, and nothing came after it.
+    """
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._port = int(daemon.endpoint.rpartition(":")[2])
+        self._first: asyncio.StreamWriter | None = None
+        self.connections = 0
+
+    def cut(self) -> None:
+        """Cut the first connection."""
+        assert self._first is not None
+        self._first.transport.abort()
+
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection."""
+        self.connections += 1
+        number = self.connections
+        if number == 1:
+            self._first = writer
+        theirs, ours = await asyncio.open_connection("127.0.0.1", self._port)
+        if number == 2:
+            ours.write(await reader.read(65536))
+            writer.write(await theirs.read(65536))
+            await reader.read(65536)
+        else:
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pass_on(reader, ours))
+                    tasks.create_task(self._pass_on(theirs, writer))
+        for end in (writer, ours):
+            end.transport.abort()
+
+    async def _pass_on(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+
+async def test_follower_that_was_served_once_takes_no_cut_for_a_refusal(shared_daemon: Daemon, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    cutter = Cutter(shared_daemon)
+    said: list[bytes] = []
+    async with await asyncio.start_server(cutter.connect, "127.0.0.1", 0) as server:
+        endpoint = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        async with shared_daemon.client() as direct, Client(Target(endpoint, USER, shared_daemon.pki.path)) as client:
+            job_id = await direct.spawn(
+                SpawnRequest(program="sh", args=["-c", f"echo before; read line <{gate}; echo after"])
+            )
+            async with contextlib.aclosing(client.stream_log(job_id)) as events:
+                async for event in events:
+                    if event.output is None:
+                        continue
+                    said.append(event.output.data)
+                    if event.output.data == b"before\n":
+                        cutter.cut()
+                        await asyncio.to_thread(gate.write_text, "go\n")
+    assert (said, cutter.connections) == ([b"before\n", b"after\n"], 3)
 
 
 def test_client_takes_a_server_of_its_authority(shared_daemon: Daemon, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from workerctl.parameters import (
 )
 from workerctl.spawning import make_request
 
+_DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
+
 
 async def run(
     *command: CommandLine,
@@ -72,7 +74,8 @@ async def _copy_output(client: Client, job_id: str) -> JobEnd:
     async for event in client.stream_log(job_id):
         if event.output is not None:
             check.output(event.output)
-            write_all(event.output.stream, event.output.data)
+            # In a thread: a terminal that takes nothing must not keep Ctrl-C from being heard.
+            await asyncio.to_thread(write_all, _DESCRIPTORS[event.output.stream], event.output.data)
         elif event.gap is not None:
             warn(check.gap(event.gap))
         elif event.end is not None:

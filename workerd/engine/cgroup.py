@@ -66,7 +66,8 @@ def _own_directory() -> Path | None:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         if line.startswith("0::"):
             own = mount / line[3:].lstrip("/")
-            return own if os.access(own, os.W_OK) else None
+            # To move there a process needs to write to the common ancestor's list too (cgroups(7), Delegation).
+            return own if os.access(own / "cgroup.procs", os.W_OK) else None
     return None
 
 

@@ -19,7 +19,14 @@ from typing import Self
 import structlog
 
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import EngineError, JobNotFound, ResourcesExhausted, StateDirectoryInUse
+from workerd.engine.errors import (
+    CannotStart,
+    EngineError,
+    JobNotFound,
+    ResourcesExhausted,
+    SpoolCorrupt,
+    StateDirectoryInUse,
+)
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import (
     Job,
@@ -72,7 +79,7 @@ class Engine:
         self._jobs = state_directory / "jobs"
         self._launcher = Launcher()
         self._spawning: dict[str, asyncio.Task[None]] = {}
-        self._guards: set[asyncio.Task[None]] = set()
+        self._guards: dict[str, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,7 +126,7 @@ class Engine:
         if task is None:
             # A task of the engine's own: a caller who goes away does not leave a job half made.
             task = self._spawning[job_id] = asyncio.create_task(self._spawn(request.specify(job_id, time.time_ns())))
-            task.add_done_callback(lambda _: self._spawning.pop(job_id))
+            task.add_done_callback(lambda done: self._spawned(job_id, done))
         await asyncio.shield(task)
         return job_id
 
@@ -232,6 +239,9 @@ class Engine:
                 job = self.status(job_id)
             except JobNotFound:  # being made, or being removed
                 continue
+            except SpoolCorrupt as error:
+                log.error("a job is left out of a list", job=job_id, error=str(error))
+                continue
             if states and job.status.state not in states:
                 continue
             if len(jobs) == size:
@@ -242,6 +252,11 @@ class Engine:
     def _folder(self, job_id: str) -> JobFolder:
         return JobFolder(self._jobs / job_id)
 
+    def _spawned(self, job_id: str, task: asyncio.Task[None]) -> None:
+        del self._spawning[job_id]
+        if (error := task.exception()) is not None and not isinstance(error, CannotStart):
+            log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
+
     async def _spawn(self, spec: JobSpec) -> None:
         folder = self._folder(spec.id)
         try:
@@ -249,7 +264,7 @@ class Engine:
             if not await self._claim(folder, spec):
                 return
         except OSError as error:
-            raise ResourcesExhausted(spec.program, f"{error.filename}: {error.strerror}") from error
+            raise ResourcesExhausted(spec.program, f"{error.filename or 'the system'}: {error.strerror}") from error
         self._guard(folder)
 
     async def _claim(self, folder: JobFolder, spec: JobSpec) -> bool:
@@ -257,10 +272,12 @@ class Engine:
         lock = None
         while lock is None:  # whoever holds it is starting the job, or has started it
             with self._watcher.watch(folder.path) as changed:
-                status = folder.read_status()
-                if status is not None and status.state is not JobState.STARTING:
-                    return False
                 lock = folder.try_lock()
+                status = folder.read_status()
+                if status is not None and (lock is not None or status.state is not JobState.STARTING):
+                    if lock is not None:
+                        os.close(lock)
+                    return False
                 if lock is None:
                     await changed.wait()
         try:
@@ -281,9 +298,11 @@ class Engine:
 
     def _guard(self, folder: JobFolder) -> None:
         """See to it that a job whose supervisor vanishes is ended."""
-        task = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {folder.path.name}")
-        self._guards.add(task)
-        task.add_done_callback(self._guards.discard)
+        name = folder.path.name
+        if name not in self._guards:
+            task = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {name}")
+            self._guards[name] = task
+            task.add_done_callback(lambda _: self._guards.pop(name))
 
     async def _see_to_its_end(self, folder: JobFolder) -> None:
         try:
@@ -299,29 +318,29 @@ class Engine:
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it."""
         ended = self._catalog.ended()
-        for entry in os.scandir(self._jobs):
-            if entry.name in ended:
-                continue
-            folder = JobFolder(Path(entry.path))
-            try:
-                self._take_up(folder)
-            except (OSError, EngineError) as error:
-                log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
-            await asyncio.sleep(0)
+        with os.scandir(self._jobs) as entries:
+            for entry in entries:
+                if entry.name in ended or entry.name in self._spawning:
+                    continue
+                try:
+                    self._take_up(JobFolder(Path(entry.path)))
+                except (OSError, EngineError) as error:
+                    log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
+                await asyncio.sleep(0)
 
     def _take_up(self, folder: JobFolder) -> None:
         status = folder.read_status()
         if status is not None:
             self._catalog.add(folder.read_spec())
             self._guard(folder)
-        elif folder.path.name not in self._spawning and (lock := folder.try_lock()) is not None:
+        elif (lock := folder.try_lock()) is not None:
             self._forget(folder)
             os.close(lock)
 
     async def _finish(self, *tasks: asyncio.Task[None]) -> None:
         if self._spawning:
             await asyncio.wait(self._spawning.values())
-        for task in (*tasks, *self._guards):
+        for task in (*tasks, *self._guards.values()):
             task.cancel()
 
 

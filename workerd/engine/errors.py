@@ -12,7 +12,8 @@ EngineError
 │   └── ResourcesExhausted
 ├── LauncherFailed
 ├── StateDirectoryInUse
-└── SpoolCorrupt
+├── SpoolCorrupt
+└── CatalogFailed
 """
 
 from pathlib import Path
@@ -122,3 +123,10 @@ class SpoolCorrupt(EngineError):
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
         super().__init__(f"{path} is damaged: {problem}")
+
+
+class CatalogFailed(EngineError):
+    """The catalogue of jobs cannot be read or written."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"the catalogue {path} failed: {problem}")

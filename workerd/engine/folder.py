@@ -153,6 +153,13 @@ class JobFolder:
             os.close(descriptor)
         return True
 
+    def read_fault(self) -> str:
+        """Read what went wrong inside the supervisor; empty when nothing did."""
+        try:
+            return self.fault.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
     def report_fault(self, text: str) -> None:
         """Keep a note of something that went wrong inside the supervisor, for people."""
         with contextlib.suppress(OSError), open(self.fault, "a", encoding="utf-8", opener=_private) as file:

@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Self
 
-import msgspec
-
 from workerd.engine.errors import LauncherFailed
 from workerd.engine.folder import JobFolder
 from workerd.engine.reply import STARTED, decode_failure
@@ -52,8 +50,8 @@ class Launcher:
             return
         try:
             failure = decode_failure(answer)
-        except (msgspec.MsgspecError, KeyError):
-            raise LauncherFailed(f"it said {answer!r}; {folder / 'fault'} may tell more") from None
+        except ValueError:
+            raise LauncherFailed(JobFolder(folder).read_fault() or f"it answered {answer!r}") from None
         raise failure
 
     async def _ask(self, folder: Path, lock: int) -> bytes:

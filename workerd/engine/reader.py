@@ -124,8 +124,13 @@ class LogReader:
 
     def _records(self) -> Iterator[Record]:
         data = os.pread(self._index, _BATCH_RECORDS * RECORD_SIZE, self._next * RECORD_SIZE)
-        # A record that does not check is one that is being written: the next event of the file tells.
-        return unpack_many(data)
+        count = 0
+        for record in unpack_many(data):
+            count += 1
+            yield record
+        # The last record may be one that is being written: the next event of the file tells. An earlier one is damaged.
+        if count == 0 and len(data) >= 2 * RECORD_SIZE:
+            raise SpoolCorrupt(self._path, f"record {self._next} does not check")
 
     def _emit(self, run: list[Record]) -> Iterator[Output | Gap]:
         """Turn neighbouring records of one stream into events, and step over them as these are taken."""

@@ -37,4 +37,6 @@ def decode_failure(data: bytes) -> CannotStart:
         ValueError: it did not make this.
     """
     failure = msgspec.json.decode(data, type=_Failure)
+    if failure.kind not in _KINDS:
+        raise ValueError(f"{failure.kind} is no failure to start")
     return _KINDS[failure.kind](failure.subject, failure.problem)

@@ -1,5 +1,6 @@
 """What a caller asks for when it spawns a job, and what it may not ask for."""
 
+import math
 import os
 import pwd
 
@@ -36,8 +37,10 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("program", f"{self.program!r} must be an absolute path, or a name without slashes")
         if self.working_directory and not self.working_directory.startswith("/"):
             raise InvalidArgument("working_directory", f"{self.working_directory!r} is not an absolute path")
-        if self.timeout_seconds is not None and self.timeout_seconds <= 0:
-            raise InvalidArgument("timeout", "must be greater than zero")
+        if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
+            raise InvalidArgument("timeout", "must be greater than zero, and end")
+        if not 0 <= self.grace_seconds < math.inf:
+            raise InvalidArgument("grace", "must not be negative, and end")
         for name in self.envs:
             if not name or "=" in name:
                 raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")

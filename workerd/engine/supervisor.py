@@ -55,7 +55,9 @@ from workerd.engine.job import (
 from workerd.engine.reply import STARTED, encode_failure
 from workerd.engine.spool import SpoolWriter
 
-_PIPE_SIZE = 1 << 20
+# Denied at the user's limit, where new pipes, a job's own too, shrink to a page (pipe(7), pipe-user-pages-soft): hence
+# no more than this.
+_PIPE_SIZE = 1 << 18
 _READ_SIZE = 1 << 20
 _LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
 
@@ -101,12 +103,11 @@ def supervise(folder: JobFolder, lock: int, reply: int) -> None:
     except CannotStart as error:
         os.write(reply, encode_failure(error))
         return
-    except (
-        OSError
-    ) as error:  # no disk, no descriptors: before anything was executed, or what was dies with this process
+    except OSError as error:  # no disk, no descriptors: before anything was executed
         problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
         os.write(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
         raise
+    supervisor.say_running()
     os.write(reply, STARTED)
     os.close(reply)
     supervisor.run()
@@ -164,6 +165,9 @@ class Supervisor:
         os.close(stderr)
         if self.spec.timeout_seconds is not None:
             self._deadline = (time.monotonic() + self.spec.timeout_seconds, Event.TIMEOUT)
+
+    def say_running(self) -> None:
+        """Write down that the program runs."""
         self._replace_status(state=JobState.RUNNING, pid=self._pid, started_ns=time.time_ns())
 
     def run(self) -> None:
@@ -335,7 +339,6 @@ class Supervisor:
 
     def _open_pipe(self, stream: Stream) -> int:
         read_end, write_end = os.pipe()
-        # The user may have used up its share of large pipes (pipe(7)); an ordinary one does too.
         with contextlib.suppress(PermissionError):
             fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         os.set_blocking(read_end, False)

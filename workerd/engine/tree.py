@@ -11,16 +11,50 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[tuple[int, int]]:
     """Walk the processes below one process, parents before children.
 
     The walk is no snapshot: what is forked meanwhile may be missed, so whoever wants all of them walks again until
-    none is left. The process ids are safe to signal for as long as nobody reaps them meanwhile: the caller is the one
-    who reaps the orphans, and a process whose parent lives can only be recycled after that parent waited for it.
+    none is left.
+
+    Yields:
+        Each process's id and its parent's.
     """
-    for child in _children(pid):
-        yield child
-        yield from descendants(child)
+    pending = [(child, pid) for child in _children(pid)]
+    while pending:
+        child, parent = pending.pop()
+        yield child, parent
+        pending += [(below, child) for below in _children(child)]
+
+
+def signal_descendants(pid: int, *signals: signal.Signals) -> None:
+    """Send signals to every process below one process that this process is or stands above.
+
+    A process is signalled through a pidfd, and only if it still has the parent that it was found under, or was adopted
+    by `pid` since: an id that was recycled meanwhile belongs to a process with another parent.
+    """
+    for descendant, parent in list(descendants(pid)):  # all of them, before any dies and its children move
+        try:
+            handle = os.pidfd_open(descendant)
+        except ProcessLookupError:
+            continue
+        try:
+            if parent_of(descendant) in (parent, pid):
+                for number in signals:
+                    # PermissionError: a program with the set-user-ID bit may be out of our reach; its end is awaited.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+
+
+def parent_of(pid: int) -> int | None:
+    """Tell the id of a process's parent (proc_pid_stat(5)); None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(b")")[2].split()[1])
 
 
 def _children(pid: int) -> list[int]:
@@ -31,34 +65,3 @@ def _children(pid: int) -> list[int]:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 children += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_bytes().split())
     return children
-
-
-def start_ticks(pid: int) -> int | None:
-    """Tell when a process started, in clock ticks since boot, which with its id names it for ever (proc_pid_stat(5)).
-
-    Returns:
-        None when there is no such process.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat.rpartition(b")")[2].split()[19])
-
-
-def signal_descendants(pid: int, *signals: signal.Signals) -> None:
-    """Send signals to every process below one process, through a pidfd so that none of them meets a stranger."""
-    for descendant in descendants(pid):
-        born = start_ticks(descendant)
-        try:
-            handle = os.pidfd_open(descendant)
-        except ProcessLookupError:
-            continue
-        try:
-            if born is not None and start_ticks(descendant) == born:
-                for number in signals:
-                    # PermissionError: a program with the set-user-ID bit may be out of our reach; its end is awaited.
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)

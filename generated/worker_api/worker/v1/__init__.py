@@ -757,7 +757,8 @@ class StopRequest(betterproto2.Message):
         2, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
     )
     """
-    How long after SIGTERM the job's processes get SIGKILL. Absent: 10 s. Zero: SIGKILL at once.
+    How long after SIGTERM the job's processes get SIGKILL. Absent: what the daemon is set to, 10 s unless it is.
+    Zero: SIGKILL at once.
     """
 
 
@@ -869,8 +870,7 @@ class StreamSummary(betterproto2.Message):
 
     xxh3_128: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
     """
-    The XXH3-128 digest of these bytes, seed 0, in canonical (big endian) order: 16 bytes. Empty where a lost job's
-    output could not be digested.
+    The XXH3-128 digest of these bytes, seed 0, in canonical (big endian) order: 16 bytes.
     """
 
 
