@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from pki.errors import TrustDomainMissing
 from pki.identity import user_uri
 
 AUTHORITY_LIFETIME = timedelta(days=3650)
@@ -52,9 +53,18 @@ def make_authority(common_name: str, trust_domain: str) -> Credential:
 
 
 def trust_domain_of(authority: x509.Certificate) -> str:
-    """Read the trust domain off an authority's certificate."""
-    names = authority.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+    """Read the trust domain off an authority's certificate.
+
+    Raises:
+        TrustDomainMissing: it names none, or several.
+    """
+    try:
+        names = authority.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise TrustDomainMissing(authority.subject.rfc4514_string()) from error
+    if not uri.startswith("spiffe://"):
+        raise TrustDomainMissing(authority.subject.rfc4514_string())
     return uri.removeprefix("spiffe://")
 
 

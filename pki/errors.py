@@ -7,6 +7,7 @@ PkiError
 ├── InvalidUserId
 ├── InvalidHost
 ├── InvalidTrustDomain
+├── TrustDomainMissing
 └── IdentityInvalid
 """
 
@@ -61,6 +62,13 @@ class InvalidTrustDomain(PkiError):
 
     def __init__(self, text: str) -> None:
         super().__init__(f"{text!r} cannot be a trust domain: use lower-case letters, digits, '.', '-' and '_'")
+
+
+class TrustDomainMissing(PkiError):
+    """An authority's certificate does not say which trust domain it signs for."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"the authority {subject} names no trust domain: it needs one URI spiffe://NAME as its SAN")
 
 
 class IdentityInvalid(PkiError):

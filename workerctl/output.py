@@ -5,6 +5,7 @@ import dataclasses
 import enum
 import json
 import os
+import select
 import shlex
 import sys
 from collections.abc import Iterable
@@ -84,7 +85,7 @@ def describe_job(job: Job) -> str:
         lines["ended"] = f"{_local(job.end.ended_at)}, {describe_end(job.end)}"
         cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
         lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
-    return "\n".join(f"{label + ':':<11}{text}" for label, text in lines.items() if text)
+    return "\n".join(f"{label + ':':<11}{_one_line(text)}" for label, text in lines.items() if text)
 
 
 def describe_end(end: JobEnd) -> str:
@@ -110,7 +111,7 @@ def describe_jobs(jobs: Iterable[Job]) -> str:
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
         program = " ".join((job.program, *map(shlex.quote, job.args)))
-        rows.append((job.id, _local(job.created_at), state, job.name or "-", program))
+        rows.append((job.id, _local(job.created_at), state, _one_line(job.name) or "-", _one_line(program)))
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
 
@@ -123,13 +124,23 @@ def write_all(descriptor: int, data: bytes) -> None:
     """
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:  # somebody made it non-blocking: wait until it takes more
+            writable = select.poll()
+            writable.register(descriptor, select.POLLOUT)
+            writable.poll()
 
 
 def print_line(line: str) -> None:
     """Print a line at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _one_line(text: str) -> str:
+    """Escape what would break the line or reach the terminal as a command."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _local(time: datetime | None) -> str:

@@ -1,6 +1,9 @@
 """The command `workerd`."""
 
+import contextlib
+import io
 import logging
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -68,9 +71,25 @@ def with_configuration(
     return int(app(tokens))
 
 
+class _Log(io.StringIO):
+    """Standard error, whose loss must not end the daemon: jobs and their logs do not need it."""
+
+    def write(self, text: str, /) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+
 def main() -> None:
     """Run the command."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a standard descriptor that was closed is filled
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(_Log()))
     logging.basicConfig(level=logging.WARNING)
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     app.exit_on_error = app.meta.exit_on_error = False

@@ -64,6 +64,8 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
+_MAX_SENTENCE = 1000
+_MAX_SUBJECT = 200
 _FAULT = "the daemon met a fault while serving this call; its log tells more"
 
 
@@ -76,7 +78,13 @@ def to_grpc(error: Exception) -> GRPCError:
     """Turn an error into what the caller gets: a status, a sentence, and a reason in the details."""
     status, reason = _entry(error) or (Status.INTERNAL, ErrorReason.INTERNAL)
     sentence = str(error) if is_expected(error) else _FAULT
-    return GRPCError(status, sentence, [ErrorDetail(reason=reason, subject=_subject(error))])
+    # Both go into headers, whose compression takes time that grows with the square of their length.
+    detail = ErrorDetail(reason=reason, subject=_cut(_subject(error), _MAX_SUBJECT))
+    return GRPCError(status, _cut(sentence, _MAX_SENTENCE), [detail])
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 def _entry(error: Exception) -> tuple[Status, ErrorReason] | None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tests.daemon import end_jobs
 from tests.engine.logs import ME, has_ended, program, read_log, shell, wait_for_output
 from workerd.engine.engine import Engine
 from workerd.engine.errors import StateDirectoryInUse
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, Lost, Stopped
 from workerd.engine.tree import parent_of
 
@@ -111,3 +114,48 @@ async def test_two_engines_do_not_share_a_state_directory(tmp_path: Path) -> Non
             async with Engine(tmp_path):
                 pass
     end_jobs(tmp_path)
+
+
+async def test_what_is_no_job_is_left_alone(tmp_path: Path) -> None:
+    stray = tmp_path / "jobs" / "my-backup"
+    stray.mkdir(parents=True)
+    (stray / "file").write_text("precious")
+    async with Engine(tmp_path) as engine:
+        await engine.wait_scanned()
+    assert (stray / "file").read_text() == "precious"
+
+
+async def test_one_damaged_folder_does_not_keep_the_engine_from_the_others(tmp_path: Path) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("echo fine"))
+        await read_log(engine, job_id)
+    damaged = tmp_path / "jobs" / "00000000-0000-4000-8000-000000000000"
+    damaged.mkdir()
+    (damaged / "status").write_bytes(b'{"state":"running","cgroup":"\xff"}')
+    (damaged / "spec").write_text("{}")
+    async with Engine(tmp_path) as engine:
+        await engine.wait_scanned()
+        assert (await read_log(engine, job_id)).stdout == b"fine\n"
+
+
+async def test_a_job_whose_engine_vanished_before_the_answer_runs_on(tmp_path: Path) -> None:
+    """The supervisor's answer meets a closed pipe: what it started must not die of that."""
+    folder = JobFolder(tmp_path)
+    spec = shell("echo alone; exit 6", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1)
+    folder.write_spec(spec)
+    lock = folder.try_lock()
+    assert lock is not None
+    reply, closed = os.pipe()
+    os.close(reply)
+    code = (
+        "import sys; from pathlib import Path; from workerd.engine.supervisor import main;"
+        f"main(Path({str(tmp_path)!r}), {lock}, {closed})"
+    )
+    subprocess.run([sys.executable, "-c", code], pass_fds=[lock, closed], check=True, timeout=30)
+    os.close(closed)
+    os.close(lock)
+    status = folder.read_status()
+    assert status is not None
+    assert status.end is not None
+    assert status.end.cause == Exited(6)
+    assert folder.output.read_bytes() == b"alone\n"

@@ -42,3 +42,13 @@ async def test_a_repeated_key_gives_the_same_job(shared_daemon: Daemon) -> None:
     async with shared_daemon.client() as client:
         wish = SpawnRequest(program="true", request_key="again")
         assert await client.spawn(wish) == await client.spawn(wish)
+
+
+async def test_a_long_request_is_refused_in_few_words_and_little_time(shared_daemon: Daemon) -> None:
+    async with shared_daemon.client() as client:
+        with pytest.raises(CallFailed) as caught:
+            await client.spawn(SpawnRequest(program="/" + "a" * 120_000))
+        assert len(str(caught.value)) < 2000
+        with pytest.raises(CallFailed) as caught:
+            await client.status("x" * 120_000)
+        assert len(str(caught.value)) < 2000

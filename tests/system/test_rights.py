@@ -49,8 +49,8 @@ async def stop(stub: WorkerServiceStub, job_id: str) -> None:
 
 
 async def stream_log(stub: WorkerServiceStub, job_id: str) -> None:
-    """Call StreamLog, and follow it."""
-    async for _ in stub.stream_log(StreamLogRequest(job_id=job_id, follow=True)):
+    """Call StreamLog."""
+    async for _ in stub.stream_log(StreamLogRequest(job_id=job_id)):
         pass
 
 
@@ -116,7 +116,7 @@ async def test_another_user_s_job_is_told_just_like_one_that_does_not_exist(
         assert (await owner.status(job_id)).end is None
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("stop",), ("stream-log", "--past-events")])
+@pytest.mark.parametrize("arguments", [("status",), ("stop",), ("stream-log", "--past-events", "--no-follow")])
 async def test_workerctl_tells_another_user_s_job_just_like_one_that_does_not_exist(
     shared_daemon: Daemon, other: str, arguments: tuple[str, ...]
 ) -> None:

@@ -1,16 +1,18 @@
 """Jobs and clients while the daemon goes away and comes back."""
 
+import asyncio
 import os
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
-from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
+from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
 from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
 from workerctl.errors import Unavailable
+from workerctl.transport import WorkerChannel
 
 
 def spawn(daemon: Daemon, script: str) -> str:
@@ -45,33 +47,27 @@ def test_the_restarted_daemon_stops_a_job_of_the_one_before(daemon: Daemon) -> N
 
 
 async def test_sigterm_ends_streams_with_unavailable_and_leaves_jobs_running(daemon: Daemon) -> None:
+    streaming = asyncio.Event()
+
+    async def follow(channel: WorkerChannel) -> None:
+        request = StreamLogRequest(job_id=job_id, follow=True)
+        async for _ in WorkerServiceStub(channel).stream_log(request):
+            streaming.set()
+
     async with daemon.client() as client:
         job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"]))
         pid = (await client.status(job_id)).pid
-        failures: list[str] = []
-        client._on_retry = failures.append
-        events = client.stream_log(job_id)
-        assert (await anext(events)).output is not None
-        daemon.process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
+        follower = asyncio.create_task(client.call(follow))
+        await streaming.wait()
+        assert await asyncio.to_thread(daemon.stop) == 0
         with pytest.raises(Unavailable) as caught:
-            await client.call(lambda channel: _wait_for_the_end(channel, job_id))
+            await follower
         assert caught.value.reason is ErrorReason.SHUTTING_DOWN
-        assert daemon.process.wait(30) == 0  # type: ignore[union-attr]
-        assert not has_ended(pid)
-        await events.aclose()
+    assert not has_ended(pid)
     daemon.start()
     async with daemon.client() as client:
         job = await client.status(job_id)
         assert (job.state, job.pid) == (JobState.RUNNING, pid)
-
-
-async def _wait_for_the_end(channel: object, job_id: str) -> None:
-    from worker_api.worker.v1 import StreamLogRequest, WorkerServiceStub
-
-    async for _ in WorkerServiceStub(channel).stream_log(  # type: ignore[arg-type]
-        StreamLogRequest(job_id=job_id, offset_bytes=6, follow=True)
-    ):
-        pass
 
 
 def test_a_follower_goes_through_a_restart_without_loss_or_doubling(tmp_path: Path) -> None:

@@ -223,6 +223,12 @@ def test_the_daemon_s_own_certificate_makes_no_client(shared_daemon: Daemon, tmp
     assert "certificate" in one_line(workerctl(shared_daemon.endpoint, folder))
 
 
+def test_the_server_authority_makes_no_users(shared_daemon: Daemon, tmp_path: Path) -> None:
+    credential = issue_client(load(shared_daemon.pki.server_ca), USER, USER_ID)
+    folder = client_folder(shared_daemon, tmp_path, credential)
+    assert not is_served(shared_daemon, plain_context(shared_daemon, folder))
+
+
 def test_workerctl_without_a_certificate_says_which_file_it_misses(shared_daemon: Daemon, tmp_path: Path) -> None:
     folder = PkiFolder(tmp_path)
     shutil.copy(shared_daemon.pki.server_ca, folder.server_ca)

@@ -6,6 +6,7 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import shutil
 import time
@@ -21,7 +22,6 @@ import structlog
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import (
     CannotStart,
-    EngineError,
     JobNotFound,
     ResourcesExhausted,
     SpoolCorrupt,
@@ -45,6 +45,8 @@ from workerd.engine.request import SpawnRequest
 from workerd.engine.watcher import Watcher
 
 log = structlog.get_logger()
+_PAUSES_SECONDS = (1.0, 5.0, 30.0)
+_LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
 _KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
 
 
@@ -305,26 +307,43 @@ class Engine:
             task.add_done_callback(lambda _: self._guards.pop(name))
 
     async def _see_to_its_end(self, folder: JobFolder) -> None:
-        try:
-            with self._watcher.watch(folder.lock) as closed:
-                if folder.is_locked():
-                    await closed.wait()
-            if await asyncio.to_thread(recover, folder):
-                log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
-            self._catalog.mark_ended(folder.path.name)
-        except (OSError, EngineError) as error:
-            log.error("a job's end could not be seen to", job=folder.path.name, error=str(error))
+        for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
+            try:
+                await self._wait_unlocked(folder)
+                if await asyncio.to_thread(recover, folder):
+                    log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+                self._catalog.mark_ended(folder.path.name)
+            except FileNotFoundError:
+                return  # somebody removed the job
+            except Exception as error:  # a full disk, a damaged file: what keeps one job from its end may pass
+                log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    async def _wait_unlocked(self, folder: JobFolder) -> None:
+        """Wait until nobody watches over a job any more."""
+        with self._watcher.watch(folder.lock) as closed:
+            while folder.is_locked():
+                await closed.wait()
+                closed.clear()
+                # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c), and of
+                # nothing after: hence a few short looks.
+                for pause in _LOOKS_SECONDS:
+                    if not folder.is_locked():
+                        return
+                    await asyncio.sleep(pause)
 
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it."""
         ended = self._catalog.ended()
         with os.scandir(self._jobs) as entries:
             for entry in entries:
-                if entry.name in ended or entry.name in self._spawning:
+                if entry.name in ended or entry.name in self._spawning or not _is_job_id(entry.name):
                     continue
                 try:
                     self._take_up(JobFolder(Path(entry.path)))
-                except (OSError, EngineError) as error:
+                except Exception as error:  # one damaged folder must not keep the others from being taken up
                     log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                 await asyncio.sleep(0)
 
@@ -333,6 +352,8 @@ class Engine:
         if status is not None:
             self._catalog.add(folder.read_spec())
             self._guard(folder)
+        elif folder.output.exists() and folder.output.stat().st_size:
+            raise SpoolCorrupt(folder.status, "it is missing, though the job has printed something")
         elif (lock := folder.try_lock()) is not None:
             self._forget(folder)
             os.close(lock)
@@ -342,6 +363,13 @@ class Engine:
             await asyncio.wait(self._spawning.values())
         for task in (*tasks, *self._guards.values()):
             task.cancel()
+
+
+def _is_job_id(name: str) -> bool:
+    try:
+        return parse_job_id(name) == name
+    except JobIdMalformed:
+        return False
 
 
 @contextlib.contextmanager

@@ -80,7 +80,7 @@ class JobFolder:
         data = self.spec.read_bytes()
         try:
             spec = msgspec.json.decode(data, type=JobSpec)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.spec, str(error)) from error
         if spec.format > FORMAT_VERSION:
             raise SpoolCorrupt(self.spec, f"its format {spec.format} is newer than {FORMAT_VERSION}: update workerd")
@@ -105,7 +105,7 @@ class JobFolder:
             return None
         try:
             return msgspec.json.decode(data, type=JobStatus)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.status, str(error)) from error
 
     def try_lock(self) -> int | None:

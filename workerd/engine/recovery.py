@@ -20,8 +20,6 @@ _BATCH_BYTES = 4096 * RECORD_SIZE
 def recover(folder: JobFolder) -> bool:
     """Bring the folder of a job to a true end, once nobody watches over it any more. Blocks the thread until then.
 
-    The kernel tells of a file's close (inotify(7)) just before it gives up the lock on it: hence the wait.
-
     Returns:
         Whether the job was lost: its supervisor had vanished before the end.
 

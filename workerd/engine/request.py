@@ -10,6 +10,7 @@ from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, JobSpec, User
 
 MAX_LABEL_BYTES = 256
+MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL, limits.h
 
 
 class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +32,9 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             InvalidArgument: naming the first field that is impossible.
         """
+        for field in ("program", "working_directory"):
+            if len(getattr(self, field).encode()) > MAX_PATH_BYTES:
+                raise InvalidArgument(field, f"is longer than {MAX_PATH_BYTES} bytes")
         if not self.program:
             raise InvalidArgument("program", "is empty: give an absolute path, or a name to look up in PATH")
         if "/" in self.program and not self.program.startswith("/"):

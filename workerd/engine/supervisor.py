@@ -101,14 +101,16 @@ def supervise(folder: JobFolder, lock: int, reply: int) -> None:
     try:
         supervisor.start()
     except CannotStart as error:
-        os.write(reply, encode_failure(error))
+        folder.status.unlink(missing_ok=True)  # nothing was executed: without a status the folder says so
+        _answer(reply, encode_failure(error))
         return
     except OSError as error:  # no disk, no descriptors: before anything was executed
+        folder.status.unlink(missing_ok=True)
         problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
-        os.write(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
+        _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
         raise
     supervisor.say_running()
-    os.write(reply, STARTED)
+    _answer(reply, STARTED)
     os.close(reply)
     supervisor.run()
     os.close(lock)
@@ -345,6 +347,12 @@ class Supervisor:
         self._pipes[read_end] = stream
         self._epoll.register(read_end, select.EPOLLIN)
         return write_end
+
+
+def _answer(reply: int, data: bytes) -> None:
+    # The daemon may have been killed meanwhile; whoever repeats the spawn finds the job in its folder.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(reply, data)
 
 
 def _wake(*_: object) -> None:
