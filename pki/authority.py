@@ -62,10 +62,11 @@ def trust_domain_of(authority: x509.Certificate) -> str:
         names = authority.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (uri,) = names.get_values_for_type(x509.UniformResourceIdentifier)
     except (x509.ExtensionNotFound, ValueError) as error:
-        raise TrustDomainMissing(authority.subject.rfc4514_string()) from error
-    if not uri.startswith("spiffe://"):
-        raise TrustDomainMissing(authority.subject.rfc4514_string())
-    return uri.removeprefix("spiffe://")
+        raise TrustDomainMissing from error
+    scheme, _, name = uri.partition("://")
+    if scheme != "spiffe" or not name or "/" in name:
+        raise TrustDomainMissing
+    return name
 
 
 def issue_server(authority: Credential, hosts: Iterable[str], lifetime: timedelta = CERTIFICATE_LIFETIME) -> Credential:

@@ -67,8 +67,9 @@ class InvalidTrustDomain(PkiError):
 class TrustDomainMissing(PkiError):
     """An authority's certificate does not say which trust domain it signs for."""
 
-    def __init__(self, subject: str) -> None:
-        super().__init__(f"the authority {subject} names no trust domain: it needs one URI spiffe://NAME as its SAN")
+    def __init__(self, path: Path | None = None) -> None:
+        name = "the authority" if path is None else f"the authority {path}"
+        super().__init__(f"{name} names no trust domain: it needs one URI spiffe://NAME as its SAN")
 
 
 class IdentityInvalid(PkiError):

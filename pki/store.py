@@ -16,7 +16,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pki.errors import AlreadyExists, InvalidHost, InvalidName, InvalidTrustDomain, InvalidUserId, Missing
+from pki.errors import (
+    AlreadyExists,
+    InvalidHost,
+    InvalidName,
+    InvalidTrustDomain,
+    InvalidUserId,
+    Missing,
+    TrustDomainMissing,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
@@ -128,7 +136,10 @@ class PkiFolder:
         """
         from pki.authority import trust_domain_of
 
-        return trust_domain_of(_load_certificate(self.client_ca))
+        try:
+            return trust_domain_of(_load_certificate(self.client_ca))
+        except TrustDomainMissing as error:
+            raise TrustDomainMissing(self.client_ca) from error
 
     def _write(self, certificate: Path, credential: "Credential") -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)

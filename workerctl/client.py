@@ -141,12 +141,14 @@ class Client:
             job = await self.status(job_id)
             offset = max(0, job.stdout_bytes + job.stderr_bytes - last_bytes)
         failures = 0
+        served = False
         while True:
             request = StreamLogRequest(job_id=job_id, offset_bytes=offset, streams=list(streams), follow=follow)
             channel = self._connect()
             try:
                 async for event in WorkerServiceStub(channel).stream_log(request):
                     failures = 0
+                    served = True
                     if event.output is not None:
                         offset = event.output.offset_bytes + len(event.output.data)
                     elif event.gap is not None:
@@ -157,7 +159,10 @@ class Client:
             except (GRPCError, StreamTerminatedError, OSError) as error:
                 failure = _translate(error, channel)
                 failures += 1
-                if not isinstance(failure, ConnectionLost | Unreachable | Unavailable) or failures > _GIVE_UP_AFTER:
+                # Who was served by this daemon before is not refused: the connection was cut within its handshake.
+                passing = (ConnectionLost, Unreachable, Unavailable, *((Refused,) if served else ()))
+                served = served or isinstance(failure, ConnectionLost | Unavailable)
+                if not isinstance(failure, passing) or failures > _GIVE_UP_AFTER:
                     raise failure from error
                 if self._on_retry is not None:
                     self._on_retry(f"{failure}; trying again from byte {offset}")

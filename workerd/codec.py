@@ -9,6 +9,8 @@ from grpclib.encoding.proto import ProtoCodec
 from worker_api.google.protobuf import Any as AnyMessage
 from worker_api.google.rpc import Status as StatusMessage
 
+from workerd.wire import check
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -32,47 +34,8 @@ class Codec(ProtoCodec):
         Raises:
             ValueError: the bytes are no message of this type.
         """
-        _check_fields(data)
-        message = super().decode(data, message_type)
-        try:
-            message.SerializeToString()
-        except Exception as error:  # a field holds what its type cannot
-            raise ValueError(str(error)) from error
-        return message
-
-
-def _check_fields(data: bytes) -> None:
-    """Walk the fields of a message (https://protobuf.dev/programming-guides/encoding, "Message Structure")."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
-        match tag & 7:
-            case 0:
-                _, position = _varint(data, position)
-            case 1:
-                position += 8
-            case 2:
-                length, position = _varint(data, position)
-                position += length
-            case 5:
-                position += 4
-            case kind:
-                raise ValueError(f"a field has the wire type {kind}")
-    if position > len(data):
-        raise ValueError("the last field is cut off")
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise ValueError("a number is cut off")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number is longer than ten bytes")
+        check(data, message_type)
+        return super().decode(data, message_type)
 
 
 class StatusDetailsCodec(StatusDetailsCodecBase):

@@ -389,6 +389,31 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(peer: Peer, rpc: str,
     assert failure(raised) == (grpc.StatusCode.INVALID_ARGUMENT, "ARGUMENT_INVALID", "request")
 
 
+@pytest.mark.parametrize(
+    ("rpc", "inner"),
+    [
+        ("Spawn", b"\x1a\x04\x0a\x7fAB"),
+        ("Spawn", b"\x1a\x01\xff"),
+        ("Spawn", b"\x3a\x03\x08\x01\xff"),
+        ("Stop", b"\x12\x01\xff"),
+    ],
+    ids=[
+        "text beyond an entry",
+        "unfinished tag in an entry",
+        "unfinished tag in a timeout",
+        "unfinished tag in a grace",
+    ],
+)
+def test_message_within_a_message_is_decoded_as_strictly(peer: Peer, printed: Printed, rpc: str, inner: bytes) -> None:
+    message = peer.pb.SpawnRequest(program="true") if rpc == "Spawn" else peer.pb.StopRequest(job_id=printed.job_id)
+    request_bytes = message.SerializeToString() + inner
+    with pytest.raises(DecodeError):
+        type(message).FromString(request_bytes)
+    with pytest.raises(grpc.RpcError) as raised:
+        peer.call_raw(rpc, request_bytes)
+    assert failure(raised) == (grpc.StatusCode.INVALID_ARGUMENT, "ARGUMENT_INVALID", "request")
+
+
 @pytest.mark.parametrize("rpc", RPCS)
 @pytest.mark.parametrize("number", range(1, 9))
 def test_field_of_another_wire_type_is_no_fault_of_the_daemon(

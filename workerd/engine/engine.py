@@ -22,6 +22,7 @@ import structlog
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import (
     CannotStart,
+    JobIdMalformed,
     JobNotFound,
     ResourcesExhausted,
     SpoolCorrupt,
@@ -327,8 +328,8 @@ class Engine:
             while folder.is_locked():
                 await closed.wait()
                 closed.clear()
-                # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c), and of
-                # nothing after: hence a few short looks.
+                # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c)
+                # and of nothing after: hence a few short looks.
                 for pause in _LOOKS_SECONDS:
                     if not folder.is_locked():
                         return
