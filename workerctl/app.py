@@ -89,7 +89,7 @@ def main_with(arguments: Sequence[str]) -> int:
     except (PkiError, OSError) as error:
         warn(str(error))
         return ExitCode.FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.INTERRUPTED
 
 

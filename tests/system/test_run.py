@@ -1,7 +1,9 @@
 """The main job over a real socket, with real processes: run a program there, get its output here."""
 
+import os
 import signal
 import subprocess
+from pathlib import Path
 
 from tests.daemon import Daemon
 
@@ -22,3 +24,23 @@ def test_interrupt_stops_the_job_and_exits_130(shared_daemon: Daemon) -> None:
         assert run.stdout.readline() == b"ready\n"
         run.send_signal(signal.SIGINT)
         assert run.wait(timeout=30) == 130
+
+
+def test_an_interrupt_before_the_job_has_started_stops_it_too(daemon: Daemon) -> None:
+    """The zygote is held up meanwhile, so that the daemon cannot answer."""
+    assert daemon.workerctl("run", "--", "true").returncode == 0
+    (zygote,) = map(int, Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())
+    os.kill(zygote, signal.SIGSTOP)
+    try:
+        command = daemon.command("run", "--", "sleep", "1000")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+            while not any(b'"sleep"' in path.read_bytes() for path in (daemon.state / "jobs").glob("*/spec")):
+                pass  # until the daemon has taken the spawn
+            run.send_signal(signal.SIGINT)
+            assert run.stderr is not None
+            assert b"as soon as the daemon has started it" in run.stderr.readline()
+            os.kill(zygote, signal.SIGCONT)
+            assert run.wait(timeout=30) == 130
+    finally:
+        os.kill(zygote, signal.SIGCONT)
+    assert b"running" not in daemon.workerctl("list").stdout

@@ -4,7 +4,8 @@ import asyncio
 import signal
 import uuid
 from datetime import timedelta
-from typing import Annotated
+from types import TracebackType
+from typing import Annotated, Self
 
 from cyclopts import Parameter
 from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
@@ -51,22 +52,21 @@ async def run(
     request = make_request(command, program_path, args, envs, working_directory, name, timeout_seconds)
     request.request_key = str(uuid.uuid4())
     async with context.client() as client:
-        job_id = await client.spawn(request)
         if detach:
-            print_line(job_id)
+            print_line(await client.spawn(request))
             return ExitCode.OK
-        with_interrupts = Interrupts(client, job_id)
-        try:
-            end = await _copy_output(client, job_id)
-        except BrokenPipeError:
-            warn(f"nobody reads the output any more; job {job_id} runs on")
-            return ExitCode.OUTPUT_CLOSED
-        except ClientError:
-            warn(f"go on with: workerctl stream-log --past-events --uuid {job_id}")
-            raise
-        finally:
-            await with_interrupts.close()
-    return ExitCode.INTERRUPTED if with_interrupts.count else exit_code_of(end)
+        async with Interrupts(client) as interrupts:
+            job_id = await client.spawn(request)
+            interrupts.started(job_id)
+            try:
+                end = await _copy_output(client, job_id)
+            except BrokenPipeError:
+                warn(f"nobody reads the output any more; job {job_id} runs on")
+                return ExitCode.OUTPUT_CLOSED
+            except (ClientError, OSError):
+                warn(f"go on with: workerctl stream-log --past-events --uuid {job_id}")
+                raise
+    return ExitCode.INTERRUPTED if interrupts.count else exit_code_of(end)
 
 
 async def _copy_output(client: Client, job_id: str) -> JobEnd:
@@ -104,28 +104,51 @@ def exit_code_of(end: JobEnd) -> int:
 
 
 class Interrupts:
-    """Turns the first Ctrl-C into a stop of the job and every further one into a kill, while the output goes on."""
+    """Turns the first Ctrl-C into a stop of the job and every further one into a kill, while the output goes on.
 
-    def __init__(self, client: Client, job_id: str) -> None:
+    Attributes:
+        count: how often Ctrl-C was pressed.
+    """
+
+    def __init__(self, client: Client) -> None:
         self.count = 0
         self._client = client
-        self._job_id = job_id
+        self._job_id: str | None = None
         self._stops: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._command = asyncio.current_task()
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        await asyncio.gather(*self._stops)
+
+    def started(self, job_id: str) -> None:
+        """Take in which job is meant; a Ctrl-C that came before is not forgotten."""
+        self._job_id = job_id
+        if self.count:
+            self._stop()
 
     def _interrupt(self) -> None:
         self.count += 1
-        grace = None if self.count == 1 else timedelta(0)
-        warn("stopping the job; Ctrl-C again to kill it" if self.count == 1 else "killing the job")
-        self._stops.append(asyncio.create_task(self._stop(grace)))
+        if self._job_id is not None:
+            self._stop()
+        elif self.count == 1:
+            warn("stopping the job as soon as the daemon has started it; Ctrl-C again to leave without knowing")
+        elif self._command is not None:
+            self._command.cancel()
 
-    async def _stop(self, grace: timedelta | None) -> None:
+    def _stop(self) -> None:
+        first = not self._stops
+        warn("stopping the job; Ctrl-C again to kill it" if first else "killing the job")
+        self._stops.append(asyncio.create_task(self._send_stop(None if first else timedelta(0))))
+
+    async def _send_stop(self, grace: timedelta | None) -> None:
         try:
-            await self._client.stop(self._job_id, grace)
+            await self._client.stop(self._job_id or "", grace)
         except ClientError as error:
             warn(f"could not stop the job: {error}")
-
-    async def close(self) -> None:
-        """Give Ctrl-C back its usual meaning, once the stops that are under way are done."""
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-        await asyncio.gather(*self._stops)
