@@ -86,6 +86,9 @@ def main_with(arguments: Sequence[str]) -> int:
         return error.exit_code
     except BrokenPipeError:
         return ExitCode.OUTPUT_CLOSED
+    except UnicodeError as error:  # a job id, a label or a host that cannot be sent as it is
+        warn(f"an argument is not text that can be sent: {error}")
+        return ExitCode.USAGE
     except (PkiError, OSError) as error:
         warn(str(error))
         return ExitCode.FAILED

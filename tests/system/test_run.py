@@ -44,3 +44,15 @@ def test_an_interrupt_before_the_job_has_started_stops_it_too(daemon: Daemon) ->
     finally:
         os.kill(zygote, signal.SIGCONT)
     assert b"running" not in daemon.workerctl("list").stdout
+
+
+def test_arguments_that_are_no_text_are_refused_in_one_line(shared_daemon: Daemon) -> None:
+    bad = os.fsdecode(b"\xff")
+    for arguments in (
+        ("status", "--uuid", bad),
+        ("run", "--", "echo", bad),
+        ("--endpoint", "https://a..b:1", "whoami"),
+    ):
+        result = shared_daemon.workerctl(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.count(b"\n") == 1
