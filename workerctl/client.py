@@ -1,9 +1,10 @@
 """The client as a library: calls to one daemon, and a log that survives cut connections.
 
-async with Client(Target()) as client:
-job_id = await client.spawn(SpawnRequest(program="make", args=["test"]))
-async for event in client.stream_log(job_id):
-...
+Example:
+    async with Client(Target()) as client:
+        job_id = await client.spawn(SpawnRequest(program="make", args=["test"]))
+        async for event in client.stream_log(job_id):
+            ...
 """
 
 import asyncio

@@ -11,9 +11,10 @@ import pytest
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, has_ended, program, read_log, shell, wait_for_output
 from workerd.engine.engine import Engine
-from workerd.engine.errors import StateDirectoryInUse
+from workerd.engine.errors import LauncherFailed, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Exited, Lost, Stopped
+from workerd.engine.job import Exited, JobState, JobStatus, Lost, Stopped
+from workerd.engine.spool import SpoolWriter
 from workerd.engine.tree import parent_of
 
 
@@ -159,3 +160,22 @@ async def test_a_job_whose_engine_vanished_before_the_answer_runs_on(tmp_path: P
     assert status.end is not None
     assert status.end.cause == Exited(6)
     assert folder.output.read_bytes() == b"alone\n"
+
+
+async def test_a_job_whose_supervisor_died_before_it_answered_is_kept_as_lost(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may have been executed is not forgotten: its key finds the job, and starts nothing."""
+
+    async def die(folder: Path, lock: int) -> None:
+        del lock
+        SpoolWriter(JobFolder(folder)).close()
+        JobFolder(folder).write_status(JobStatus(state=JobState.STARTING))
+        raise LauncherFailed("killed")
+
+    monkeypatch.setattr(engine._launcher, "launch", die)
+    with pytest.raises(LauncherFailed):
+        await engine.spawn(shell("true", request_key="k"))
+    log = await read_log(engine, await engine.spawn(shell("true", request_key="k")))
+    assert log.end is not None
+    assert isinstance(log.end.cause, Lost)

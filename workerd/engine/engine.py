@@ -288,7 +288,10 @@ class Engine:
             self._catalog.add(spec)
             await self._launcher.launch(folder.path, lock)
         except BaseException:
-            self._forget(folder)
+            if folder.read_status() is None:
+                self._forget(folder)
+            else:  # the program may have been executed: the job is ended as lost, and its key finds it
+                self._guard(folder)
             raise
         finally:
             os.close(lock)

@@ -20,12 +20,12 @@ _BATCH_BYTES = 4096 * RECORD_SIZE
 def recover(folder: JobFolder) -> bool:
     """Bring the folder of a job to a true end, once nobody watches over it any more. Blocks the thread until then.
 
-    Returns:
-        Whether the job was lost: its supervisor had vanished before the end.
-
     A folder whose supervisor has come to the end is left as it is. Otherwise the index is cut at the first record that
     does not check, and the output at the last record that does; what is left of the job is killed; and a job that had
     not been seen to end is ended as lost.
+
+    Returns:
+        Whether the job was lost: its supervisor had vanished before the end.
     """
     with folder.wait_lock():
         return _recover(folder)
