@@ -1,49 +1,88 @@
-"""What `spawn` and `run` share: the request that a command line asks for."""
+"""What `spawn` and `run` share: the options that describe a job, and the request that they make."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import Annotated, Any
 
+from cyclopts import Parameter, Token
 from worker_api.worker.v1 import SpawnRequest
 
 from workerctl.errors import UsageInvalid
 
 
-def make_request(
-    command: Sequence[str],
-    program_path: str,
-    args: Sequence[str] | None,
-    envs: Sequence[str] | None,
-    working_directory: str,
-    name: str,
-    timeout_seconds: float | None,
-) -> SpawnRequest:
-    """Make a request of what stands on the command line.
+def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
+    """Take `a,b` and repetitions of the option as one list."""
+    del kind
+    return [part for token in tokens for part in token.value.split(",")]
 
-    Args:
-        command: the program and its arguments, as they stand after `--`.
-        program_path: the program, given as an option instead.
-        args: its arguments, given as an option.
-        envs: each NAME=VALUE.
 
-    Raises:
-        UsageInvalid: there is no program, or there are two, or a variable has no value.
-    """
-    if bool(command) == bool(program_path):
-        raise UsageInvalid("give the program either after -- or with --program-path: see --help")
-    if command and args:
-        raise UsageInvalid("give the arguments either after -- or with --args")
-    for text in (*command, program_path, *(args or ()), *(envs or ()), working_directory, name):
-        if any("\udc80" <= character <= "\udcff" for character in text):  # PEP 383
-            raise UsageInvalid(f"{text!r} is not UTF-8, which the contract needs")
-    program, *arguments = command or [program_path, *(args or ())]
-    return SpawnRequest(
-        program=program,
-        args=arguments,
-        envs=dict(map(_pair, envs or ())),
-        working_directory=working_directory,
-        name=name,
-        timeout=None if timeout_seconds is None else duration("--timeout-seconds", timeout_seconds),
-    )
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What a command line says of a job in options; the program and its arguments may stand after `--` instead."""
+
+    program_path: Annotated[
+        str, Parameter(help="The program: an absolute path, or a name in the job's PATH.", show_default=False)
+    ] = ""
+    args: Annotated[
+        list[str] | None,
+        Parameter(
+            converter=split_at_commas,
+            allow_leading_hyphen=True,
+            negative=(),
+            n_tokens=1,
+            help="Arguments, split at commas; may be repeated. Use -- for arguments with commas.",
+        ),
+    ] = None
+    envs: Annotated[
+        list[str] | None,
+        Parameter(
+            converter=split_at_commas,
+            negative=(),
+            n_tokens=1,
+            help="Environment variables NAME=VALUE, split at commas; may be repeated.",
+        ),
+    ] = None
+    working_directory: Annotated[
+        str,
+        Parameter(
+            help="The absolute path to start in. [default: the home directory of the daemon's user]",
+            show_default=False,
+        ),
+    ] = ""
+    name: Annotated[str, Parameter(help="A label to find the job by.", show_default=False)] = ""
+    timeout_seconds: Annotated[
+        float | None, Parameter(help="Seconds after which the job is stopped. [default: never]")
+    ] = None
+
+    def request(self, command: Sequence[str], request_key: str) -> SpawnRequest:
+        """Make the request.
+
+        Args:
+            command: the program and its arguments, as they stand after `--`.
+            request_key: what makes a repeated spawn find the first job.
+
+        Raises:
+            UsageInvalid: there is no program, or there are two, or a variable has no value.
+        """
+        if bool(command) == bool(self.program_path):
+            raise UsageInvalid("give the program either after -- or with --program-path: see --help")
+        if command and self.args:
+            raise UsageInvalid("give the arguments either after -- or with --args")
+        program, *arguments = command or [self.program_path, *(self.args or ())]
+        for text in (program, *arguments, *(self.envs or ()), self.working_directory, self.name):
+            if any("\udc80" <= character <= "\udcff" for character in text):  # PEP 383
+                raise UsageInvalid(f"{text!r} is not UTF-8, which the contract needs")
+        return SpawnRequest(
+            program=program,
+            args=arguments,
+            envs=dict(map(_pair, self.envs or ())),
+            working_directory=self.working_directory,
+            name=self.name,
+            timeout=None if self.timeout_seconds is None else duration("--timeout-seconds", self.timeout_seconds),
+            request_key=request_key,
+        )
 
 
 def duration(option: str, seconds: float) -> timedelta:

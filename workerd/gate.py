@@ -90,9 +90,10 @@ class Gate:
                 raise ShuttingDown
             identity = self._identify(stream)
             request = await _receive(stream)
-            job = self._resolve(request, identity, route.handler.right)
+            job = self._find_job(request)
             if not allows(identity, route.handler.right, job):
-                raise NotPermitted(route.handler.right)
+                # Another user's job does not exist.
+                raise NotPermitted(route.handler.right) if job is None else JobNotFound(job.id)
             call = Call(self._engine, identity, self._rights, job, self._grace_seconds)
             if route.method.cardinality.server_streaming:
                 async with contextlib.aclosing(route.handler.function(call, request)) as responses:
@@ -113,15 +114,9 @@ class Gate:
             raise IdentityInvalid("the connection has no client certificate")
         return read_identity(certificate, self._trust_domain)
 
-    def _resolve(self, request: Any, identity: Identity, right: str) -> Job | None:
-        """Find the job that a request names. Another user's does not exist."""
+    def _find_job(self, request: Any) -> Job | None:
         job_id = getattr(request, "job_id", None)
-        if job_id is None:
-            return None
-        job = self._engine.status(job_id)
-        if not allows(identity, right, job):
-            raise JobNotFound(job_id)
-        return job
+        return None if job_id is None else self._engine.status(job_id)
 
 
 async def _receive(stream: Stream[Any, Any]) -> Any:

@@ -1,4 +1,7 @@
-"""Who may talk to whom: real sockets, with Python's own TLS on one end and ours on the other."""
+"""Who may talk to whom: real sockets, with Python's own TLS on one end and ours on the other.
+
+One file, though a long one: both directions are tried with the same certificates, which are made in its first half.
+"""
 
 import asyncio
 import contextlib

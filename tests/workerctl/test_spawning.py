@@ -1,25 +1,36 @@
 """From the command line to the request."""
 
+from typing import Any
+
 import pytest
 
 from workerctl.errors import UsageInvalid
-from workerctl.spawning import make_request
+from workerctl.spawning import JobOptions
 
 
 def test_options_and_what_stands_after_the_dashes_mean_the_same() -> None:
-    options = make_request((), "/bin/echo", ["hi", "man"], ["A=1", "B=x=y"], "/sys", "label", 1.5)
-    dashes = make_request(("/bin/echo", "hi", "man"), "", None, ["A=1", "B=x=y"], "/sys", "label", 1.5)
+    shared: dict[str, Any] = {
+        "envs": ["A=1", "B=x=y"],
+        "working_directory": "/sys",
+        "name": "label",
+        "timeout_seconds": 1.5,
+    }
+    options = JobOptions(program_path="/bin/echo", args=["hi", "man"], **shared).request((), "key")
+    dashes = JobOptions(**shared).request(("/bin/echo", "hi", "man"), "key")
     assert options == dashes
     assert dashes.envs == {"A": "1", "B": "x=y"}
 
 
 @pytest.mark.parametrize(
-    ("command", "path", "args", "envs"),
-    [((), "", None, None), (("a",), "b", None, None), (("a",), "", ["b"], None), (("a",), "", None, ["A"])],
+    ("command", "options"),
+    [
+        ((), JobOptions()),
+        (("a",), JobOptions(program_path="b")),
+        (("a",), JobOptions(args=["b"])),
+        (("a",), JobOptions(envs=["A"])),
+    ],
     ids=["no program", "two programs", "arguments twice", "no value"],
 )
-def test_what_cannot_be_is_refused(
-    command: tuple[str, ...], path: str, args: list[str] | None, envs: list[str] | None
-) -> None:
+def test_what_cannot_be_is_refused(command: tuple[str, ...], options: JobOptions) -> None:
     with pytest.raises(UsageInvalid):
-        make_request(command, path, args, envs, "", "", None)
+        options.request(command, "")

@@ -16,29 +16,15 @@ from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
 from workerctl.output import describe_end, print_line, write_all
-from workerctl.parameters import (
-    Arguments,
-    CommandLine,
-    Environment,
-    Injected,
-    Label,
-    ProgramPath,
-    Timeout,
-    WorkingDirectory,
-)
-from workerctl.spawning import make_request
+from workerctl.parameters import CommandLine, Injected
+from workerctl.spawning import JobOptions
 
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
 
 
 async def run(
     *command: CommandLine,
-    program_path: ProgramPath = "",
-    args: Arguments = None,
-    envs: Environment = None,
-    working_directory: WorkingDirectory = "",
-    name: Label = "",
-    timeout_seconds: Timeout = None,
+    options: JobOptions = JobOptions(),
     detach: Annotated[bool, Parameter(negative=(), show_default=False, help="Print the job's id and leave.")] = False,
     context: Injected,
 ) -> int:
@@ -49,8 +35,7 @@ async def run(
 
     Example: `workerctl run -- /bin/sh -c 'echo out; echo err >&2; exit 3'`
     """
-    request = make_request(command, program_path, args, envs, working_directory, name, timeout_seconds)
-    request.request_key = str(uuid.uuid4())
+    request = options.request(command, str(uuid.uuid4()))
     async with context.client() as client:
         if detach:
             print_line(await client.spawn(request))

@@ -169,7 +169,8 @@ class Engine:
             JobNotFound: there is no such job.
             SpoolCorrupt: its folder is damaged.
         """
-        folder = self._folder(parse_job_id(job_id))
+        job_id = parse_job_id(job_id)
+        folder = self._folder(job_id)
         try:
             spec = folder.read_spec()
         except (FileNotFoundError, NotADirectoryError):
