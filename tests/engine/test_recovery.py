@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.logs import shell
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, JobStatus, Lost, Stream
 from workerd.engine.reader import LogReader, Output
 from workerd.engine.record import RECORD_SIZE
 from workerd.engine.recovery import recover
 from workerd.engine.spool import SpoolWriter
+from workerd.engine.storage import DEFAULT_STORAGE
 
 WRITES = [(Stream.STDOUT, b"one"), (Stream.STDERR, b"two!"), (Stream.STDOUT, b"three"), (Stream.STDERR, b"4")]
 
@@ -18,6 +20,7 @@ WRITES = [(Stream.STDOUT, b"one"), (Stream.STDERR, b"two!"), (Stream.STDOUT, b"t
 def torn(tmp_path: Path) -> JobFolder:
     """The folder of a job that ran when its supervisor vanished."""
     folder = JobFolder(tmp_path)
+    folder.write_spec(shell("true").specify("00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE))
     writer = SpoolWriter(folder)
     for stream, data in WRITES:
         writer.append(stream, memoryview(data))

@@ -15,6 +15,7 @@ from workerd.engine.errors import LauncherFailed, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, JobState, JobStatus, Lost, Stopped
 from workerd.engine.spool import SpoolWriter
+from workerd.engine.storage import DEFAULT_STORAGE
 from workerd.engine.tree import parent_of
 
 
@@ -96,7 +97,7 @@ async def test_the_catalogue_is_made_again_from_the_folders(tmp_path: Path) -> N
         path.unlink()
     async with Engine(tmp_path) as engine:
         await engine.wait_scanned()
-        page = engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+        page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
     assert [job.id for job in page.jobs] == ids[::-1]
 
 
@@ -142,7 +143,7 @@ async def test_one_damaged_folder_does_not_keep_the_engine_from_the_others(tmp_p
 async def test_a_job_whose_engine_vanished_before_the_answer_runs_on(tmp_path: Path) -> None:
     """The supervisor's answer meets a closed pipe: what it started must not die of that."""
     folder = JobFolder(tmp_path)
-    spec = shell("echo alone; exit 6", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1)
+    spec = shell("echo alone; exit 6", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE)
     folder.write_spec(spec)
     lock = folder.try_lock()
     assert lock is not None

@@ -1,10 +1,14 @@
 """The catalogue: which jobs there are, in SQLite, so that listing need not open every folder.
 
-It holds nothing that the folders do not say, and is made again from them when it is missing.
+It holds nothing that the folders do not say. Somebody may delete it at any time: it is then begun anew, and is not
+complete before every folder has been entered again.
 """
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,13 +16,29 @@ from typing import Any, Self
 from workerd.engine.errors import CatalogFailed
 from workerd.engine.job import JobSpec
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
+_BUILDING, _COMPLETE = 2, 3  # PRAGMA user_version; any other is not ours, or older
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+DROP TABLE IF EXISTS jobs;
+CREATE TABLE jobs (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, created_ns INTEGER NOT NULL,
-    ended INTEGER NOT NULL DEFAULT 0
+    ended_ns INTEGER NOT NULL DEFAULT 0, disk_bytes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID, STRICT;
-CREATE INDEX IF NOT EXISTS newest ON jobs (owner, created_ns DESC, id DESC);
+CREATE INDEX newest ON jobs (owner, created_ns DESC, id DESC);
+CREATE INDEX ended ON jobs (ended_ns);
+PRAGMA user_version = {_BUILDING};
+COMMIT;
 """
+_BUSY_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job that will not change any more: when it ended, nanoseconds since the epoch, and its bytes on the disk."""
+
+    id: str
+    ended_ns: int
+    disk_bytes: int
 
 
 class Catalog:
@@ -29,16 +49,8 @@ class Catalog:
     """
 
     def __init__(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        try:
-            self._database = _open(path)
-        except sqlite3.OperationalError as error:
-            raise CatalogFailed(path, str(error)) from error
-        except sqlite3.DatabaseError:  # a power cut may corrupt it; then it is made again from the folders
-            for file in path.parent.glob(f"{path.name}*"):
-                file.unlink()
-            self._database = _open(path)
         self._path = path
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -48,25 +60,47 @@ class Catalog:
     ) -> None:
         self._database.close()
 
+    def is_complete(self) -> bool:
+        """Tell whether every job has been entered since the catalogue was begun."""
+        return bool(self._execute("PRAGMA user_version")[0][0] == _COMPLETE)
+
+    def mark_complete(self) -> None:
+        """Note that every job has been entered."""
+        self._execute(f"PRAGMA user_version = {_COMPLETE}")
+
     def add(self, spec: JobSpec) -> None:
-        """Enter a job, as not ended."""
+        """Enter a job that has just been made, as not ended."""
         self._execute(
-            "INSERT INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE"
-            " SET owner = excluded.owner, name = excluded.name, created_ns = excluded.created_ns, ended = 0",
+            "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?)",
             (spec.id, spec.owner.id, spec.name, spec.created_ns),
+        )
+
+    def add_found(self, spec: JobSpec) -> None:
+        """Enter a job that was found in its folder, as not ended unless it is known to have."""
+        self._execute(
+            "INSERT OR IGNORE INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?)",
+            (spec.id, spec.owner.id, spec.name, spec.created_ns),
+        )
+
+    def mark_ended(self, spec: JobSpec, ended_ns: int, disk_bytes: int) -> None:
+        """Note that a job will not change any more, entering it if need be."""
+        self._execute(
+            "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?, ?, ?, ?, ?, ?)",
+            (spec.id, spec.owner.id, spec.name, spec.created_ns, ended_ns, disk_bytes),
         )
 
     def remove(self, job_id: str) -> None:
         """Take a job out."""
         self._execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
-    def mark_ended(self, job_id: str) -> None:
-        """Note that a job will not change any more."""
-        self._execute("UPDATE jobs SET ended = 1 WHERE id = ?", (job_id,))
+    def ended(self) -> list[EndedJob]:
+        """Give all jobs known to have ended, those that ended first at the beginning."""
+        rows = self._execute("SELECT id, ended_ns, disk_bytes FROM jobs WHERE ended_ns > 0 ORDER BY ended_ns, id")
+        return [EndedJob(*row) for row in rows]
 
-    def ended(self) -> set[str]:
-        """Give the ids of all jobs known to have ended."""
-        return {job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended = 1")}
+    def unended(self) -> list[str]:
+        """Give the ids of all jobs not known to have ended."""
+        return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0")]
 
     def newest(
         self, owner: str, *, before: tuple[int, str] | None, name: str, only_unended: bool
@@ -91,20 +125,55 @@ class Catalog:
             query += " AND name = ?"
             values.append(name)
         if only_unended:
-            query += " AND ended = 0"
+            query += " AND ended_ns = 0"
         return self._execute(query + " ORDER BY created_ns DESC, id DESC", values)
 
     def _execute(self, statement: str, values: Sequence[str | int] = ()) -> list[Any]:
         try:
+            if not self._is_in_place():
+                self._database.close()
+                self._open()
             return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise CatalogFailed(self._path, str(error)) from error
 
+    def _is_in_place(self) -> bool:
+        """Tell whether the file is still the one that was opened."""
+        try:
+            return os.path.samestat(os.stat(self._path), self._opened)
+        except FileNotFoundError:
+            return False
 
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+    def _open(self) -> None:
+        # Of several processes that find the file gone, one begins it anew.
+        with open(self._path.with_suffix(".lock"), "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                if not self._path.exists():
+                    self._clear()
+                try:
+                    self._database = _connect(self._path)
+                except sqlite3.OperationalError:
+                    raise
+                except sqlite3.DatabaseError:  # a power cut may corrupt it
+                    self._clear()
+                    self._database = _connect(self._path)
+            except sqlite3.Error as error:
+                raise CatalogFailed(self._path, str(error)) from error
+            self._opened = os.stat(self._path)
+
+    def _clear(self) -> None:
+        """Remove the file with its companions, which are worth nothing without it (sqlite.org/tempfiles.html)."""
+        for suffix in ("", "-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._path.touch(mode=0o600)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
     # What a power cut takes from it, the folders give back: no transaction needs to wait for the disk.
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = OFF")
-    database.executescript(_SCHEMA)
+    if database.execute("PRAGMA user_version").fetchone()[0] not in (_BUILDING, _COMPLETE):
+        database.executescript(_SCHEMA)
     return database

@@ -22,7 +22,9 @@ import structlog
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import (
     CannotStart,
+    CatalogFailed,
     JobIdMalformed,
+    JobNotEnded,
     JobNotFound,
     ResourcesExhausted,
     SpoolCorrupt,
@@ -40,9 +42,11 @@ from workerd.engine.job import (
     parse_job_id,
 )
 from workerd.engine.launcher import Launcher
-from workerd.engine.reader import Gap, LogReader, Output, stream_sizes
-from workerd.engine.recovery import recover
+from workerd.engine.reader import Gap, LogReader, Output, measure
+from workerd.engine.recovery import has_end, recover
 from workerd.engine.request import SpawnRequest
+from workerd.engine.retention import choose_removals, seconds_until_next
+from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 from workerd.engine.watcher import Watcher
 
 log = structlog.get_logger()
@@ -72,14 +76,18 @@ class Engine:
 
     Args:
         state_directory: made if it does not exist; one engine at a time may hold it.
+        storage: what is kept of jobs.
 
     Raises:
         StateDirectoryInUse: on entering, when another holds it.
+        StorageUnfit: on entering, when its file system cannot do what `storage` asks for.
     """
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, storage: Storage = DEFAULT_STORAGE) -> None:
         self._directory = state_directory
         self._jobs = state_directory / "jobs"
+        self._removed = state_directory / "removed"
+        self._storage = storage
         self._launcher = Launcher()
         self._spawning: dict[str, asyncio.Task[None]] = {}
         self._guards: dict[str, asyncio.Task[None]] = {}
@@ -87,15 +95,20 @@ class Engine:
     async def __aenter__(self) -> Self:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._jobs.mkdir(mode=0o700, exist_ok=True)
+        self._removed.mkdir(mode=0o700, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_hold(self._directory))
+            if self._storage.max_log_bytes:
+                check_file_system(self._directory)
             self._catalog = stack.enter_context(Catalog(self._directory / "catalog.sqlite"))
             stack.enter_context(self._launcher)
             self._watcher = stack.enter_context(Watcher())
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             watching = self._tasks.create_task(self._watcher.run(), name="watcher")
+            self._job_ended = asyncio.Event()
             self._scanning = self._tasks.create_task(self._scan(), name="scan")
-            stack.push_async_callback(self._finish, watching, self._scanning)
+            retaining = self._tasks.create_task(self._retain(), name="retain")
+            stack.push_async_callback(self._finish, watching, retaining)
             self._stack = stack.pop_all()
         return self
 
@@ -105,8 +118,18 @@ class Engine:
         await self._stack.aclose()
 
     async def wait_scanned(self) -> None:
-        """Wait until every job that was there when the engine started has been taken up."""
+        """Wait until every job that was there when the engine started has been taken up, and the catalogue is complete.
+
+        Raises:
+            CatalogFailed: it could not be completed.
+        """
         await asyncio.shield(self._scanning)
+        if not self._catalog.is_complete():  # it has been deleted since
+            if self._scanning.done():
+                self._scanning = self._tasks.create_task(self._scan(), name="scan")
+            await asyncio.shield(self._scanning)
+            if not self._catalog.is_complete():
+                raise CatalogFailed(self._directory, "it could not be made again from the jobs' folders")
 
     async def spawn(self, request: SpawnRequest) -> str:
         """Start a job and wait until its program runs.
@@ -122,13 +145,14 @@ class Engine:
             CannotStart: the program does not run; nothing is left of the job.
             LauncherFailed: the supervisor failed.
         """
-        request.check()
+        request.check(self._storage)
         key = request.request_key
         job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
         task = self._spawning.get(job_id)
         if task is None:
             # A task of the engine's own: a caller who goes away does not leave a job half made.
-            task = self._spawning[job_id] = asyncio.create_task(self._spawn(request.specify(job_id, time.time_ns())))
+            spec = request.specify(job_id, time.time_ns(), self._storage)
+            task = self._spawning[job_id] = asyncio.create_task(self._spawn(spec))
             task.add_done_callback(lambda done: self._spawned(job_id, done))
         await asyncio.shield(task)
         return job_id
@@ -178,8 +202,26 @@ class Engine:
         status = folder.read_status()
         if status is None:
             raise JobNotFound(job_id)
-        sizes = stream_sizes(folder)
-        return Job(spec=spec, status=status, stdout_bytes=sizes[Stream.STDOUT], stderr_bytes=sizes[Stream.STDERR])
+        extent = measure(folder)
+        return Job(
+            spec=spec,
+            status=status,
+            stdout_bytes=extent.stdout,
+            stderr_bytes=extent.stderr,
+            kept_from=extent.kept_from,
+        )
+
+    async def remove(self, job_id: str) -> None:
+        """Remove a job that has ended, with its log. Whoever reads that log just then finds that the job is gone.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            JobNotEnded: it has not ended.
+        """
+        job = self.status(job_id)
+        if not job.ended:
+            raise JobNotEnded(job.id)
+        await self._remove(self._folder(job.id))
 
     async def read_log(
         self, job_id: str, start: Start, streams: Collection[Stream], *, follow: bool
@@ -224,7 +266,7 @@ class Engine:
             raise AssertionError("a log was complete before its job had ended")
         yield end
 
-    def list_jobs(
+    async def list_jobs(
         self, owner: str, *, states: Collection[JobState], name: str, size: int, after: tuple[int, str] | None
     ) -> Page:
         """List an owner's jobs, newest first.
@@ -236,6 +278,7 @@ class Engine:
             size: the most jobs to return.
             after: `Page.next` of the page before.
         """
+        await self.wait_scanned()
         jobs: list[Job] = []
         only_unended = bool(states) and JobState.ENDED not in states
         for _, job_id in self._catalog.newest(owner, before=after, name=name, only_unended=only_unended):
@@ -264,7 +307,6 @@ class Engine:
     async def _spawn(self, spec: JobSpec) -> None:
         folder = self._folder(spec.id)
         try:
-            folder.path.mkdir(mode=0o700, exist_ok=True)
             if not await self._claim(folder, spec):
                 return
         except OSError as error:
@@ -274,8 +316,9 @@ class Engine:
     async def _claim(self, folder: JobFolder, spec: JobSpec) -> bool:
         """Start the job of a folder unless that has been done; return whether it was done here."""
         lock = None
-        while lock is None:  # whoever holds it is starting the job, or has started it
-            with self._watcher.watch(folder.path) as changed:
+        while lock is None:  # whoever holds it is starting the job, has started it, or is removing it
+            folder.path.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError), self._watcher.watch(folder.path) as changed:
                 lock = folder.try_lock()
                 status = folder.read_status()
                 if status is not None and (lock is not None or status.state is not JobState.STARTING):
@@ -290,7 +333,7 @@ class Engine:
             await self._launcher.launch(folder.path, lock)
         except BaseException:
             if folder.read_status() is None:
-                self._forget(folder)
+                await self._forget(folder)
             else:  # the program may have been executed: the job is ended as lost, and its key finds it
                 self._guard(folder)
             raise
@@ -298,10 +341,26 @@ class Engine:
             os.close(lock)
         return True
 
-    def _forget(self, folder: JobFolder) -> None:
-        """Remove what there is of a job of which nothing was executed."""
-        shutil.rmtree(folder.path)
-        self._catalog.remove(folder.path.name)
+    async def _forget(self, folder: JobFolder) -> None:
+        """Remove a job's folder, at one stroke for whoever looks. The caller holds its lock."""
+        removed = self._removed / f"{folder.path.name}.{time.time_ns()}"
+        folder.path.rename(removed)
+        await asyncio.to_thread(shutil.rmtree, removed)
+        try:
+            self._catalog.remove(folder.path.name)
+        except CatalogFailed as error:  # the next scan takes it out
+            log.error("a removed job could not be taken out of the catalogue", job=folder.path.name, error=str(error))
+
+    async def _remove(self, folder: JobFolder) -> None:
+        lock = None
+        while lock is None:  # its supervisor is about to leave, or somebody is just looking after it
+            await self._wait_unlocked(folder)
+            lock = folder.try_lock()
+        try:
+            await self._forget(folder)
+        finally:
+            os.close(lock)
+        log.info("a job was removed", job=folder.path.name)
 
     def _guard(self, folder: JobFolder) -> None:
         """See to it that a job whose supervisor vanishes is ended."""
@@ -317,7 +376,7 @@ class Engine:
                 await self._wait_unlocked(folder)
                 if await asyncio.to_thread(recover, folder):
                     log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
-                self._catalog.mark_ended(folder.path.name)
+                self._enter_ended(folder)
             except FileNotFoundError:
                 return  # somebody removed the job
             except Exception as error:  # a full disk, a damaged file: what keeps one job from its end may pass
@@ -339,34 +398,79 @@ class Engine:
                         return
                     await asyncio.sleep(pause)
 
+    def _enter_ended(self, folder: JobFolder) -> None:
+        """Enter a job that has come to its end into the catalogue."""
+        status = folder.read_status()
+        if status is None or status.end is None:
+            raise SpoolCorrupt(folder.status, "it has no end, though the log has")
+        self._catalog.mark_ended(folder.read_spec(), status.end.ended_ns, disk_bytes(folder.path))
+        self._job_ended.set()
+
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it."""
-        ended = self._catalog.ended()
-        with os.scandir(self._jobs) as entries:
-            for entry in entries:
-                if entry.name in ended or entry.name in self._spawning or not _is_job_id(entry.name):
-                    continue
-                try:
-                    self._take_up(JobFolder(Path(entry.path)))
-                except Exception as error:  # one damaged folder must not keep the others from being taken up
-                    log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
-                await asyncio.sleep(0)
+        try:
+            for leftover in self._removed.iterdir():
+                await asyncio.to_thread(shutil.rmtree, leftover)
+            ended = {job.id for job in self._catalog.ended()}
+            gone = set(ended)
+            with os.scandir(self._jobs) as entries:
+                for entry in entries:
+                    gone.discard(entry.name)
+                    if entry.name in ended or entry.name in self._spawning or not _is_job_id(entry.name):
+                        continue
+                    try:
+                        await self._take_up(JobFolder(Path(entry.path)))
+                    except Exception as error:  # one damaged folder must not keep the others from being taken up
+                        log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
+                    await asyncio.sleep(0)
+            for job_id in gone:
+                self._catalog.remove(job_id)
+            self._catalog.mark_complete()
+        except (CatalogFailed, OSError) as error:  # whoever needs a complete catalogue has it scanned again
+            log.error("the jobs could not be taken up", error=str(error))
 
-    def _take_up(self, folder: JobFolder) -> None:
+    async def _take_up(self, folder: JobFolder) -> None:
         status = folder.read_status()
-        if status is not None:
-            self._catalog.add(folder.read_spec())
+        if status is not None and status.state is JobState.ENDED and has_end(folder):
+            self._enter_ended(folder)
+        elif status is not None:
+            self._catalog.add_found(folder.read_spec())
             self._guard(folder)
         elif folder.output.exists() and folder.output.stat().st_size:
             raise SpoolCorrupt(folder.status, "it is missing, though the job has printed something")
         elif (lock := folder.try_lock()) is not None:
-            self._forget(folder)
-            os.close(lock)
+            try:
+                if not folder.is_too_new():  # of a newer format it may be whole as it is
+                    await self._forget(folder)
+            finally:
+                os.close(lock)
+
+    async def _retain(self) -> None:
+        """Remove the jobs that are too old, or too much."""
+        if not (self._storage.max_total_bytes or self._storage.max_age_seconds):
+            return
+        await asyncio.shield(self._scanning)
+        while True:
+            self._job_ended.clear()
+            try:
+                ended = self._catalog.ended()
+                others = sum(disk_bytes(self._jobs / job_id) for job_id in self._catalog.unended())
+                chosen = choose_removals(ended, others, self._storage, time.time_ns())
+                for job_id in chosen:
+                    with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+                        await self._remove(self._folder(job_id))
+                wait = seconds_until_next(ended[len(chosen) :], self._storage, time.time_ns())
+            except (CatalogFailed, OSError) as error:
+                log.error("old jobs could not be removed", error=str(error))
+                wait = _PAUSES_SECONDS[-1]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._job_ended.wait()
 
     async def _finish(self, *tasks: asyncio.Task[None]) -> None:
         if self._spawning:
             await asyncio.wait(self._spawning.values())
-        for task in (*tasks, *self._guards.values()):
+        for task in (*tasks, self._scanning, *self._guards.values()):
             task.cancel()
 
 

@@ -12,7 +12,10 @@ EngineError
 │   └── ResourcesExhausted
 ├── LauncherFailed
 ├── StateDirectoryInUse
+├── JobNotEnded
 ├── SpoolCorrupt
+│   └── FormatTooNew
+├── StorageUnfit
 └── CatalogFailed
 """
 
@@ -122,7 +125,25 @@ class SpoolCorrupt(EngineError):
 
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
-        super().__init__(f"{path} is damaged: {problem}")
+        super().__init__(f"{path} cannot be read: {problem}")
+
+
+class FormatTooNew(SpoolCorrupt):
+    """A file was written by a newer workerd. It is left untouched."""
+
+    def __init__(self, path: Path, version: int) -> None:
+        super().__init__(path, f"its format {version} is newer than this workerd knows: update workerd")
+
+
+class JobNotEnded(EngineError):
+    """What is asked for can only be done to a job that has ended."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} has not ended: stop it first")
+
+
+class StorageUnfit(EngineError):
+    """The file system of the state directory cannot do what a setting asks for."""
 
 
 class CatalogFailed(EngineError):

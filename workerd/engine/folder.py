@@ -21,8 +21,14 @@ from pathlib import Path
 
 import msgspec
 
-from workerd.engine.errors import SpoolCorrupt
+from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, StopOrder
+
+
+class _Version(msgspec.Struct):
+    """The one field of a spec that every format has."""
+
+    format: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +85,30 @@ class JobFolder:
         """
         data = self.spec.read_bytes()
         try:
-            spec = msgspec.json.decode(data, type=JobSpec)
+            version = msgspec.json.decode(data, type=_Version).format
+            if version > FORMAT_VERSION:
+                raise FormatTooNew(self.spec, version)
+            return msgspec.json.decode(data, type=JobSpec)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.spec, str(error)) from error
-        if spec.format > FORMAT_VERSION:
-            raise SpoolCorrupt(self.spec, f"its format {spec.format} is newer than {FORMAT_VERSION}: update workerd")
-        return spec
 
-    def write_status(self, status: JobStatus) -> None:
-        """Replace where the job stands, as a whole: a reader sees the old or the new one."""
-        _replace(self.status, msgspec.json.encode(status))
+    def is_too_new(self) -> bool:
+        """Tell whether a newer workerd made this job."""
+        try:
+            self.read_spec()
+        except FormatTooNew:
+            return True
+        except (FileNotFoundError, SpoolCorrupt):
+            return False
+        return False
+
+    def write_status(self, status: JobStatus, *, sync: bool = False) -> None:
+        """Replace where the job stands, as a whole: a reader sees the old or the new one.
+
+        Args:
+            sync: whether to wait until it is on the disk, and with it every file's name in the folder.
+        """
+        _replace(self.status, msgspec.json.encode(status), sync=sync)
 
     def read_status(self) -> JobStatus | None:
         """Read where the job stands.
@@ -114,8 +134,19 @@ class JobFolder:
         Returns:
             A descriptor that holds the lock until its last copy is closed, in whatever process (flock(2)); None when
             somebody else holds it. It is open for writing, so that inotify(7) tells of that close (IN_CLOSE_WRITE).
+
+        Raises:
+            FileNotFoundError: the folder is not there, or was removed meanwhile.
         """
-        return _lock(self.lock, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = _lock(self.lock, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if descriptor is not None:
+            try:
+                if not os.path.samestat(os.fstat(descriptor), os.stat(self.lock)):
+                    raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(self.path))
+            except FileNotFoundError:
+                os.close(descriptor)
+                raise
+        return descriptor
 
     def is_locked(self) -> bool:
         """Tell whether somebody watches over the job."""
@@ -182,8 +213,22 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _replace(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes, *, sync: bool = False) -> None:
     new = path.with_name(path.name + ".new")
     with open(new, "wb", opener=_private) as file:
         file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
     os.rename(new, path)
+    if sync:
+        sync_path(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

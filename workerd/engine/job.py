@@ -10,7 +10,8 @@ import msgspec
 
 from workerd.engine.errors import JobIdMalformed
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: as it began. 2: a log may have been released in part, and the header of its index says so."""
 DEFAULT_GRACE_SECONDS = 10.0
 
 
@@ -30,6 +31,13 @@ class JobState(enum.StrEnum):
     ENDED = "ended"
 
 
+class Durability(enum.StrEnum):
+    """When a job's log is forced to the disk: at its end, or also every few seconds while it grows."""
+
+    EXIT = "exit"
+    INTERVAL = "interval"
+
+
 class User(msgspec.Struct, frozen=True):
     """Somebody who owns or stops jobs. `id` decides, `name` is for people."""
 
@@ -47,6 +55,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         timeout_seconds: how long the program may run; None is for ever.
         grace_seconds: between SIGTERM and SIGKILL when the timeout ran out.
         request_key: what makes a repeated spawn find this job; empty when there is none.
+        max_log_bytes: how much of the disk the log may take; zero for any amount. Beyond it the oldest output goes.
         created_ns: when the job was accepted, nanoseconds since the epoch.
     """
 
@@ -60,6 +69,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float | None = None
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     request_key: str = ""
+    max_log_bytes: int = 0
+    durability: Durability = Durability.EXIT
     created_ns: int
     format: int = FORMAT_VERSION
 
@@ -101,7 +112,10 @@ Cause = Exited | Killed | Stopped | TimedOut | Lost
 
 
 class StreamSummary(msgspec.Struct, frozen=True):
-    """What a whole stream amounted to: its size and the hexadecimal XXH3-128 digest of its bytes (seed 0)."""
+    """What a whole stream amounted to: its size and the hexadecimal XXH3-128 digest of its bytes (seed 0).
+
+    The digest is empty when nobody can tell it: the job was lost after some of its log had been released.
+    """
 
     size_bytes: int
     xxh3_128: str
@@ -136,12 +150,13 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it stands, with the bytes captured so far."""
+    """A job as it stands, with the bytes captured so far, of which those before `kept_from` have been released."""
 
     spec: JobSpec
     status: JobStatus
     stdout_bytes: int
     stderr_bytes: int
+    kept_from: int = 0
 
     @property
     def id(self) -> str:

@@ -1,15 +1,17 @@
-"""The one door to the kernel calls that the standard library lacks (prctl(2)).
+"""The one door to the kernel calls that the standard library lacks (prctl(2), fallocate(2)).
 
-The packages that wrap prctl have had no release for years; two calls through ctypes need less than a dependency.
+The packages that wrap them have had no release for years; a few calls through ctypes need less than a dependency.
 """
 
 import ctypes
+import errno
 import os
 import signal
 
 _PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG(2const)
 _PR_SET_NAME = 15  # PR_SET_NAME(2const)
 _PR_SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER(2const)
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # fallocate(2), linux/falloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,3 +36,16 @@ def become_subreaper() -> None:
 def set_process_name(name: str) -> None:
     """Set the name that ps and top show, cut to 15 bytes."""
     _prctl(_PR_SET_NAME, name.encode())
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Give a range of a file back to the file system; it reads as zeros from then on, and the file's size stays.
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system cannot do this.
+    """
+    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    while _libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, f"fallocate: {os.strerror(number)}")

@@ -8,13 +8,17 @@ import msgspec
 
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, JobSpec, User
+from workerd.engine.storage import MIN_LOG_BYTES, Storage
 
 MAX_LABEL_BYTES = 256
 MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL, limits.h
 
 
 class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A wish for a job. The fields are those of `JobSpec`; an empty working directory is the daemon user's home."""
+    """A wish for a job. The fields are those of `JobSpec`.
+
+    An empty working directory is the daemon user's home, a `max_log_bytes` of zero the engine's.
+    """
 
     owner: User
     program: str
@@ -25,9 +29,13 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float | None = None
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     request_key: str = ""
+    max_log_bytes: int = 0
 
-    def check(self) -> None:
+    def check(self, storage: Storage) -> None:
         """Check that a job could be so.
+
+        Args:
+            storage: what the engine allows.
 
         Raises:
             InvalidArgument: naming the first field that is impossible.
@@ -45,6 +53,10 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("timeout", "must be greater than zero, and end")
         if not 0 <= self.grace_seconds < math.inf:
             raise InvalidArgument("grace", "must not be negative, and end")
+        if 0 < self.max_log_bytes < MIN_LOG_BYTES:
+            raise InvalidArgument("max_log_bytes", f"is less than {MIN_LOG_BYTES}, which a log needs at least")
+        if 0 < storage.max_log_bytes < self.max_log_bytes:
+            raise InvalidArgument("max_log_bytes", f"is more than the {storage.max_log_bytes} that this daemon allows")
         for name in self.envs:
             if not name or "=" in name:
                 raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")
@@ -61,7 +73,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             if any("\0" in value for value in values):
                 raise InvalidArgument(field, "contains a NUL character, which no argument of a program can")
 
-    def specify(self, job_id: str, created_ns: int) -> JobSpec:
+    def specify(self, job_id: str, created_ns: int, storage: Storage) -> JobSpec:
         """Make the job's spec."""
         return JobSpec(
             id=job_id,
@@ -74,5 +86,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             timeout_seconds=self.timeout_seconds,
             grace_seconds=self.grace_seconds,
             request_key=self.request_key,
+            max_log_bytes=self.max_log_bytes or storage.max_log_bytes,
+            durability=storage.durability,
             created_ns=created_ns,
         )

@@ -17,16 +17,22 @@ in one place for everything that can happen (epoll(7)).
 
 EMPTY is when no descendant is left. Nobody of the job can write any more then, so what is in the pipes is the rest of
 the output, and draining them does not have to wait for whatever stranger may hold one open.
+
+A full disk is waited for: what was read and has no room is held, nothing more is read, and the job is held up when its
+pipes are full. Stopping works meanwhile. The end is written, as everything else, when there is room.
 """
 
 import contextlib
 import enum
+import errno
 import fcntl
+import math
 import mmap
 import os
 import resource
 import select
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -37,9 +43,10 @@ import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
 from workerd.engine.errors import CannotStart, ResourcesExhausted
-from workerd.engine.folder import JobFolder
+from workerd.engine.folder import JobFolder, sync_path
 from workerd.engine.job import (
     Cause,
+    Durability,
     Exited,
     JobEnd,
     JobSpec,
@@ -59,6 +66,9 @@ from workerd.engine.spool import SpoolWriter
 # no more than this.
 _PIPE_SIZE = 1 << 18
 _READ_SIZE = 1 << 20
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when there is some
+_SYNC_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
 
 
@@ -129,6 +139,10 @@ class Supervisor:
         self._deadline: tuple[float, Event] | None = None
         self._buffer = mmap.mmap(-1, _READ_SIZE)  # takes memory only as far as it is ever filled
         self._pipes: dict[int, Stream] = {}
+        self._held: tuple[Stream, int] | None = None  # what is in the buffer and has no room on the disk: so many bytes
+        self._status_is_written = True
+        self._retry_at = self._sync_at = math.inf
+        self._syncing: threading.Thread | None = None
         self._epoll = select.epoll()
         self._table: dict[tuple[Phase, Event], Callable[[], Phase]] = {
             (Phase.RUNNING, Event.STOP): self._terminate,
@@ -150,7 +164,7 @@ class Supervisor:
             CannotStart: with the reason.
         """
         linux.become_subreaper()
-        self._spool = SpoolWriter(self.folder)
+        self._spool = SpoolWriter(self.folder, self.spec.max_log_bytes)
         self._control = self._open_control()
         self._children = self._watch_children()
         stdout, stderr = self._open_pipe(Stream.STDOUT), self._open_pipe(Stream.STDERR)
@@ -181,14 +195,19 @@ class Supervisor:
                     self._reap()
                 elif descriptor == self._control:
                     self._take_orders()
-                elif descriptor in self._pipes:
+                elif descriptor in self._pipes and self._held is None:
                     self._capture(descriptor)
                 if self.phase is Phase.ENDED:
                     return
-            if self._deadline is not None and time.monotonic() >= self._deadline[0]:
+            now = time.monotonic()
+            if self._deadline is not None and now >= self._deadline[0]:
                 event = self._deadline[1]
                 self._deadline = None
                 self._handle(event)
+            if now >= self._retry_at:
+                self._retry()
+            if now >= self._sync_at:
+                self._start_sync()
 
     def _handle(self, event: Event) -> None:
         self.phase = self._table[self.phase, event]()
@@ -228,9 +247,13 @@ class Supervisor:
         return Phase.CLEARING
 
     def _end(self) -> Phase:
+        _wait_for_room(self._store)
         for descriptor in list(self._pipes):
-            while self._capture(descriptor):
-                pass
+            while self._read(descriptor):
+                _wait_for_room(self._store)
+        if self._syncing is not None:
+            self._syncing.join()
+        _wait_for_room(self._spool.sync)
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         end = JobEnd(
             cause=self._cause(),
@@ -245,8 +268,11 @@ class Supervisor:
         if self._cgroup is not None:
             cgroup.remove(self._cgroup)
         os.close(self._control)
-        self._replace_status(state=JobState.ENDED, end=end)
-        self._spool.end()
+        self._status = msgspec.structs.replace(self._status, state=JobState.ENDED, end=end)
+        _wait_for_room(lambda: self.folder.write_status(self._status, sync=True))
+        _wait_for_room(self._spool.end)
+        _wait_for_room(self._spool.sync)
+        self._spool.close()
         return Phase.ENDED
 
     def _cause(self) -> Cause:
@@ -291,25 +317,70 @@ class Supervisor:
                 self._replace_status(state=JobState.STOPPING)
             self._kill_everything()
 
-    def _capture(self, descriptor: int) -> bool:
-        """Move what one pipe holds into the spool; return whether there may be more."""
+    def _capture(self, descriptor: int) -> None:
+        """Move what one pipe holds into the spool. When there is no room for it, read no more until there is."""
+        if self._read(descriptor) and not _try(self._store):
+            self._retry_at = time.monotonic() + _ROOM_SECONDS
+            for pipe in self._pipes:
+                self._epoll.unregister(pipe)
+
+    def _read(self, descriptor: int) -> bool:
+        """Read what one pipe holds into the buffer; return whether there was anything."""
         try:
             length = os.readv(descriptor, [self._buffer])
         except BlockingIOError:
             return False
         if length == 0:
-            self._epoll.unregister(descriptor)
             del self._pipes[descriptor]
-            os.close(descriptor)
+            os.close(descriptor)  # which takes it out of the epoll, too (epoll(7))
             return False
-        with memoryview(self._buffer) as view:
-            self._spool.append(self._pipes[descriptor], view[:length])
+        self._held = self._pipes[descriptor], length
         return True
 
+    def _store(self) -> None:
+        """Put what is held into the spool."""
+        if self._held is None:
+            return
+        stream, length = self._held
+        with memoryview(self._buffer) as view:
+            self._spool.append(stream, view[:length])
+        self._held = None
+        if self.spec.durability is Durability.INTERVAL and self._sync_at == math.inf:
+            self._sync_at = time.monotonic() + _SYNC_SECONDS
+
+    def _retry(self) -> None:
+        """Do what there was no room for."""
+        self._retry_at = math.inf
+        if not self._status_is_written:
+            self._replace_status()
+        if self._held is not None:
+            if _try(self._store):
+                for pipe in self._pipes:
+                    self._epoll.register(pipe, select.EPOLLIN)
+            else:
+                self._retry_at = time.monotonic() + _ROOM_SECONDS
+
+    def _start_sync(self) -> None:
+        """Have a thread wait for the disk, so that the job does not have to."""
+        self._sync_at = math.inf
+        if self._syncing is not None and self._syncing.is_alive():
+            self._sync_at = time.monotonic() + _SYNC_SECONDS
+            return
+        self._syncing = threading.Thread(target=self._sync)
+        self._syncing.start()
+
+    def _sync(self) -> None:
+        try:
+            self._spool.sync()
+            sync_path(self.folder.spec)
+            sync_path(self.folder.path)
+        except OSError as error:
+            self.folder.report_fault(f"the log could not be forced to the disk: {error}\n")
+
     def _seconds_left(self) -> float | None:
-        if self._deadline is None:
-            return None
-        return min(max(0.0, self._deadline[0] - time.monotonic()), _LONGEST_WAIT_SECONDS)
+        deadline = math.inf if self._deadline is None else self._deadline[0]
+        next_time = min(deadline, self._retry_at, self._sync_at)
+        return None if next_time == math.inf else min(max(0.0, next_time - time.monotonic()), _LONGEST_WAIT_SECONDS)
 
     # Small parts
 
@@ -319,8 +390,11 @@ class Supervisor:
         tree.signal_descendants(os.getpid(), signal.SIGKILL)
 
     def _replace_status(self, **changes: object) -> None:
+        """Say where the job stands; as soon as there is room, if there is none."""
         self._status = msgspec.structs.replace(self._status, **changes)
-        self.folder.write_status(self._status)
+        self._status_is_written = _try(lambda: self.folder.write_status(self._status))
+        if not self._status_is_written:
+            self._retry_at = time.monotonic() + _ROOM_SECONDS
 
     def _open_control(self) -> int:
         self.folder.control.unlink(missing_ok=True)  # of a supervisor that died before it executed anything
@@ -347,6 +421,22 @@ class Supervisor:
         self._pipes[read_end] = stream
         self._epoll.register(read_end, select.EPOLLIN)
         return write_end
+
+
+def _try(write: Callable[[], None]) -> bool:
+    """Write something; return False if there was no room for it on the disk."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        return False
+    return True
+
+
+def _wait_for_room(write: Callable[[], None]) -> None:
+    while not _try(write):
+        time.sleep(_ROOM_SECONDS)
 
 
 def _answer(reply: int, data: bytes) -> None:

@@ -6,6 +6,7 @@ in the supervisor's tree however it tries to leave (PR_SET_CHILD_SUBREAPER(2cons
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,18 +35,54 @@ def signal_descendants(pid: int, *signals: signal.Signals) -> None:
     by `pid` since: an id that was recycled meanwhile belongs to a process with another parent.
     """
     for descendant, parent in list(descendants(pid)):  # all of them, before any dies and its children move
-        try:
-            handle = os.pidfd_open(descendant)
-        except ProcessLookupError:
-            continue
-        try:
+        with contextlib.suppress(ProcessLookupError), _handle(descendant) as handle:
             if parent_of(descendant) in (parent, pid):
                 for number in signals:
                     # PermissionError: a program with the set-user-ID bit may be out of our reach; its end is awaited.
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                    with contextlib.suppress(PermissionError):
                         signal.pidfd_send_signal(handle, number)
-        finally:
-            os.close(handle)
+
+
+def kill_marked(variable: str) -> None:
+    """Send SIGKILL to every process of this user's that was started with an environment variable, until none is left.
+
+    It is the last means, for a job whose supervisor is gone and that had no cgroup: a process that was given another
+    environment since is not found (proc_pid_environ(5)).
+
+    Args:
+        variable: as NAME=VALUE.
+    """
+    wanted = variable.encode()
+    found = True
+    while found:
+        found = False
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and wanted in _environment(int(name)):
+                # Held before it is looked at again: an id that was recycled in between would be another's.
+                with contextlib.suppress(ProcessLookupError), _handle(int(name)) as handle:
+                    if wanted in _environment(int(name)):
+                        found = True
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                        ended = select.poll()
+                        ended.register(handle, select.POLLIN)  # pidfd_open(2): readable when the process has ended
+                        ended.poll()
+
+
+@contextlib.contextmanager
+def _handle(pid: int) -> Iterator[int]:
+    handle = os.pidfd_open(pid)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Read the environment that a process was started with; none for one that has ended or is another user's."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return []
 
 
 def parent_of(pid: int) -> int | None:

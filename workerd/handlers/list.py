@@ -17,7 +17,7 @@ async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
     """Describe one page of the caller's jobs, newest first."""
     if not 0 <= request.page_size <= _MAX_SIZE:
         raise InvalidArgument("page_size", f"must be 1 to {_MAX_SIZE}, or 0 for {_DEFAULT_SIZE}")
-    page = call.engine.list_jobs(
+    page = await call.engine.list_jobs(
         call.identity.user_id,
         states=[from_state(state) for state in request.states],
         name=request.name,

@@ -1,0 +1,62 @@
+"""How much of the disk jobs may take, for how long, and how soon what they print is safe from a power cut."""
+
+import errno
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from workerd.engine import linux
+from workerd.engine.errors import StorageUnfit
+from workerd.engine.job import Durability
+
+MIN_LOG_BYTES = 4 << 20
+DEFAULT_MAX_LOG_BYTES = 10 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """What an engine keeps of its jobs.
+
+    Attributes:
+        max_log_bytes: how much of the disk one log may take, at least MIN_LOG_BYTES; zero for any amount. Beyond it the
+            oldest output is released.
+        max_total_bytes: how much all jobs together may take; zero for any amount. Beyond it the jobs that ended first
+            are removed; a job that runs never is.
+        max_age_seconds: how long after its end a job is removed; zero for never.
+        durability: when logs are forced to the disk.
+    """
+
+    max_log_bytes: int = DEFAULT_MAX_LOG_BYTES
+    max_total_bytes: int = 0
+    max_age_seconds: float = 0.0
+    durability: Durability = Durability.INTERVAL
+
+
+DEFAULT_STORAGE = Storage()
+
+
+def check_file_system(directory: Path) -> None:
+    """Check that parts of a file in a directory can be released.
+
+    Raises:
+        StorageUnfit: they cannot.
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(1 << 16))
+        file.flush()
+        try:
+            linux.punch_hole(file.fileno(), 0, 1 << 15)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise StorageUnfit(
+                f"the file system of {directory} cannot release the oldest output of a log (fallocate: "
+                f"{os.strerror(error.errno)}): choose another state directory, or no limit for logs"
+            ) from error
+
+
+def disk_bytes(folder: Path) -> int:
+    """Tell how much of the disk the files in a job's folder take."""
+    with os.scandir(folder) as entries:
+        return sum(entry.stat(follow_symlinks=False).st_blocks for entry in entries) * 512  # stat(2): units of 512
