@@ -22,6 +22,7 @@ from worker_api.worker.v1 import (
     JobState,
     ListRequest,
     ListResponse,
+    RemoveRequest,
     SpawnRequest,
     StatusRequest,
     StopRequest,
@@ -100,6 +101,11 @@ class Client:
         """Describe a job."""
         request = StatusRequest(job_id=job_id)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request))).job)
+
+    async def remove(self, job_id: str) -> None:
+        """Delete a job that has ended."""
+        request = RemoveRequest(job_id=job_id)
+        await self.call(lambda channel: WorkerServiceStub(channel).remove(request))
 
     async def list_jobs(self, states: Collection[JobState] = (), name: str = "") -> AsyncIterator[Job]:
         """Describe the caller's jobs, newest first, page by page as they are taken."""

@@ -21,7 +21,6 @@ class LogCheck:
     def __init__(self, streams: Collection[Stream], *, from_start: bool) -> None:
         self._next = dict.fromkeys(streams, 0) if from_start else {}
         self._digests = {stream: xxhash.xxh3_128() for stream in self._next}
-        self._gap = False
 
     def output(self, output: Output) -> None:
         """Take in some bytes.
@@ -31,7 +30,7 @@ class LogCheck:
         """
         stream, offset = output.stream, output.stream_offset_bytes
         expected = self._next.get(stream, offset)
-        if offset != expected and not self._gap:
+        if offset != expected:
             raise LogDamaged(f"the log is damaged: {stream.name} went on at byte {offset} instead of {expected}")
         if stream in self._digests:
             self._digests[stream].update(output.data)
@@ -39,9 +38,11 @@ class LogCheck:
 
     def gap(self, gap: Gap) -> str:
         """Take in that bytes are missing, and say so for people: the digests cannot be checked any more."""
-        self._gap = True
+        self._next.clear()  # how much of it was of which stream nobody tells
+        self._digests.clear()
         return (
-            f"bytes {gap.from_offset_bytes} to {gap.to_offset_bytes} of the output are lost, and no digest is checked"
+            f"bytes {gap.from_offset_bytes} to {gap.to_offset_bytes} of the output are not kept any more:"
+            " the digests cannot be checked"
         )
 
     def end(self, end: JobEnd) -> None:
@@ -51,11 +52,11 @@ class LogCheck:
             LogDamaged: a count or a digest differs.
         """
         for summary in end.streams:
-            if summary.stream not in self._next or self._gap:
-                continue  # not asked for, or nothing came since, or known to be incomplete
+            if summary.stream not in self._next:
+                continue  # not asked for, or nothing came since the start or the last gap
             name, received = summary.stream.name, self._next[summary.stream]
             if received != summary.size_bytes:
                 raise LogDamaged(f"the log is damaged: {name} ended at byte {received} instead of {summary.size_bytes}")
             digest = self._digests.get(summary.stream)
-            if digest is not None and digest.digest() != summary.xxh3_128:
+            if digest is not None and summary.xxh3_128 and digest.digest() != summary.xxh3_128:
                 raise LogDamaged(f"the log is damaged: the digest of {name} is not that of what the job wrote")

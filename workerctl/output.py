@@ -79,6 +79,7 @@ def describe_job(job: Job) -> str:
         "pid": str(job.pid or ""),
         "stdout": f"{job.stdout_bytes} bytes",
         "stderr": f"{job.stderr_bytes} bytes",
+        "kept": f"from byte {job.kept_from_offset_bytes} of the output on" if job.kept_from_offset_bytes else "",
         "timeout": f"{job.timeout.total_seconds():g} s" if job.timeout else "",
     }
     if job.end is not None:

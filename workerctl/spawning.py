@@ -55,6 +55,13 @@ class JobOptions:
     timeout_seconds: Annotated[
         float | None, Parameter(help="Seconds after which the job is stopped. [default: never]")
     ] = None
+    max_log_bytes: Annotated[
+        int,
+        Parameter(
+            help="What the log may take of the disk; beyond it the oldest output goes. [default: what the daemon says]",
+            show_default=False,
+        ),
+    ] = 0
 
     def request(self, command: Sequence[str], request_key: str) -> SpawnRequest:
         """Make the request.
@@ -70,6 +77,8 @@ class JobOptions:
             raise UsageInvalid("give the program either after -- or with --program-path: see --help")
         if command and self.args:
             raise UsageInvalid("give the arguments either after -- or with --args")
+        if self.max_log_bytes < 0:
+            raise UsageInvalid("--max-log-bytes is a number of bytes, zero or more")
         program, *arguments = command or [self.program_path, *(self.args or ())]
         for text in (program, *arguments, *(self.envs or ()), self.working_directory, self.name):
             if any("\udc80" <= character <= "\udcff" for character in text):  # PEP 383
@@ -82,6 +91,7 @@ class JobOptions:
             name=self.name,
             timeout=None if self.timeout_seconds is None else duration("--timeout-seconds", self.timeout_seconds),
             request_key=request_key,
+            max_log_bytes=self.max_log_bytes,
         )
 
 

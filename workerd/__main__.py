@@ -15,6 +15,8 @@ from cyclopts import Parameter
 
 from pki.errors import PkiError
 from workerd.engine.errors import EngineError
+from workerd.engine.job import Durability
+from workerd.engine.storage import DEFAULT_MAX_LOG_BYTES, Storage
 from workerd.errors import DaemonError
 from workerd.settings import DEFAULT_LISTEN, make_settings
 
@@ -36,6 +38,16 @@ def workerd(
         Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")
     ] = None,
     grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
+    max_log_bytes: Annotated[
+        int, Parameter(help="What one log may take of the disk; beyond it the oldest output goes. 0: any amount.")
+    ] = DEFAULT_MAX_LOG_BYTES,
+    max_total_bytes: Annotated[
+        int, Parameter(help="What all jobs may take; beyond it those that ended first are removed. 0: any amount.")
+    ] = 0,
+    max_age_seconds: Annotated[float, Parameter(help="How long after their end jobs are removed. 0: never.")] = 0.0,
+    durability: Annotated[
+        Durability, Parameter(help="When logs are forced to the disk: at a job's end, or also every 5 s.")
+    ] = Durability.INTERVAL,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -49,7 +61,13 @@ def workerd(
     from workerd.server import serve
 
     try:
-        settings = make_settings(listen, state_dir, pki_dir, grace_seconds)
+        settings = make_settings(
+            listen,
+            state_dir,
+            pki_dir,
+            grace_seconds,
+            Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
+        )
         uvloop.run(serve(settings))
     except (DaemonError, EngineError, PkiError) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201

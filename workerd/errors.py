@@ -59,6 +59,8 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.ProgramNotExecutable: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.WorkingDirectoryUnusable: (Status.FAILED_PRECONDITION, ErrorReason.WORKING_DIRECTORY_UNUSABLE),
     engine.CannotStart: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
+    engine.JobNotEnded: (Status.FAILED_PRECONDITION, ErrorReason.JOB_NOT_ENDED),
+    engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),

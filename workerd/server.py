@@ -41,7 +41,7 @@ async def serve(settings: Settings) -> None:
     folder = _prepare_certificates(settings)
     tls = server_context(folder)
     stop = _stop_signals()
-    async with Engine(settings.state_directory) as engine:
+    async with Engine(settings.state_directory, settings.storage) as engine:
         _raise_descriptor_limit()
         gate = Gate(engine, routes, trust_domain=folder.trust_domain(), grace_seconds=settings.grace_seconds)
         server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec())

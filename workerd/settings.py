@@ -7,6 +7,7 @@ from pathlib import Path
 import platformdirs
 
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
+from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
@@ -25,6 +26,7 @@ class Settings:
         host: the address to listen on.
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
+        storage: what is kept of jobs.
     """
 
     host: str
@@ -32,9 +34,12 @@ class Settings:
     state_directory: Path
     pki_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
+    storage: Storage = DEFAULT_STORAGE
 
 
-def make_settings(listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float) -> Settings:
+def make_settings(
+    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float, storage: Storage
+) -> Settings:
     """Check what was given and fill in what was not.
 
     Raises:
@@ -45,6 +50,13 @@ def make_settings(listen: str, state_dir: Path | None, pki_dir: Path | None, gra
         raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
     if not (math.isfinite(grace_seconds) and grace_seconds >= 0):
         raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is no time to wait: give 0 or more")
+    if storage.max_log_bytes != 0 and storage.max_log_bytes < MIN_LOG_BYTES:
+        raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES}, or 0")
+    if storage.max_total_bytes < 0:
+        raise ConfigurationInvalid(f"--max-total-bytes {storage.max_total_bytes} is no amount: give 0 or more")
+    if not (math.isfinite(storage.max_age_seconds) and storage.max_age_seconds >= 0):
+        raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
-    return Settings(host.strip("[]") or "0.0.0.0", int(port), state_directory, pki_directory, grace_seconds)  # noqa: S104
+    host = host.strip("[]") or "0.0.0.0"  # noqa: S104
+    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage)

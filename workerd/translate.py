@@ -70,6 +70,8 @@ def to_job(job: engine.Job) -> api.Job:
         stdout_bytes=job.stdout_bytes,
         stderr_bytes=job.stderr_bytes,
         timeout=None if spec.timeout_seconds is None else timedelta(seconds=spec.timeout_seconds),
+        kept_from_offset_bytes=job.kept_from,
+        max_log_bytes=spec.max_log_bytes,
         end=None if status.end is None else to_end(status.end),
     )
 

@@ -143,7 +143,9 @@ async def test_one_damaged_folder_does_not_keep_the_engine_from_the_others(tmp_p
 async def test_a_job_whose_engine_vanished_before_the_answer_runs_on(tmp_path: Path) -> None:
     """The supervisor's answer meets a closed pipe: what it started must not die of that."""
     folder = JobFolder(tmp_path)
-    spec = shell("echo alone; exit 6", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE)
+    spec = shell("echo alone; exit 6", working_directory="/").specify(
+        "00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE
+    )
     folder.write_spec(spec)
     lock = folder.try_lock()
     assert lock is not None

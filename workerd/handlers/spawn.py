@@ -21,6 +21,7 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             timeout_seconds=None if request.timeout is None else request.timeout.total_seconds(),
             grace_seconds=call.grace_seconds,
             request_key=request.request_key,
+            max_log_bytes=request.max_log_bytes,
         )
     )
     return SpawnResponse(job_id=job_id)

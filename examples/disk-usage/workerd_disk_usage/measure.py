@@ -15,7 +15,7 @@ async def measure(call: Call, request: MeasureRequest) -> MeasureResponse:  # no
     response = MeasureResponse(job_bytes=job.stdout_bytes + job.stderr_bytes)
     position = None
     while True:
-        page = call.engine.list_jobs(call.identity.user_id, states=(), name="", size=_PAGE_SIZE, after=position)
+        page = await call.engine.list_jobs(call.identity.user_id, states=(), name="", size=_PAGE_SIZE, after=position)
         response.all_bytes += sum(each.stdout_bytes + each.stderr_bytes for each in page.jobs)
         response.job_count += len(page.jobs)
         position = page.next

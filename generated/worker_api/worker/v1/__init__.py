@@ -17,6 +17,8 @@ __all__ = (
     "LogAnchor",
     "Lost",
     "Output",
+    "RemoveRequest",
+    "RemoveResponse",
     "SpawnRequest",
     "SpawnResponse",
     "StatusRequest",
@@ -121,6 +123,16 @@ class ErrorReason(betterproto2.Enum):
     The daemon has a fault; its log tells more. (INTERNAL)
     """
 
+    JOB_NOT_ENDED = 12
+    """
+    The job has not ended yet, and what was asked for can only be done to one that has. (FAILED_PRECONDITION)
+    """
+
+    JOB_UNREADABLE = 13
+    """
+    The job's files are damaged, or were written by a newer daemon. (DATA_LOSS)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -136,6 +148,8 @@ class ErrorReason(betterproto2.Enum):
             9: "ERROR_REASON_RESOURCE_EXHAUSTED",
             10: "ERROR_REASON_SHUTTING_DOWN",
             11: "ERROR_REASON_INTERNAL",
+            12: "ERROR_REASON_JOB_NOT_ENDED",
+            13: "ERROR_REASON_JOB_UNREADABLE",
         }
 
     @classmethod
@@ -153,6 +167,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_RESOURCE_EXHAUSTED": 9,
             "ERROR_REASON_SHUTTING_DOWN": 10,
             "ERROR_REASON_INTERNAL": 11,
+            "ERROR_REASON_JOB_NOT_ENDED": 12,
+            "ERROR_REASON_JOB_UNREADABLE": 13,
         }
 
 
@@ -418,6 +434,16 @@ class Job(betterproto2.Message):
     How and when the job ended. Absent until then.
     """
 
+    kept_from_offset_bytes: "int" = betterproto2.field(15, betterproto2.TYPE_UINT64)
+    """
+    The offset in the combined output of the first byte that is still kept: what was before it has been released.
+    """
+
+    max_log_bytes: "int" = betterproto2.field(16, betterproto2.TYPE_UINT64)
+    """
+    How much of the daemon's disk the log may take, in bytes. Zero: any amount.
+    """
+
 
 default_message_pool.register_message("worker.v1", "Job", Job)
 
@@ -615,6 +641,33 @@ default_message_pool.register_message("worker.v1", "Output", Output)
 
 
 @dataclass(eq=False, repr=False)
+class RemoveRequest(betterproto2.Message):
+    """
+    RemoveRequest names a job to delete.
+    """
+
+    job_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The job's id: a UUID as text.
+    """
+
+
+default_message_pool.register_message("worker.v1", "RemoveRequest", RemoveRequest)
+
+
+@dataclass(eq=False, repr=False)
+class RemoveResponse(betterproto2.Message):
+    """
+    RemoveResponse says that the job is gone.
+    """
+
+    pass
+
+
+default_message_pool.register_message("worker.v1", "RemoveResponse", RemoveResponse)
+
+
+@dataclass(eq=False, repr=False)
 class SpawnRequest(betterproto2.Message):
     """
     SpawnRequest says what to run. No shell is involved.
@@ -658,6 +711,12 @@ class SpawnRequest(betterproto2.Message):
     )
     """
     How long the job may run before it is stopped as by Stop; greater than zero. Absent: for ever.
+    """
+
+    max_log_bytes: "int" = betterproto2.field(8, betterproto2.TYPE_UINT64)
+    """
+    How much of the daemon's disk the job's log may take, in bytes, at least 4194304 and at most what the daemon allows.
+    Beyond it the oldest output is released and becomes a gap. Zero: what the daemon is set to.
     """
 
 
@@ -840,7 +899,7 @@ class StreamLogResponse(betterproto2.Message):
 
     gap: "Gap | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="event")
     """
-    Bytes that the job printed and that are no longer, or not any more intact, on the daemon's disk.
+    Bytes that the job printed and that are no longer on the daemon's disk.
     """
 
     end: "JobEnd | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="event")
@@ -865,12 +924,13 @@ class StreamSummary(betterproto2.Message):
 
     size_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
     """
-    All bytes that the job wrote to it.
+    All bytes that the job wrote to it, released or not.
     """
 
     xxh3_128: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)
     """
-    The XXH3-128 digest of these bytes, seed 0, in canonical (big endian) order: 16 bytes.
+    The XXH3-128 digest of these bytes, seed 0, in canonical (big endian) order: 16 bytes. Empty when nobody can tell
+    it: the job was lost after some of its output had been released.
     """
 
 
@@ -1053,6 +1113,27 @@ class WorkerServiceStub(betterproto2_grpclib.ServiceStub):
         ):
             yield response
 
+    async def remove(
+        self,
+        message: "RemoveRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "RemoveResponse":
+        """
+        Remove deletes a job that has ended, with its log.
+        """
+
+        return await self._unary_unary(
+            "/worker.v1.WorkerService/Remove",
+            message,
+            RemoveResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
     async def list(
         self,
         message: "ListRequest",
@@ -1136,6 +1217,13 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield StreamLogResponse()
 
+    async def remove(self, message: "RemoveRequest") -> "RemoveResponse":
+        """
+        Remove deletes a job that has ended, with its log.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def list(self, message: "ListRequest") -> "ListResponse":
         """
         List describes the caller's jobs, newest first.
@@ -1177,6 +1265,12 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
             request,
         )
 
+    async def __rpc_remove(self, stream: "grpclib.server.Stream[RemoveRequest, RemoveResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.remove(request)
+        await stream.send_message(response)
+
     async def __rpc_list(self, stream: "grpclib.server.Stream[ListRequest, ListResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -1214,6 +1308,12 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_STREAM,
                 StreamLogRequest,
                 StreamLogResponse,
+            ),
+            "/worker.v1.WorkerService/Remove": grpclib.const.Handler(
+                self.__rpc_remove,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                RemoveRequest,
+                RemoveResponse,
             ),
             "/worker.v1.WorkerService/List": grpclib.const.Handler(
                 self.__rpc_list,
