@@ -1,10 +1,13 @@
 """A log whose supervisor vanished: what was captured is kept, what is torn is cut, and it gets a true end."""
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.engine.logs import shell
+from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, JobStatus, Lost, Stream
 from workerd.engine.reader import LogReader, Output
@@ -74,3 +77,34 @@ def test_a_job_that_was_seen_to_end_keeps_its_end_and_gets_the_record(torn: JobF
     recover(torn)
     assert torn.read_status() == status
     assert read(torn) == WRITES
+
+
+def test_records_whose_bytes_never_reached_the_disk_are_cut(torn: JobFolder) -> None:
+    with torn.output.open("r+b") as output:
+        output.truncate(len(b"onetwo!t"))  # a power cut may take the last bytes and leave their records
+    recover(torn)
+    assert read(torn) == WRITES[:2]
+    assert torn.output.read_bytes() == b"onetwo!"
+
+
+def test_a_damaged_header_is_left_for_people(torn: JobFolder) -> None:
+    index = bytearray(torn.index.read_bytes())
+    index[9] ^= 1
+    torn.index.write_bytes(index)
+    before = {path: path.read_bytes() for path in (torn.index, torn.output, torn.status)}
+    with pytest.raises(SpoolCorrupt):
+        recover(torn)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_is_left_of_a_job_without_a_cgroup_is_found_by_its_environment(torn: JobFolder) -> None:
+    mark = f"WORKERD_JOB_ID={torn.path.name}"
+    sleep = ["/bin/sleep", "1000"]
+    with (
+        subprocess.Popen(sleep, env={"WORKERD_JOB_ID": torn.path.name}) as left,
+        subprocess.Popen(sleep, env={"A": mark, "WORKERD_JOB_ID": "another"}) as stranger,
+    ):
+        recover(torn)
+        assert left.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+        stranger.kill()

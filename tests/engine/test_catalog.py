@@ -1,0 +1,68 @@
+"""The catalogue may be deleted, damaged or of an older make: the folders give it back."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import end_jobs
+from tests.engine.logs import ME, read_log, shell
+from workerd.engine.engine import Engine
+
+FILES = ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm")
+
+
+async def listed(engine: Engine) -> list[str]:
+    page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+    return [job.id for job in page.jobs]
+
+
+@pytest.mark.parametrize("files", [FILES, FILES[:1]], ids=["all", "alone"])
+async def test_it_may_be_deleted_while_jobs_run(engine: Engine, tmp_path: Path, files: tuple[str, ...]) -> None:
+    ended = await engine.spawn(shell("true"))
+    await read_log(engine, ended)
+    running = await engine.spawn(shell("exec sleep 1000"))
+    for name in files:
+        (tmp_path / "state" / name).unlink(missing_ok=True)
+    assert await listed(engine) == [running, ended]
+    for name in files:
+        (tmp_path / "state" / name).unlink(missing_ok=True)
+    late = await engine.spawn(shell("true"))
+    await read_log(engine, late)
+    assert await listed(engine) == [late, running, ended]
+    await engine.stop(running, ME, 0)
+    await read_log(engine, running)
+    assert await listed(engine) == [late, running, ended]
+
+
+async def test_one_that_is_damaged_or_older_is_made_again(tmp_path: Path) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("true"))
+        await read_log(engine, job_id)
+    for name in FILES:
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / FILES[0]).write_bytes(b"no database at all" * 1000)
+    async with Engine(tmp_path) as engine:
+        assert await listed(engine) == [job_id]
+    for name in FILES:
+        (tmp_path / name).unlink(missing_ok=True)
+    older = sqlite3.connect(tmp_path / FILES[0])
+    older.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, owner TEXT, ended INTEGER)")
+    older.close()
+    async with Engine(tmp_path) as engine:
+        assert await listed(engine) == [job_id]
+
+
+async def test_a_folder_that_somebody_deleted_is_forgotten(tmp_path: Path) -> None:
+    async with Engine(tmp_path) as engine:
+        ids = [await engine.spawn(shell("true")) for _ in range(2)]
+        for job_id in ids:
+            await read_log(engine, job_id)
+    gone = tmp_path / "jobs" / ids[0]
+    for path in gone.iterdir():
+        path.unlink()
+    gone.rmdir()
+    async with Engine(tmp_path) as engine:
+        assert await listed(engine) == ids[1:]
+        assert engine._catalog.ended()[0].id == ids[1]
+    end_jobs(tmp_path)
