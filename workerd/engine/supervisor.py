@@ -69,6 +69,7 @@ _READ_SIZE = 1 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when there is some
 _SYNC_SECONDS = 5.0
+_SYNC_BYTES = 64 << 20  # so that the end of a job that prints much has little left to wait for
 _LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
 
 
@@ -142,6 +143,7 @@ class Supervisor:
         self._held: tuple[Stream, int] | None = None  # what is in the buffer and has no room on the disk: so many bytes
         self._status_is_written = True
         self._retry_at = self._sync_at = math.inf
+        self._unsynced = 0
         self._syncing: threading.Thread | None = None
         self._epoll = select.epoll()
         self._table: dict[tuple[Phase, Event], Callable[[], Phase]] = {
@@ -345,8 +347,10 @@ class Supervisor:
         with memoryview(self._buffer) as view:
             self._spool.append(stream, view[:length])
         self._held = None
-        if self.spec.durability is Durability.INTERVAL and self._sync_at == math.inf:
-            self._sync_at = time.monotonic() + _SYNC_SECONDS
+        self._unsynced += length
+        if self.spec.durability is Durability.INTERVAL:
+            wait = _SYNC_SECONDS if self._unsynced < _SYNC_BYTES else 0.0
+            self._sync_at = min(self._sync_at, time.monotonic() + wait)
 
     def _retry(self) -> None:
         """Do what there was no room for."""
@@ -362,10 +366,11 @@ class Supervisor:
 
     def _start_sync(self) -> None:
         """Have a thread wait for the disk, so that the job does not have to."""
-        self._sync_at = math.inf
         if self._syncing is not None and self._syncing.is_alive():
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
+        self._sync_at = math.inf
+        self._unsynced = 0
         self._syncing = threading.Thread(target=self._sync)
         self._syncing.start()
 
