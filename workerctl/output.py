@@ -73,7 +73,7 @@ def describe_job(job: Job) -> str:
         "program": job.program,
         "arguments": " ".join(map(shlex.quote, job.args)),
         "directory": job.working_directory,
-        "state": to_plain(job.state),
+        "state": to_plain(job.state) + (", held up: the daemon's disk is full" if job.waits_for_room else ""),
         "created": _local(job.created_at),
         "started": _local(job.started_at),
         "pid": str(job.pid or ""),

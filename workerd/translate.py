@@ -72,6 +72,7 @@ def to_job(job: engine.Job) -> api.Job:
         timeout=None if spec.timeout_seconds is None else timedelta(seconds=spec.timeout_seconds),
         kept_from_offset_bytes=job.kept_from,
         max_log_bytes=spec.max_log_bytes,
+        waits_for_room=status.waits_for_room,
         end=None if status.end is None else to_end(status.end),
     )
 

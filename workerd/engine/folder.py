@@ -4,6 +4,7 @@
     lock      held with flock(2) by the job's supervisor, or by who is about to start one, for as long as it lives
     control   a FIFO on which the supervisor takes orders to stop
     status    where the job stands (JSON), replaced by its supervisor
+    reserve   room on the disk for one more status, given up when there is no other; gone when the job has ended
     output    the bytes of both streams, interleaved as they came
     index     what of `output` is whose (`workerd.engine.record`)
     fault     what went wrong inside the supervisor, for people; usually absent
@@ -23,6 +24,14 @@ import msgspec
 
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, StopOrder
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_RESERVE_BYTES = 8192
+
+
+def is_no_room(error: OSError) -> bool:
+    """Tell whether it was for want of room on the disk that something could not be written."""
+    return error.errno in _NO_ROOM
 
 
 class _Version(msgspec.Struct):
@@ -56,6 +65,11 @@ class JobFolder:
     def status(self) -> Path:
         """Where the job stands."""
         return self.path / "status"
+
+    @property
+    def reserve(self) -> Path:
+        """Room for one more status."""
+        return self.path / "reserve"
 
     @property
     def output(self) -> Path:
@@ -108,7 +122,24 @@ class JobFolder:
         Args:
             sync: whether to wait until it is on the disk, and with it every file's name in the folder.
         """
-        _replace(self.status, msgspec.json.encode(status), sync=sync)
+        data = msgspec.json.encode(status)
+        try:
+            _replace(self.status, data, sync=sync)
+        except OSError as error:
+            if not (is_no_room(error) and self.reserve.exists()):
+                raise
+            self.reserve.unlink()
+            _replace(self.status, data, sync=sync)
+            self.make_reserve()
+
+    def make_reserve(self) -> None:
+        """Set room aside, if there is any, so that a full disk does not keep a job's status from being told."""
+        try:
+            with open(self.reserve, "wb", opener=_private) as file:
+                os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+        except OSError as error:
+            if not is_no_room(error):
+                raise
 
     def read_status(self) -> JobStatus | None:
         """Read where the job stands.

@@ -140,12 +140,14 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         pid: the program's process; zero before it was started.
         cgroup: the path of the job's own cgroup2 directory; empty where there is none.
+        waits_for_room: whether the disk is full, so that no more output is taken until there is room.
     """
 
     state: JobState
     pid: int = 0
     started_ns: int = 0
     cgroup: str = ""
+    waits_for_room: bool = False
     end: JobEnd | None = None
 
 

@@ -24,7 +24,6 @@ pipes are full. Stopping works meanwhile. The end is written, as everything else
 
 import contextlib
 import enum
-import errno
 import fcntl
 import math
 import mmap
@@ -43,7 +42,7 @@ import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
 from workerd.engine.errors import CannotStart, ResourcesExhausted
-from workerd.engine.folder import JobFolder, sync_path
+from workerd.engine.folder import JobFolder, is_no_room, sync_path
 from workerd.engine.job import (
     Cause,
     Durability,
@@ -66,7 +65,6 @@ from workerd.engine.spool import SpoolWriter
 # no more than this.
 _PIPE_SIZE = 1 << 18
 _READ_SIZE = 1 << 20
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when there is some
 _SYNC_SECONDS = 5.0
 _SYNC_BYTES = 64 << 20  # so that the end of a job that prints much has little left to wait for
@@ -173,6 +171,7 @@ class Supervisor:
         self._cgroup = cgroup.create(self.spec.id)
         self._status = JobStatus(state=JobState.STARTING, cgroup=str(self._cgroup or ""))
         self.folder.write_status(self._status)
+        self.folder.make_reserve()
         try:
             self._pid = program.start(self.spec, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup)
         except CannotStart:
@@ -270,11 +269,12 @@ class Supervisor:
         if self._cgroup is not None:
             cgroup.remove(self._cgroup)
         os.close(self._control)
-        self._status = msgspec.structs.replace(self._status, state=JobState.ENDED, end=end)
+        self._status = msgspec.structs.replace(self._status, state=JobState.ENDED, waits_for_room=False, end=end)
         _wait_for_room(lambda: self.folder.write_status(self._status, sync=True))
         _wait_for_room(self._spool.end)
         _wait_for_room(self._spool.sync)
         self._spool.close()
+        self.folder.reserve.unlink(missing_ok=True)
         return Phase.ENDED
 
     def _cause(self) -> Cause:
@@ -322,9 +322,10 @@ class Supervisor:
     def _capture(self, descriptor: int) -> None:
         """Move what one pipe holds into the spool. When there is no room for it, read no more until there is."""
         if self._read(descriptor) and not _try(self._store):
-            self._retry_at = time.monotonic() + _ROOM_SECONDS
             for pipe in self._pipes:
                 self._epoll.unregister(pipe)
+            self._replace_status(waits_for_room=True)
+            self._retry_at = time.monotonic() + _ROOM_SECONDS
 
     def _read(self, descriptor: int) -> bool:
         """Read what one pipe holds into the buffer; return whether there was anything."""
@@ -361,6 +362,7 @@ class Supervisor:
             if _try(self._store):
                 for pipe in self._pipes:
                     self._epoll.register(pipe, select.EPOLLIN)
+                self._replace_status(waits_for_room=False)
             else:
                 self._retry_at = time.monotonic() + _ROOM_SECONDS
 
@@ -433,7 +435,7 @@ def _try(write: Callable[[], None]) -> bool:
     try:
         write()
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if not is_no_room(error):
             raise
         return False
     return True

@@ -444,6 +444,11 @@ class Job(betterproto2.Message):
     How much of the daemon's disk the log may take, in bytes. Zero: any amount.
     """
 
+    waits_for_room: "bool" = betterproto2.field(17, betterproto2.TYPE_BOOL)
+    """
+    Whether the daemon's disk is full, so that the job is held up when it prints, until there is room.
+    """
+
 
 default_message_pool.register_message("worker.v1", "Job", Job)
 
