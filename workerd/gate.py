@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from grpclib.const import Handler as Method
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
@@ -19,7 +20,7 @@ from pki.identity import Identity, read_identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import Job
-from workerd.errors import NotPermitted, ShuttingDown, is_expected, to_grpc
+from workerd.errors import NotPermitted, ShuttingDown, to_grpc
 from workerd.handler import Call
 from workerd.policy import allows
 from workerd.registry import Route
@@ -104,9 +105,12 @@ class Gate:
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:
-            if not is_expected(error):
+            answer = to_grpc(error)
+            if answer.status is Status.INTERNAL:
                 log.exception("a call failed", rpc=route.path)
-            raise to_grpc(error) from error
+            elif answer.status is Status.RESOURCE_EXHAUSTED:
+                log.warning("a call was turned away", rpc=route.path, problem=answer.message)
+            raise answer from error
 
     def _identify(self, stream: Stream[Any, Any]) -> Identity:
         certificate = stream.peer.cert()
@@ -122,7 +126,7 @@ class Gate:
 async def _receive(stream: Stream[Any, Any]) -> Any:
     try:
         request = await stream.recv_message()
-    except (GRPCError, StreamTerminatedError):
+    except (GRPCError, StreamTerminatedError, MemoryError):
         raise
     except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
         raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import TracebackType
 from typing import Self
 
 import asyncinotify
+
+from workerd.engine.errors import WatchesExhausted
 
 _MASK = (
     asyncinotify.Mask.MODIFY  # records were appended
@@ -55,10 +58,16 @@ class Watcher:
 
         Raises:
             FileNotFoundError: there is no such file.
+            WatchesExhausted: the kernel gives out no more watches.
         """
         changed = asyncio.Event()
         if path not in self._watches:
-            self._watches[path] = self._inotify.add_watch(path, _MASK)
+            try:
+                self._watches[path] = self._inotify.add_watch(path, _MASK)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:  # no disk is meant here (inotify_add_watch(2))
+                    raise WatchesExhausted from error
+                raise
         self._waiters[path].add(changed)
         try:
             yield changed
