@@ -198,7 +198,8 @@ def _translate(error: Exception, channel: WorkerChannel) -> Exception:
         case ssl.SSLError():
             return Unreachable(channel.endpoint, f"TLS failed: {error.reason or error}")
         case OSError():
-            return Unreachable(channel.endpoint, f"{error.strerror or error}: is workerd running there?")
+            problem = error.strerror or str(error) or "it closed the connection"
+            return Unreachable(channel.endpoint, f"{problem}: is workerd running there?")
         case _:
             return error
 

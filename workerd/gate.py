@@ -24,6 +24,7 @@ from workerd.errors import NotPermitted, ShuttingDown, to_grpc
 from workerd.handler import Call
 from workerd.policy import allows
 from workerd.registry import Route
+from workerd.transport import bound_request
 
 log = structlog.get_logger()
 
@@ -124,6 +125,7 @@ class Gate:
 
 
 async def _receive(stream: Stream[Any, Any]) -> Any:
+    bound_request(stream)
     try:
         request = await stream.recv_message()
     except (GRPCError, StreamTerminatedError, MemoryError):

@@ -307,8 +307,13 @@ class Engine:
     async def _spawn(self, spec: JobSpec) -> None:
         folder = self._folder(spec.id)
         try:
-            if not await self._claim(folder, spec):
-                return
+            try:
+                if not await self._claim(folder, spec):
+                    return
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    folder.path.rmdir()  # which it does only to an empty one: nothing has got into it
+                raise
         except OSError as error:
             raise ResourcesExhausted(spec.program, f"{error.filename or 'the system'}: {error.strerror}") from error
         self._guard(folder)
@@ -316,29 +321,29 @@ class Engine:
     async def _claim(self, folder: JobFolder, spec: JobSpec) -> bool:
         """Start the job of a folder unless that has been done; return whether it was done here."""
         lock = None
-        while lock is None:  # whoever holds it is starting the job, has started it, or is removing it
-            folder.path.mkdir(mode=0o700, exist_ok=True)
-            with contextlib.suppress(FileNotFoundError), self._watcher.watch(folder.path) as changed:
-                lock = folder.try_lock()
-                status = folder.read_status()
-                if status is not None and (lock is not None or status.state is not JobState.STARTING):
-                    if lock is not None:
-                        os.close(lock)
-                    return False
-                if lock is None:
-                    await changed.wait()
         try:
-            folder.write_spec(spec)
-            self._catalog.add(spec)
-            await self._launcher.launch(folder.path, lock)
-        except BaseException:
-            if folder.read_status() is None:
-                await self._forget(folder)
-            else:  # the program may have been executed: the job is ended as lost, and its key finds it
-                self._guard(folder)
-            raise
+            while lock is None:  # whoever holds it is starting the job, has started it, or is removing it
+                folder.path.mkdir(mode=0o700, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError), self._watcher.watch(folder.path) as changed:
+                    lock = folder.try_lock()
+                    status = folder.read_status()
+                    if status is not None and (lock is not None or status.state is not JobState.STARTING):
+                        return False
+                    if lock is None:
+                        await changed.wait()
+            try:
+                folder.write_spec(spec)
+                self._catalog.add(spec)
+                await self._launcher.launch(folder.path, lock)
+            except BaseException:
+                if folder.read_status() is None:
+                    await self._forget(folder)
+                else:  # the program may have been executed: the job is ended as lost, and its key finds it
+                    self._guard(folder)
+                raise
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
         return True
 
     async def _forget(self, folder: JobFolder) -> None:
