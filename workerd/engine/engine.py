@@ -350,7 +350,10 @@ class Engine:
         """Remove a job's folder, at one stroke for whoever looks. The caller holds its lock."""
         removed = self._removed / f"{folder.path.name}.{time.time_ns()}"
         folder.path.rename(removed)
-        await asyncio.to_thread(shutil.rmtree, removed)
+        try:
+            await asyncio.to_thread(shutil.rmtree, removed)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread; the next scan removes it
+            log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
         try:
             self._catalog.remove(folder.path.name)
         except CatalogFailed as error:  # the next scan takes it out
