@@ -1,0 +1,1 @@
+"""Breaking things on purpose while jobs write and followers read, and comparing every byte afterwards."""

@@ -1,0 +1,1 @@
+"""Programs for jobs to run; some tell tests what they write."""
