@@ -145,8 +145,10 @@ def make_schedule(seed: int) -> tuple[Step, ...]:
         begin = duration * 0.95 * number / JOBS
         job = _job(source, number)
         steps.append(Step(begin, job))
-        for _ in range(source.randint(0, 2 * _FOLLOWERS_PER_JOB)):
-            steps.append(Step(begin + source.uniform(0.0, 1.2) * job.seconds, _follower(source, number)))
+        steps += [
+            Step(begin + source.uniform(0.0, 1.2) * job.seconds, _follower(source, number))
+            for _ in range(source.randint(0, 2 * _FOLLOWERS_PER_JOB))
+        ]
     for _ in range(_REPEATS):
         at = source.uniform(0.1, 1.0)
         steps.append(Step(at * duration, RepeatSpawn(source.randrange(round(at * JOBS)))))
