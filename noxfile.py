@@ -87,6 +87,13 @@ def soak(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """Break everything, over and over: minutes. `nox -s faults -- --seed 7` repeats a run."""
+    install(session, "tests", project=True)
+    session.run("pytest", "tests/faults", *session.posargs)
+
+
+@nox.session
 def generate(session: nox.Session) -> None:
     """Make generated/worker_api from api.proto; lint says when that is due."""
     install(session, "generate", project=False)
