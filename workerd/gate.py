@@ -74,12 +74,12 @@ class Gate:
             answering.add_done_callback(self._calls.pop)
             try:
                 await asyncio.wait([call])
-            finally:
-                if not call.done():  # the client has gone
-                    call.cancel()
-                    await asyncio.wait([call])
-                    if not call.cancelled():
-                        call.exception()  # nobody is left to be told
+            except asyncio.CancelledError:  # the client has gone, just when the call came to its end perhaps
+                call.cancel()
+                await asyncio.wait([call])
+                if not call.cancelled():
+                    call.exception()  # nobody is left to be told
+                raise
             if call.cancelled():
                 raise to_grpc(ShuttingDown())
             call.result()
