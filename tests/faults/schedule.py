@@ -39,18 +39,18 @@ COUNTS: Mapping[Kind, int] = {
     Kind.ZYGOTE_PAUSE: 16,
     Kind.SUPERVISOR_KILL: 8,
     Kind.SUPERVISOR_PAUSE: 34,
-    Kind.CLIENT_KILL: 34,
-    Kind.CLIENT_PAUSE: 34,
+    Kind.CLIENT_KILL: 40,
+    Kind.CLIENT_PAUSE: 40,
     Kind.CUT_ALL: 18,
     Kind.RESET_ALL: 18,
     Kind.STALL_ALL: 18,
-    Kind.TRUNCATE: 40,
+    Kind.TRUNCATE: 60,
     Kind.TRUNCATE_NEXT: 28,
 }
 JOBS = 60
-_FOLLOWERS_PER_JOB = 2
+_FOLLOWERS_PER_JOB = 3
 _REPEATS = 20
-_LONGEST_GAP_SECONDS = 0.9  # between two faults
+_LONGEST_GAP_SECONDS = 0.8  # between two faults
 _HANDSHAKE_BYTES = 6_000  # about what TLS and HTTP/2 need before the first call's answer
 _MB = 1_000_000
 
