@@ -102,13 +102,25 @@ class _Log(io.StringIO):
             sys.stderr.flush()
 
 
+def _configure_log() -> None:
+    """Have structlog write to standard error: a traceback is plain, as local variables hold users' secrets."""
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+    processors = structlog.get_config()["processors"]
+    structlog.configure([*processors[:-1], renderer], logger_factory=structlog.PrintLoggerFactory(_Log()))
+    logging.basicConfig(level=logging.WARNING)
+
+
 def main() -> None:
     """Run the command."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a standard descriptor that was closed is filled
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(_Log()))
-    logging.basicConfig(level=logging.WARNING)
+    if sys.stderr is None:  # it was closed
+        sys.stderr = open(2, "w")  # noqa: SIM115 for the life of the process
+    _configure_log()
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     app.exit_on_error = app.meta.exit_on_error = False
     try:

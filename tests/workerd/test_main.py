@@ -1,0 +1,69 @@
+"""The command `workerd`: what it says, and what it exits with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from grpclib.client import UnaryUnaryMethod
+from grpclib.const import Status
+from worker_api.worker.v1 import SpawnRequest, SpawnResponse
+
+from tests.daemon import Daemon, running_daemon
+from workerctl.client import Client
+from workerctl.errors import CallFailed
+
+STUMBLES = """
+from grpclib.const import Cardinality, Handler
+from worker_api.worker.v1 import SpawnRequest, SpawnResponse
+from workerd.handler import handles
+
+class Service:
+    def __mapping__(self):
+        return {"/stumble.v1.Stumble/Stumble": Handler(None, Cardinality.UNARY_UNARY, SpawnRequest, SpawnResponse)}
+
+@handles(Service, "Stumble", right="stumble")
+async def stumble(call, request):
+    envs = dict(request.envs)
+    raise RuntimeError(f"stumbled with {len(envs)} variables")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler with a mistake in it, installed for the programs that a test starts."""
+    info = tmp_path / "stumble-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stumble\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[workerd.handlers]\nstumble = stumble:stumble\n")
+    (tmp_path / "stumble.py").write_text(STUMBLES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+
+async def stumble(client: Client, request: SpawnRequest) -> None:
+    await client.call(
+        lambda channel: UnaryUnaryMethod(channel, "/stumble.v1.Stumble/Stumble", SpawnRequest, SpawnResponse)(request)
+    )
+
+
+@pytest.mark.usefixtures("plugin")
+async def test_a_handlers_fault_is_in_the_log_without_what_the_caller_sent(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "state") as daemon:
+        async with daemon.client() as client:
+            with pytest.raises(CallFailed) as caught:
+                await stumble(client, SpawnRequest(program="true", envs={"TOKEN": "hunter2"}))
+        assert caught.value.status is Status.INTERNAL
+        said = daemon.errors()
+    assert "RuntimeError: stumbled with 1 variables" in said
+    assert "hunter2" not in said
+    assert len(said.splitlines()) < 30
+
+
+def test_a_daemon_without_standard_streams_serves(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "state")
+    command = [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(daemon.state)]
+    with subprocess.Popen(["/bin/sh", "-c", 'exec "$@" <&- 2>&-', "sh", *command], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"serving gRPC endpoint at ")
+        process.terminate()
+        assert process.wait(timeout=30) == 0
