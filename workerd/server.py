@@ -60,10 +60,10 @@ async def serve(settings: Settings) -> None:
 def _prepare_certificates(settings: Settings) -> PkiFolder:
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():
-        folder.initialize()
         user = getpass.getuser()
-        certificate = folder.issue_client(user)
-        log.info("made certificates", folder=str(folder.path), user=user, certificate=str(certificate))
+        folder.initialize(users=[user])
+        certificate = str(folder.client_certificate(user))
+        log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
     return folder
 
 
