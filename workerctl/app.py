@@ -58,11 +58,11 @@ def make_app(arguments: Sequence[str]) -> App:
             Parameter(env_var="WORKERCTL_USERNAME", help="Whose certificate to present. [default: your login name]"),
         ] = None,
         pki_dir: Annotated[
-            Path | None,
+            str | None,  # not a path, which would make the current folder of an empty text
             Parameter(env_var="WORKERCTL_PKI_DIR", help="Where certificates are. [default: your own daemon's]"),
         ] = None,
     ) -> int:
-        context = Context(Target(endpoint or None, username or None, pki_dir))
+        context = Context(Target(endpoint or None, username or None, Path(pki_dir) if pki_dir else None))
         command, bound, injected = app.parse_args([*tokens, *verbatim])
         if "context" in injected:
             bound.arguments["context"] = context

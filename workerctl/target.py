@@ -30,9 +30,14 @@ class Target:
         """Tell host and port, starting the user's own daemon if that is meant and none runs.
 
         Raises:
-            UsageInvalid: the endpoint is no such URL.
+            UsageInvalid: the endpoint is no such URL, or there is none and the certificates are not the own daemon's.
             DaemonNotStarted: the daemon could not be started.
         """
+        if self.endpoint is None and self.pki().path.absolute() != _own_pki():
+            raise UsageInvalid(
+                f"--pki-dir (or WORKERCTL_PKI_DIR) is {self.pki().path}, and no --endpoint (or WORKERCTL_ENDPOINT) is"
+                " given: give the endpoint of the daemon that is meant, or leave the folder out for one of your own"
+            )
         endpoint = self.endpoint or find_or_start()
         try:
             url = urlsplit(endpoint)
@@ -45,7 +50,7 @@ class Target:
 
     def pki(self) -> PkiFolder:
         """Tell which folder the certificates are in."""
-        return PkiFolder(self.pki_directory or state_directory() / "pki")
+        return PkiFolder(self.pki_directory or _own_pki())
 
     def tls(self) -> ssl.SSLContext:
         """Load what the connection needs.
@@ -54,3 +59,7 @@ class Target:
             PkiError: a file cannot be read.
         """
         return client_context(self.pki(), self.username or getpass.getuser())
+
+
+def _own_pki() -> Path:
+    return state_directory() / "pki"

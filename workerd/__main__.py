@@ -33,10 +33,8 @@ app = cyclopts.App(
 def workerd(
     *,
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
-    state_dir: Annotated[Path | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
-    pki_dir: Annotated[
-        Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")
-    ] = None,
+    state_dir: Annotated[str | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
+    pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
     grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
     max_log_bytes: Annotated[
         int, Parameter(help="What one log may take of the disk; beyond it the oldest output goes. 0: any amount.")
@@ -63,8 +61,8 @@ def workerd(
     try:
         settings = make_settings(
             listen,
-            state_dir,
-            pki_dir,
+            Path(state_dir) if state_dir else None,
+            Path(pki_dir) if pki_dir else None,
             grace_seconds,
             Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         )

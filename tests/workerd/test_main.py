@@ -40,6 +40,12 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
 
 
+def workerd(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run workerd, which is to end by itself."""
+    command = [sys.executable, "-m", "workerd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 async def stumble(client: Client, request: SpawnRequest) -> None:
     await client.call(
         lambda channel: UnaryUnaryMethod(channel, "/stumble.v1.Stumble/Stumble", SpawnRequest, SpawnResponse)(request)
@@ -67,3 +73,24 @@ def test_a_daemon_without_standard_streams_serves(tmp_path: Path) -> None:
         assert process.stdout.readline().startswith(b"serving gRPC endpoint at ")
         process.terminate()
         assert process.wait(timeout=30) == 0
+
+
+def test_empty_folders_are_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the current folder: here the one that is meant cannot be made."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    result = workerd("--listen", "127.0.0.1:0", "--state-dir", "", "--pki-dir", "")
+    assert result.returncode == 1
+    assert str(tmp_path / "file" / "workerd") in result.stderr
+
+
+def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "alice")  # what getpass.getuser looks at first
+    (tmp_path / "pki" / "clients").mkdir(parents=True)
+    (tmp_path / "pki" / "clients" / "alice.crt").touch()
+    result = workerd("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "alice.crt" in result.stderr
+    assert [path.name for path in (tmp_path / "pki").rglob("*")] == ["clients", "alice.crt"]
