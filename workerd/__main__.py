@@ -17,7 +17,7 @@ from pki.errors import PkiError
 from workerd.engine.errors import EngineError
 from workerd.engine.job import Durability
 from workerd.engine.storage import DEFAULT_MAX_LOG_BYTES, Storage
-from workerd.errors import DaemonError
+from workerd.errors import ConfigurationInvalid, DaemonError
 from workerd.settings import DEFAULT_LISTEN, make_settings
 
 _USAGE = 2
@@ -58,20 +58,20 @@ def workerd(
 
     from workerd.server import serve
 
+    settings = make_settings(
+        listen,
+        Path(state_dir) if state_dir else None,
+        Path(pki_dir) if pki_dir else None,
+        grace_seconds,
+        Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
+    )
     try:
-        settings = make_settings(
-            listen,
-            Path(state_dir) if state_dir else None,
-            Path(pki_dir) if pki_dir else None,
-            grace_seconds,
-            Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
-        )
         uvloop.run(serve(settings))
     except (DaemonError, EngineError, PkiError) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except OSError as error:
-        print(f"workerd: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(f"workerd: {_in_words(error)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -79,12 +79,20 @@ def workerd(
 @app.meta.default
 def with_configuration(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="A TOML file with the same settings.")] = None,
+    config: Annotated[str | None, Parameter(help="A TOML file with the same settings.")] = None,
 ) -> int:
     """Read the configuration file, if any, and run."""
-    if config is not None:
-        app.config = (*app.config, cyclopts.config.Toml(config, must_exist=True))
+    if config:
+        try:
+            settings = tomllib.loads(Path(config).read_text())
+        except ValueError as error:  # a UnicodeDecodeError, too
+            raise ConfigurationInvalid(f"the configuration file {config} is not TOML: {error}") from error
+        app.config = (*app.config, cyclopts.config.Dict(settings, source=config))
     return int(app(tokens))
+
+
+def _in_words(error: OSError) -> str:
+    return f"{error.filename or 'the system'}: {error.strerror or error}"
 
 
 class _Log(io.StringIO):
@@ -123,7 +131,13 @@ def main() -> None:
     app.exit_on_error = app.meta.exit_on_error = False
     try:
         sys.exit(app.meta())
-    except (cyclopts.CycloptsError, OSError, tomllib.TOMLDecodeError) as error:
+    except ConfigurationInvalid as error:
+        print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(_USAGE)
+    except OSError as error:
+        print(f"workerd: {_in_words(error)}", file=sys.stderr)  # noqa: T201
+        sys.exit(_USAGE)
+    except cyclopts.CycloptsError as error:
         print(f"workerd: {' '.join(str(error).split())} See --help.", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE)
 

@@ -4,6 +4,7 @@ DaemonError
 ├── NotPermitted
 ├── ShuttingDown
 ├── ConfigurationInvalid
+├── CannotListen
 └── PluginInvalid
 """
 
@@ -35,6 +36,19 @@ class ShuttingDown(DaemonError):
 
 class ConfigurationInvalid(DaemonError):
     """A setting cannot be."""
+
+
+class CannotListen(DaemonError):
+    """The address cannot be listened on.
+
+    Args:
+        host: as it was given.
+        port: as it was given.
+        problem: what the system says.
+    """
+
+    def __init__(self, host: str, port: int, problem: str) -> None:
+        super().__init__(f"cannot listen on {host}:{port}: {problem}: choose another --listen HOST:PORT")
 
 
 class PluginInvalid(DaemonError):

@@ -16,7 +16,7 @@ from pki.store import PkiFolder
 from pki.tls import server_context
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.engine.engine import Engine
-from workerd.errors import ConfigurationInvalid
+from workerd.errors import CannotListen
 from workerd.gate import Gate
 from workerd.registry import load_routes
 from workerd.settings import Settings
@@ -31,7 +31,7 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        ConfigurationInvalid: the address cannot be listened on.
+        CannotListen: the address cannot be listened on.
         PluginInvalid: a handler cannot be served.
         PkiError: the certificates cannot be read or made.
         StateDirectoryInUse: another daemon holds the state directory.
@@ -82,9 +82,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         )[0]
         listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigurationInvalid(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}: choose another --listen HOST:PORT"
-        ) from error
+        raise CannotListen(settings.host, settings.port, error.strerror or str(error)) from error
     with listening:
         yield listening
 

@@ -199,9 +199,20 @@ def test_second_initialize_says_that_nothing_needs_to_be_removed(folder: PkiFold
     assert f"workerctl --pki-dir {folder.path} pki issue-client NAME" in str(raised.value)
 
 
-HOSTS = ["build1", "build1.example.org", "3com", "a-b.c", "192.0.2.7", "::1", "xn--mnchen-3ya.example", "a" * 63]
+HOSTS = [
+    "build1",
+    "build1.example.org",
+    "3com",
+    "a-b.c",
+    "a_b",
+    "*.example.org",
+    "192.0.2.7",
+    "::1",
+    "xn--mnchen-3ya.example",
+    "a" * 63,
+]
 NO_HOSTS = [
-    *("", "a b", "https://build1:7005", "build1:7005", "build1/", "-a", "a-", "a..b", ".a", "a.", "a_b", "[::1]"),
+    *("", "a b", "https://build1:7005", "build1:7005", "build1/", "-a", "a-", "a..b", ".a", "a.", "a.*", "[::1]"),
     *("1.2.3", "300.1.1.1", "a\n", "*", "a" * 64, ".".join(["a" * 63] * 4)),
 ]
 

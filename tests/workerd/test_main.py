@@ -94,3 +94,36 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert "alice.crt" in result.stderr
     assert [path.name for path in (tmp_path / "pki").rglob("*")] == ["clients", "alice.crt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--listen", "7005"), "'7005' is not HOST:PORT"),
+        (("--grace-seconds", "-1"), "give 0 or more"),
+        (("--grace-seconds", "soon"), "--grace-seconds"),
+        (("--nonsense",), "--nonsense"),
+        (("--config", "{folder}/none.toml"), "{folder}/none.toml: No such file or directory"),
+        (("--config", "{folder}/bad.toml"), "{folder}/bad.toml is not TOML: "),
+        (("--config", "{folder}/odd.toml"), "{folder}/odd.toml"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_code_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    (tmp_path / "bad.toml").write_text("listen = ")
+    (tmp_path / "odd.toml").write_text("colour = 1")
+    result = workerd("--state-dir", str(tmp_path / "state"), *(each.format(folder=tmp_path) for each in arguments))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+    assert told.format(folder=tmp_path) in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_address_that_cannot_be_listened_on_is_one_line_and_code_1(tmp_path: Path) -> None:
+    result = workerd("--state-dir", str(tmp_path), "--listen", "192.0.2.1:1")  # RFC 5737: nobody's
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith("workerd: cannot listen on 192.0.2.1:1: ")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    result = workerd("--state-dir", str(tmp_path / "state"))
+    assert (result.returncode, result.stderr) == (1, f"workerd: {tmp_path / 'state'}: File exists\n")
