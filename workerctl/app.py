@@ -79,7 +79,7 @@ def main_with(arguments: Sequence[str]) -> int:
     try:
         return int(make_app(arguments).meta(_split(arguments)[0]) or ExitCode.OK)
     except cyclopts.CycloptsError as error:
-        warn(f"{' '.join(str(error).split())} See --help.")
+        warn(f"{_in_words(error)} See --help.")
         return ExitCode.USAGE
     except ClientError as error:
         warn(str(error))
@@ -89,11 +89,30 @@ def main_with(arguments: Sequence[str]) -> int:
     except UnicodeError as error:  # a job id, a label or a host that cannot be sent as it is
         warn(f"an argument is not text that can be sent: {error}")
         return ExitCode.USAGE
-    except (PkiError, OSError) as error:
+    except PkiError as error:
         warn(str(error))
         return ExitCode.FAILED
+    except OSError as error:
+        warn(": ".join(filter(None, (error.filename, error.strerror or str(error)))))
+        return ExitCode.FAILED
+    except SystemExit as error:  # rich makes one of a reader of the help who has gone (Console.on_broken_pipe)
+        if isinstance(error.__context__, BrokenPipeError):
+            return ExitCode.OUTPUT_CLOSED
+        raise
     except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.INTERRUPTED
+
+
+def _in_words(error: cyclopts.CycloptsError) -> str:
+    match error:
+        case cyclopts.UnusedCliTokensError(unused_tokens=[first, *_]):
+            return f"{first!r} is one argument too many."
+        case cyclopts.MissingArgumentError(argument=cyclopts.Argument() as wanted) if (
+            wanted.field_info.is_positional and not wanted.tokens
+        ):
+            return f"'{' '.join(error.command_chain or ())}' needs {wanted.name.removeprefix('--').upper()}."
+        case _:
+            return " ".join(str(error).split())
 
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -1,5 +1,7 @@
 """What a command is given besides its own parameters."""
 
+import contextlib
+import os
 import sys
 from dataclasses import dataclass
 
@@ -19,5 +21,7 @@ class Context:
 
 
 def warn(sentence: str) -> None:
-    """Tell the user something beside the result."""
-    print(f"workerctl: {sentence}", file=sys.stderr)  # noqa: T201
+    """Tell the user something beside the result. Where that cannot be written, it is lost and nothing else is."""
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    with contextlib.suppress(OSError):
+        os.write(2, f"workerctl: {sentence}\n".encode(encoding, "backslashreplace"))

@@ -7,6 +7,8 @@ ClientError
 ├── Refused
 ├── DaemonNotStarted
 ├── CallFailed
+│   ├── ArgumentInvalid
+│   ├── Unserved
 │   ├── JobNotFound
 │   ├── ProgramNotFound
 │   ├── ProgramNotExecutable
@@ -70,6 +72,21 @@ class CallFailed(ClientError):
         super().__init__(message)
 
 
+class ArgumentInvalid(CallFailed):
+    """The daemon cannot make sense of what the call asks for."""
+
+    exit_code = ExitCode.USAGE
+
+
+class Unserved(CallFailed):
+    """The daemon knows no such call: it is older, or lacks a plugin."""
+
+    def __init__(self, status: Status, reason: ErrorReason, message: str) -> None:
+        super().__init__(
+            status, reason, f"{message}; if that has been done, restart it: it looks for them at its start"
+        )
+
+
 class JobNotFound(CallFailed):
     """No job of the caller's has this id."""
 
@@ -98,6 +115,11 @@ class LogDamaged(ClientError):
     exit_code = ExitCode.LOG_DAMAGED
 
 
+_BY_STATUS: dict[Status, type[CallFailed]] = {
+    Status.INVALID_ARGUMENT: ArgumentInvalid,
+    Status.UNIMPLEMENTED: Unserved,
+    Status.UNAVAILABLE: Unavailable,
+}
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
     ErrorReason.JOB_NOT_FOUND: JobNotFound,
     ErrorReason.PROGRAM_NOT_FOUND: ProgramNotFound,
@@ -108,5 +130,5 @@ _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
 def from_grpc(error: GRPCError) -> CallFailed:
     """Turn what a call failed with into the client's error."""
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
-    kind = Unavailable if error.status is Status.UNAVAILABLE else _BY_REASON.get(detail.reason, CallFailed)
+    kind = _BY_STATUS.get(error.status) or _BY_REASON.get(detail.reason, CallFailed)
     return kind(error.status, detail.reason, error.message or error.status.name)

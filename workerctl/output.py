@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import enum
+import errno
 import json
 import os
 import select
@@ -17,10 +18,12 @@ from worker_api.worker.v1 import Exited, Job, JobEnd, Killed, Lost, Stopped, Str
 
 from workerctl.parameters import OutputFormat
 
+_LONGEST_COMMAND = 100  # characters, in a list
+
 
 def print_result(message: betterproto2.Message, text: str, output: OutputFormat) -> None:
     """Print one result, in the form that was asked for."""
-    print(json.dumps(to_plain(message)) if output == "json" else text)  # noqa: T201
+    print_line(json.dumps(to_plain(message)) if output == "json" else text)
 
 
 def to_plain(value: Any) -> Any:
@@ -84,8 +87,9 @@ def describe_job(job: Job) -> str:
     }
     if job.end is not None:
         lines["ended"] = f"{_local(job.end.ended_at)}, {describe_end(job.end)}"
-        cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
-        lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
+        if job.end.lost is None:  # of a lost job nobody knows what it used
+            cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
+            lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
     return "\n".join(f"{label + ':':<11}{_one_line(text)}" for label, text in lines.items() if text)
 
 
@@ -112,7 +116,7 @@ def describe_jobs(jobs: Iterable[Job]) -> str:
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
         program = " ".join((job.program, *map(shlex.quote, job.args)))
-        rows.append((job.id, _local(job.created_at), state, _one_line(job.name) or "-", _one_line(program)))
+        rows.append((job.id, _local(job.created_at), state, _one_line(job.name) or "-", _cut(_one_line(program))))
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
 
@@ -121,7 +125,7 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write bytes as they are, without a buffer of our own.
 
     Raises:
-        BrokenPipeError: whoever read them has gone.
+        BrokenPipeError: whoever read them has gone, or the descriptor was closed from the beginning.
     """
     view = memoryview(data)
     while view:
@@ -131,17 +135,33 @@ def write_all(descriptor: int, data: bytes) -> None:
             writable = select.poll()
             writable.register(descriptor, select.POLLOUT)
             writable.poll()
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise BrokenPipeError(errno.EPIPE, "the output is closed") from error
+            raise
 
 
 def print_line(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Print a line at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        OSError: it cannot be written, for another reason.
+    """
+    try:
+        write_all(1, f"{line}\n".encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _one_line(text: str) -> str:
     """Escape what would break the line or reach the terminal as a command."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_COMMAND else text[: _LONGEST_COMMAND - 1] + "…"
 
 
 def _local(time: datetime | None) -> str:

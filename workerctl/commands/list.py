@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from worker_api.worker.v1 import Job, JobState
 
+from workerctl.context import warn
 from workerctl.errors import UsageInvalid
 from workerctl.output import describe_jobs, print_line, to_plain
 from workerctl.parameters import Injected, Output
@@ -33,6 +34,7 @@ async def list_jobs(
     async with context.client() as client:
         async for job in client.list_jobs([JobState[word.upper()] for word in state or ()], name):
             if len(jobs) == limit:
+                warn(f"there are more than these {limit}: a larger --limit shows them")
                 break
             jobs.append(job)
     if output == "json":

@@ -15,10 +15,11 @@ from workerctl.context import warn
 from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
-from workerctl.output import describe_end, print_line, write_all
+from workerctl.output import describe_end, write_all
 from workerctl.parameters import CommandLine, Injected
-from workerctl.spawning import JobOptions
+from workerctl.spawning import JobOptions, print_started
 
+_LEAVING = (signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
 
 
@@ -38,7 +39,8 @@ async def run(
     request = options.request(command, str(uuid.uuid4()))
     async with context.client() as client:
         if detach:
-            print_line(await client.spawn(request))
+            job_id = await client.spawn(request)
+            print_started(job_id, job_id)
             return ExitCode.OK
         async with Interrupts(client) as interrupts:
             job_id = await client.spawn(request)
@@ -49,7 +51,7 @@ async def run(
                 warn(f"nobody reads the output any more; job {job_id} runs on")
                 return ExitCode.OUTPUT_CLOSED
             except (ClientError, OSError):
-                warn(f"go on with: workerctl stream-log --past-events --uuid {job_id}")
+                warn(_go_on(job_id))
                 raise
     return ExitCode.INTERRUPTED if interrupts.count else exit_code_of(end)
 
@@ -69,16 +71,18 @@ async def _copy_output(client: Client, job_id: str) -> JobEnd:
     raise ClientError(f"the log of job {job_id} stopped before its end")
 
 
+def _go_on(job_id: str) -> str:
+    return f"go on with: workerctl stream-log --past-events --uuid {job_id}"
+
+
 def exit_code_of(end: JobEnd) -> int:
     """Tell what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
     match end:
         case JobEnd(exited=Exited(code=code)):
             return code
-        case JobEnd(killed=Killed(signal=number)):
-            return of_signal(number)
     warn(f"job {describe_end(end)}")
     match end:
-        case JobEnd(stopped=Stopped(signal=number)):
+        case JobEnd(killed=Killed(signal=number)) | JobEnd(stopped=Stopped(signal=number)):
             return of_signal(number)
         case JobEnd(timed_out=TimedOut()):
             return ExitCode.TIMED_OUT
@@ -90,6 +94,8 @@ def exit_code_of(end: JobEnd) -> int:
 
 class Interrupts:
     """Turns the first Ctrl-C into a stop of the job and every further one into a kill, while the output goes on.
+
+    SIGTERM and SIGHUP end the command as they do without it, once the user has been told which job runs on.
 
     Attributes:
         count: how often Ctrl-C was pressed.
@@ -103,13 +109,18 @@ class Interrupts:
 
     async def __aenter__(self) -> Self:
         self._command = asyncio.current_task()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in _LEAVING:
+            if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as under nohup(1)
+                loop.add_signal_handler(number, self._leave, number)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        for number in (signal.SIGINT, *_LEAVING):
+            asyncio.get_running_loop().remove_signal_handler(number)
         await asyncio.gather(*self._stops)
 
     def started(self, job_id: str) -> None:
@@ -126,6 +137,14 @@ class Interrupts:
             warn("stopping the job as soon as the daemon has started it; Ctrl-C again to leave without knowing")
         elif self._command is not None:
             self._command.cancel()
+
+    def _leave(self, number: signal.Signals) -> None:
+        if self._job_id is None:
+            warn("leaving without knowing whether the job was started: see workerctl list")
+        else:
+            warn(f"job {self._job_id} runs on; {_go_on(self._job_id)}")
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.raise_signal(number)
 
     def _stop(self) -> None:
         first = not self._stops

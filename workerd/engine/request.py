@@ -50,9 +50,9 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
         if self.working_directory and not self.working_directory.startswith("/"):
             raise InvalidArgument("working_directory", f"{self.working_directory!r} is not an absolute path")
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
-            raise InvalidArgument("timeout", "must be greater than zero, and end")
+            raise InvalidArgument("timeout", "must be greater than zero and finite")
         if not 0 <= self.grace_seconds < math.inf:
-            raise InvalidArgument("grace", "must not be negative, and end")
+            raise InvalidArgument("grace", "must be zero or greater, and finite")
         if 0 < self.max_log_bytes < MIN_LOG_BYTES:
             raise InvalidArgument("max_log_bytes", f"is less than {MIN_LOG_BYTES}, which a log needs at least")
         if 0 < storage.max_log_bytes < self.max_log_bytes:
