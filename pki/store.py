@@ -8,6 +8,7 @@
 A user on another machine needs server-ca.crt and their own pair, in the same layout, and nothing else.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # cryptography is slow to import and only needed where certif
 _ADVICE = "make an authority with `workerctl pki init`"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID §2.1
+_HOST = re.compile(r"(?=.{1,253}\Z)(?:\*\.)?[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*")  # RFC 1123 §2.1, and _
 _NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]{0,63}")
 
 
@@ -82,6 +84,8 @@ class PkiFolder:
 
         Raises:
             AlreadyExists: there is one already.
+            InvalidHost: a host is neither an address nor a name.
+            InvalidTrustDomain: no SPIFFE id could have this trust domain.
         """
         from pki.authority import issue_server, make_authority
 
@@ -89,7 +93,7 @@ class PkiFolder:
         if _TRUST_DOMAIN.fullmatch(trust_domain) is None:
             raise InvalidTrustDomain(trust_domain)
         for host in hosts:
-            if not host or not host.isascii():
+            if not _is_host(host):
                 raise InvalidHost(host)
         for certificate in (self.server_ca, self.client_ca, self.server_certificate):
             for path in (certificate, key_path(certificate)):
@@ -174,6 +178,14 @@ def _load_certificate(path: Path) -> "x509.Certificate":
         return x509.load_pem_x509_certificate(_read_bytes(path))
     except ValueError as error:
         raise Missing(path, f"it holds no certificate: {error}", _ADVICE) from error
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST.fullmatch(text) is not None
+    return True
 
 
 def key_path(certificate: Path) -> Path:

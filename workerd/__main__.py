@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from pki.errors import PkiError
 from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
-from workerd.settings import DEFAULT_LISTEN, make_settings
+from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
 
 _USAGE = 2
 
@@ -36,6 +36,9 @@ def workerd(
         Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")
     ] = None,
     grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
+    keepalive_seconds: Annotated[
+        float, Parameter(help="After how much silence a connection is dead.")
+    ] = DEFAULT_KEEPALIVE_SECONDS,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -49,7 +52,7 @@ def workerd(
     from workerd.server import serve
 
     try:
-        settings = make_settings(listen, state_dir, pki_dir, grace_seconds)
+        settings = make_settings(listen, state_dir, pki_dir, grace_seconds, keepalive_seconds)
         uvloop.run(serve(settings))
     except (DaemonError, EngineError, PkiError) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201

@@ -10,6 +10,7 @@ from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.errors import ConfigurationInvalid
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
+DEFAULT_KEEPALIVE_SECONDS = 20.0
 
 
 def default_state_directory() -> Path:
@@ -25,6 +26,7 @@ class Settings:
         host: the address to listen on.
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
+        keepalive_seconds: after how much silence a connection is taken for dead.
     """
 
     host: str
@@ -32,9 +34,12 @@ class Settings:
     state_directory: Path
     pki_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
+    keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
 
 
-def make_settings(listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float) -> Settings:
+def make_settings(
+    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float, keepalive_seconds: float
+) -> Settings:
     """Check what was given and fill in what was not.
 
     Raises:
@@ -45,6 +50,15 @@ def make_settings(listen: str, state_dir: Path | None, pki_dir: Path | None, gra
         raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
     if not (math.isfinite(grace_seconds) and grace_seconds >= 0):
         raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is no time to wait: give 0 or more")
+    if not (math.isfinite(keepalive_seconds) and keepalive_seconds > 0):
+        raise ConfigurationInvalid(f"--keepalive-seconds {keepalive_seconds} is no time to wait: give more than 0")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
-    return Settings(host.strip("[]") or "0.0.0.0", int(port), state_directory, pki_directory, grace_seconds)  # noqa: S104
+    return Settings(
+        host.strip("[]") or "0.0.0.0",  # noqa: S104
+        int(port),
+        state_directory,
+        pki_directory,
+        grace_seconds,
+        keepalive_seconds,
+    )

@@ -1,5 +1,6 @@
 """stream-log: show what a job printed and prints."""
 
+import contextlib
 import json
 from typing import Annotated, Literal
 
@@ -10,7 +11,7 @@ from workerctl.context import warn
 from workerctl.errors import UsageInvalid
 from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
-from workerctl.output import event_to_plain, write_all
+from workerctl.output import Writer, event_to_plain
 from workerctl.parameters import Injected, Uuid
 
 _STREAMS = {"raw": (Stream.STDOUT, Stream.STDERR), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
@@ -47,22 +48,24 @@ async def stream_log(
     elif offset is None and last_bytes is None:
         last_bytes = 0
     check = LogCheck(_STREAMS[stream_type], from_start=offset == 0)
+    writer = Writer()
     async with context.client() as client:
-        events = client.stream_log(
+        log = client.stream_log(
             uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
         )
         try:
-            async for event in events:
-                if event.output is not None:
-                    check.output(event.output)
-                if stream_type == "raw":
-                    write_all(1, json.dumps(event_to_plain(event)).encode() + b"\n")
-                elif event.output is not None:
-                    write_all(1, event.output.data)
-                if event.gap is not None:
-                    warn(check.gap(event.gap))
-                if event.end is not None:
-                    check.end(event.end)
+            async with contextlib.aclosing(log) as events:
+                async for event in events:
+                    if event.output is not None:
+                        check.output(event.output)
+                    if stream_type == "raw":
+                        await writer.write(1, json.dumps(event_to_plain(event)).encode() + b"\n")
+                    elif event.output is not None:
+                        await writer.write(1, event.output.data)
+                    if event.gap is not None:
+                        warn(check.gap(event.gap))
+                    if event.end is not None:
+                        check.end(event.end)
         except BrokenPipeError:
             return ExitCode.OUTPUT_CLOSED
     return ExitCode.OK
