@@ -8,6 +8,34 @@ from pki.errors import Missing
 from pki.store import PkiFolder, key_path, read_bytes
 
 
+class _TellingWhy(ssl.SSLObject):
+    """A server's end of a connection, from which a client that is refused learns why.
+
+    OpenSSL has an alert ready when a handshake fails (RFC 8446 §6.2), but asyncio and uvloop drop it with the connection
+    (`SSLProtocol._on_handshake_complete`), and to the client that looks like any cut. As long as they are told that more
+    is to come they send what is ready. The end is the client's, or that of the time for handshakes.
+    """
+
+    _failure: ssl.SSLError | None = None
+
+    def do_handshake(self) -> None:
+        """Take the handshake as far as it goes.
+
+        Raises:
+            ssl.SSLWantReadError: more must come; or the handshake has just failed.
+            ssl.SSLError: the handshake has failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self._failure = error
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the handshake failed") from error
+
+
 def server_context(folder: PkiFolder) -> ssl.SSLContext:
     """Make the context of a server that takes only clients with a certificate of the client authority.
 
@@ -15,6 +43,7 @@ def server_context(folder: PkiFolder) -> ssl.SSLContext:
         Missing: a file cannot be read.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _TellingWhy
     _trust(context, folder.client_ca)
     _present(context, folder.server_certificate, "put it back, or choose another --pki-dir")
     context.verify_mode = ssl.CERT_REQUIRED

@@ -14,6 +14,7 @@ from pki.errors import PkiError
 from workerctl.context import Context, warn
 from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode
+from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_RETRY_SECONDS, Patience
 from workerctl.target import Target
 
 GROUP = "workerctl.commands"
@@ -61,8 +62,17 @@ def make_app(arguments: Sequence[str]) -> App:
             str | None,  # not a path, which would make the current folder of an empty text
             Parameter(env_var="WORKERCTL_PKI_DIR", help="Where certificates are. [default: your own daemon's]"),
         ] = None,
+        retry_seconds: Annotated[
+            float,
+            Parameter(env_var="WORKERCTL_RETRY_SECONDS", help="How long to try again when the daemon goes away."),
+        ] = DEFAULT_RETRY_SECONDS,
+        keepalive_seconds: Annotated[
+            float,
+            Parameter(env_var="WORKERCTL_KEEPALIVE_SECONDS", help="After how much silence a connection is dead."),
+        ] = DEFAULT_KEEPALIVE_SECONDS,
     ) -> int:
-        context = Context(Target(endpoint or None, username or None, Path(pki_dir) if pki_dir else None))
+        patience = Patience(retry_seconds, keepalive_seconds)
+        context = Context(Target(endpoint or None, username or None, Path(pki_dir) if pki_dir else None), patience)
         command, bound, injected = app.parse_args([*tokens, *verbatim])
         if "context" in injected:
             bound.arguments["context"] = context

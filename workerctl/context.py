@@ -3,9 +3,10 @@
 import contextlib
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workerctl.client import Client
+from workerctl.retry import Patience
 from workerctl.target import Target
 
 
@@ -14,10 +15,11 @@ class Context:
     """What stood before the subcommand. A command asks for it with a parameter `context: Injected`."""
 
     target: Target
+    patience: Patience = field(default_factory=Patience)
 
     def client(self) -> Client:
         """Make a client of the daemon that is meant; what it retries is told on standard error."""
-        return Client(self.target, on_retry=warn)
+        return Client(self.target, on_retry=warn, patience=self.patience)
 
 
 def warn(sentence: str) -> None:

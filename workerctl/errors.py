@@ -3,7 +3,8 @@
 ClientError
 ├── UsageInvalid
 ├── Unreachable
-│   └── ConnectionLost
+│   ├── ConnectionLost
+│   └── GaveUp
 ├── Refused
 ├── DaemonNotStarted
 ├── CallFailed
@@ -39,15 +40,29 @@ class Unreachable(ClientError):
     """No daemon could be talked to at the endpoint."""
 
     def __init__(self, endpoint: str, problem: str) -> None:
+        self.problem = problem
         super().__init__(f"cannot reach a daemon at {endpoint}: {problem}")
 
 
 class ConnectionLost(Unreachable):
-    """The connection broke while a call was under way, or was refused by the other side's TLS."""
+    """The connection broke while a call was under way."""
+
+
+class GaveUp(Unreachable):
+    """A call was made again and again, and always failed. The last failure is the cause (`__cause__`).
+
+    Args:
+        endpoint: where the daemon should be.
+        problem: the last of them.
+        tried_seconds: for how long.
+    """
+
+    def __init__(self, endpoint: str, problem: str, tried_seconds: float) -> None:
+        super().__init__(endpoint, f"{problem} (gave up after {tried_seconds:.0f} s)")
 
 
 class Refused(ClientError):
-    """One side does not take the other's certificate; trying again does not help."""
+    """One side does not take the other's certificate or kind of TLS; trying again does not help."""
 
     def __init__(self, endpoint: str, problem: str) -> None:
         super().__init__(f"cannot talk to the daemon at {endpoint}: {problem}")

@@ -1,14 +1,18 @@
 """How results are printed: as JSON for programs, as text for people."""
 
+import asyncio
 import base64
+import contextlib
 import dataclasses
 import enum
 import errno
 import json
 import os
+import queue
 import select
 import shlex
 import sys
+import threading
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -139,6 +143,49 @@ def write_all(descriptor: int, data: bytes) -> None:
             if error.errno == errno.EBADF:
                 raise BrokenPipeError(errno.EPIPE, "the output is closed") from error
             raise
+
+
+class Writer:
+    """Writes in a thread of its own, so that a terminal or a pager that takes nothing stops nothing but the output.
+
+    Ctrl-C must be heard meanwhile, and the daemon's PINGs be answered. The thread is not waited for at the end of the
+    program (`threading.Thread.daemon`): it may be stuck for ever.
+    """
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[tuple[int, bytes, asyncio.Future[None]]] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, name="writer", daemon=True).start()
+
+    async def write(self, descriptor: int, data: bytes) -> None:
+        """Write bytes as they are, and return when they are written.
+
+        Raises:
+            OSError: as `write_all`.
+        """
+        done = self._loop.create_future()
+        self._orders.put((descriptor, data, done))
+        await done
+
+    def _work(self) -> None:
+        while True:
+            descriptor, data, done = self._orders.get()
+            problem: OSError | None = None
+            try:
+                write_all(descriptor, data)
+            except OSError as error:
+                problem = error
+            with contextlib.suppress(RuntimeError):  # the loop was left meanwhile
+                self._loop.call_soon_threadsafe(_settle, done, problem)
+
+
+def _settle(done: asyncio.Future[None], problem: OSError | None) -> None:
+    if done.cancelled():
+        return
+    if problem is None:
+        done.set_result(None)
+    else:
+        done.set_exception(problem)
 
 
 def print_line(line: str) -> None:

@@ -1,6 +1,7 @@
 """Which daemon to talk to, and as whom."""
 
 import getpass
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,11 @@ class Target:
     endpoint: str | None = None
     username: str | None = None
     pki_directory: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the daemon."""
+        return self.endpoint or f"your own on this machine ({state_directory()})"
 
     def resolve(self) -> tuple[str, int]:
         """Tell host and port, starting the user's own daemon if that is meant and none runs.
@@ -57,8 +63,19 @@ class Target:
 
         Raises:
             PkiError: a file cannot be read.
+            UsageInvalid: no user is given, and the system's has no name.
         """
-        return client_context(self.pki(), self.username or getpass.getuser())
+        return client_context(self.pki(), self.username or _login_name())
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
+        uid = os.getuid()
+        raise UsageInvalid(
+            f"the user id {uid} has no login name here: give --username (your own daemon calls you {uid})"
+        ) from None
 
 
 def _own_pki() -> Path:

@@ -18,7 +18,7 @@ from workerd.engine.errors import EngineError
 from workerd.engine.job import Durability
 from workerd.engine.storage import DEFAULT_MAX_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid, DaemonError
-from workerd.settings import DEFAULT_LISTEN, make_settings
+from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
 
 _USAGE = 2
 
@@ -46,6 +46,9 @@ def workerd(
     durability: Annotated[
         Durability, Parameter(help="When logs are forced to the disk: at a job's end, or also every 5 s.")
     ] = Durability.INTERVAL,
+    keepalive_seconds: Annotated[
+        float, Parameter(help="After how much silence a connection is dead.")
+    ] = DEFAULT_KEEPALIVE_SECONDS,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -64,6 +67,7 @@ def workerd(
         Path(pki_dir) if pki_dir else None,
         grace_seconds,
         Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
+        keepalive_seconds,
     )
     try:
         uvloop.run(serve(settings))

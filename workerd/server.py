@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import getpass
+import os
 import resource
 import signal
 import socket
@@ -44,7 +45,12 @@ async def serve(settings: Settings) -> None:
     async with Engine(settings.state_directory, settings.storage) as engine:
         _raise_descriptor_limit()
         gate = Gate(engine, routes, trust_domain=folder.trust_domain(), grace_seconds=settings.grace_seconds)
-        server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec())
+        server = WorkerServer(
+            [gate],
+            codec=Codec(),
+            status_details_codec=StatusDetailsCodec(),
+            keepalive_seconds=settings.keepalive_seconds,
+        )
         with _listen(settings) as listening:
             await server.start(sock=listening, ssl=tls)
             host, port = listening.getsockname()[:2]
@@ -60,11 +66,19 @@ async def serve(settings: Settings) -> None:
 def _prepare_certificates(settings: Settings) -> PkiFolder:
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():
-        user = getpass.getuser()
+        user = _own_name()
         folder.initialize(users=[user])
         certificate = str(folder.client_certificate(user))
         log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
     return folder
+
+
+def _own_name() -> str:
+    """Tell the name of the daemon's user, for a certificate; the number where a container has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
+        return str(os.getuid())
 
 
 def _stop_signals() -> asyncio.Event:

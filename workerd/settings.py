@@ -11,6 +11,7 @@ from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
+DEFAULT_KEEPALIVE_SECONDS = 20.0
 
 
 def default_state_directory() -> Path:
@@ -27,6 +28,7 @@ class Settings:
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
         storage: what is kept of jobs.
+        keepalive_seconds: after how much silence a connection is taken for dead.
     """
 
     host: str
@@ -35,10 +37,16 @@ class Settings:
     pki_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     storage: Storage = DEFAULT_STORAGE
+    keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
 
 
 def make_settings(
-    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float, storage: Storage
+    listen: str,
+    state_dir: Path | None,
+    pki_dir: Path | None,
+    grace_seconds: float,
+    storage: Storage,
+    keepalive_seconds: float,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -50,6 +58,8 @@ def make_settings(
         raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
     if not (math.isfinite(grace_seconds) and grace_seconds >= 0):
         raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is no time to wait: give 0 or more")
+    if not (math.isfinite(keepalive_seconds) and keepalive_seconds > 0):
+        raise ConfigurationInvalid(f"--keepalive-seconds {keepalive_seconds} is no time to wait: give more than 0")
     if storage.max_log_bytes != 0 and storage.max_log_bytes < MIN_LOG_BYTES:
         raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES}, or 0")
     if storage.max_total_bytes < 0:
@@ -59,4 +69,4 @@ def make_settings(
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
-    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage)
+    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage, keepalive_seconds)

@@ -1,6 +1,7 @@
 """run: start a program, see its output, and end as it does."""
 
 import asyncio
+import contextlib
 import signal
 import uuid
 from datetime import timedelta
@@ -15,7 +16,7 @@ from workerctl.context import warn
 from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
-from workerctl.output import describe_end, write_all
+from workerctl.output import Writer, describe_end
 from workerctl.parameters import CommandLine, Injected
 from workerctl.spawning import JobOptions, print_started
 
@@ -58,16 +59,17 @@ async def run(
 
 async def _copy_output(client: Client, job_id: str) -> JobEnd:
     check = LogCheck((Stream.STDOUT, Stream.STDERR), from_start=True)
-    async for event in client.stream_log(job_id):
-        if event.output is not None:
-            check.output(event.output)
-            # In a thread: a terminal that takes nothing must not keep Ctrl-C from being heard.
-            await asyncio.to_thread(write_all, _DESCRIPTORS[event.output.stream], event.output.data)
-        elif event.gap is not None:
-            warn(check.gap(event.gap))
-        elif event.end is not None:
-            check.end(event.end)
-            return event.end
+    writer = Writer()
+    async with contextlib.aclosing(client.stream_log(job_id)) as events:
+        async for event in events:
+            if event.output is not None:
+                check.output(event.output)
+                await writer.write(_DESCRIPTORS[event.output.stream], event.output.data)
+            elif event.gap is not None:
+                warn(check.gap(event.gap))
+            elif event.end is not None:
+                check.end(event.end)
+                return event.end
     raise ClientError(f"the log of job {job_id} stopped before its end")
 
 
@@ -121,7 +123,11 @@ class Interrupts:
     ) -> None:
         for number in (signal.SIGINT, *_LEAVING):
             asyncio.get_running_loop().remove_signal_handler(number)
-        await asyncio.gather(*self._stops)
+        if kind is not None:  # the daemon may be away: what it has not heard by now it is not told any more
+            for stop in self._stops:
+                stop.cancel()
+        if self._stops:
+            await asyncio.wait(self._stops)
 
     def started(self, job_id: str) -> None:
         """Take in which job is meant; a Ctrl-C that came before is not forgotten."""
@@ -131,11 +137,13 @@ class Interrupts:
 
     def _interrupt(self) -> None:
         self.count += 1
-        if self._job_id is not None:
-            self._stop()
-        elif self.count == 1:
+        if self._job_id is None and self.count == 1:
             warn("stopping the job as soon as the daemon has started it; Ctrl-C again to leave without knowing")
+        elif self._job_id is not None and not (self._client.away and self.count > 1):
+            self._stop()
         elif self._command is not None:
+            if self._job_id is not None:
+                warn(f"the daemon is away; if job {self._job_id} runs on: workerctl stop --uuid {self._job_id}")
             self._command.cancel()
 
     def _leave(self, number: signal.Signals) -> None:
@@ -148,7 +156,10 @@ class Interrupts:
 
     def _stop(self) -> None:
         first = not self._stops
-        warn("stopping the job; Ctrl-C again to kill it" if first else "killing the job")
+        if self._client.away:
+            warn("stopping the job as soon as the daemon is back; Ctrl-C again to leave without")
+        else:
+            warn("stopping the job; Ctrl-C again to kill it" if first else "killing the job")
         self._stops.append(asyncio.create_task(self._send_stop(None if first else timedelta(0))))
 
     async def _send_stop(self, grace: timedelta | None) -> None:

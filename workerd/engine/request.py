@@ -1,13 +1,12 @@
 """What a caller asks for when it spawns a job, and what it may not ask for."""
 
 import math
-import os
-import pwd
 
 import msgspec
 
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, JobSpec, User
+from workerd.engine.program import account
 from workerd.engine.storage import MIN_LOG_BYTES, Storage
 
 MAX_LABEL_BYTES = 256
@@ -81,7 +80,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             program=self.program,
             args=self.args,
             envs=self.envs,
-            working_directory=self.working_directory or pwd.getpwuid(os.geteuid()).pw_dir,
+            working_directory=self.working_directory or account().pw_dir,
             name=self.name,
             timeout_seconds=self.timeout_seconds,
             grace_seconds=self.grace_seconds,
