@@ -260,10 +260,13 @@ def _translate(error: Exception, channel: WorkerChannel) -> Exception:
         case ssl.SSLCertVerificationError():
             problem = f"its certificate does not hold: {error.verify_message}: check --pki-dir"
             return Refused(channel.endpoint, problem)
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):  # what OpenSSL takes the first bytes of anything else for
+            return Refused(channel.endpoint, "what listens there does not speak TLS: is it another program's port?")
         case ssl.SSLError() if not isinstance(error, ssl.SSLEOFError):
             return Refused(channel.endpoint, f"TLS failed: {error.reason or error}")
-        case OSError():
-            return Unreachable(channel.endpoint, f"{error.strerror or error}: is workerd running there?")
+        case OSError():  # asyncio has no words for a connection that was closed within the handshake
+            problem = error.strerror or str(error) or "the connection was closed before anything was said"
+            return Unreachable(channel.endpoint, f"{problem}: is workerd running there?")
         case _:
             return error
 
