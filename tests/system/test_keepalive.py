@@ -80,6 +80,7 @@ async def test_a_follower_whose_connection_goes_silent_connects_again_and_gets_e
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     output = b""
+    began = time.monotonic()
     with Proxy(int(shared_daemon.endpoint.rpartition(":")[2])) as proxy:
         async with client_through(proxy, shared_daemon, SECONDS) as client:
             job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", f"echo before; cat {gate}; echo after"]))
@@ -152,7 +153,7 @@ def test_a_reader_that_takes_nothing_for_long_is_not_taken_for_dead(
     size = 50_000_000
     program = ("--", "head", "-c", str(size), "/dev/zero")
     if command == "run":
-        arguments = ("run", *program)
+        arguments: tuple[str, ...] = ("run", *program)
     else:
         job_id = watchful.workerctl("spawn", *program).stdout.decode().strip()
         arguments = ("stream-log", "--past-events", "--uuid", job_id)

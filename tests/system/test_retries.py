@@ -135,7 +135,7 @@ async def test_every_call_that_may_be_repeated_goes_through_a_restart(daemon: Da
             restarting = asyncio.create_task(asyncio.to_thread(restart_later, daemon, 0.5))
             while daemon.process is not None:
                 await asyncio.sleep(0.001)
-            assert await call()  # type: ignore[no-untyped-call]
+            assert await call()
             await restarting
     assert 1 <= len(said) <= 5  # a line for each outage, however many attempts it took
     assert all(line.endswith("; trying again") for line in said)
