@@ -11,9 +11,9 @@ from pki.store import PkiFolder, key_path, read_bytes
 class _TellingWhy(ssl.SSLObject):
     """A server's end of a connection, from which a client that is refused learns why.
 
-    OpenSSL has an alert ready when a handshake fails (RFC 8446 §6.2), but asyncio and uvloop drop it with the connection
-    (`SSLProtocol._on_handshake_complete`), and to the client that looks like any cut. As long as they are told that more
-    is to come they send what is ready. The end is the client's, or that of the time for handshakes.
+    OpenSSL has an alert ready when a handshake fails (RFC 8446 §6.2), but asyncio and uvloop drop it with the
+    connection (`SSLProtocol._on_handshake_complete`), and to the client that looks like any cut. As long as they are
+    told that more is to come they send what is ready. The end is the client's, or that of the time for handshakes.
     """
 
     _failure: ssl.SSLError | None = None

@@ -94,6 +94,7 @@ class Client:
         """Close the connection, if there is one."""
         channel, self._channel = self._channel, None
         if channel is not None:
+            self._acquainted = self._acquainted or channel.heard_at is not None
             await channel.aclose()
 
     async def call(self, make: Callable[[WorkerChannel], Awaitable[T]], *, repeat: bool = False) -> T:
@@ -229,14 +230,13 @@ class Client:
         if channel is None and not isinstance(error, DaemonNotStarted):
             raise error
         failure = error if channel is None else _translate(error, channel)
-        heard_at = None if channel is None else channel.heard_at
-        self._acquainted = self._acquainted or heard_at is not None
         passing = isinstance(failure, Unreachable | Unavailable | DaemonNotStarted)
         if passing and channel is not None and self._channel is channel:
             await self.aclose()
         hopeless = isinstance(failure, DaemonNotStarted) and not self._acquainted
         if intention is None or not passing or hopeless or not self._patience.retry_seconds:
             raise failure from (None if failure is error else error)
+        heard_at = None if channel is None else channel.heard_at
         pause = attempts.failed(heard_at, acquainted=self._acquainted)
         if pause is None:
             self.away = False

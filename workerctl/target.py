@@ -74,7 +74,7 @@ def _login_name() -> str:
     except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
         uid = os.getuid()
         raise UsageInvalid(
-            f"the user id {uid} has no login name here: give --username (your own daemon calls you {uid})"
+            f"the user id {uid} has no login name here: give --username, for your own daemon --username {uid}"
         ) from None
 
 

@@ -301,7 +301,7 @@ def test_refused_client_does_not_ask_again_for_a_log(
 class Cutter:
     """A wire to a daemon that is cut: the first connection on demand, the second as the client ends its handshake.
 
-    To the client the second looks like a refused certificate: its handshake is done, and nothing came after it.
+    The second dies where a refused certificate ends a connection, after the client's handshake, but without an alert.
     """
 
     def __init__(self, daemon: Daemon) -> None:
