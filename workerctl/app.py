@@ -103,7 +103,8 @@ def main_with(arguments: Sequence[str]) -> int:
         warn(str(error))
         return ExitCode.FAILED
     except OSError as error:
-        warn(": ".join(filter(None, (error.filename, error.strerror or str(error)))))
+        problem = error.strerror or str(error)
+        warn(problem if error.filename is None else f"{error.filename}: {problem}")
         return ExitCode.FAILED
     except SystemExit as error:  # rich makes one of a reader of the help who has gone (Console.on_broken_pipe)
         if isinstance(error.__context__, BrokenPipeError):
