@@ -395,6 +395,7 @@ class Engine:
 
     async def _wait_unlocked(self, folder: JobFolder) -> None:
         """Wait until nobody watches over a job any more."""
+        folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
         with self._watcher.watch(folder.lock) as closed:
             while folder.is_locked():
                 await closed.wait()
