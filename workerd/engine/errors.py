@@ -10,6 +10,7 @@ EngineError
 │   ├── WorkingDirectoryUnusable
 │   ├── ArgumentsTooLong
 │   └── ResourcesExhausted
+├── Draining
 ├── LauncherFailed
 ├── StateDirectoryInUse
 ├── JobNotEnded
@@ -105,6 +106,13 @@ class ResourcesExhausted(CannotStart):
 
     def sentence(self) -> str:  # noqa: D102
         return f"{super().sentence()}: make room, or raise the limit, and try again"
+
+
+class Draining(EngineError):
+    """The state directory is being drained."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon takes no new jobs, because it is being drained: try again when it is back")
 
 
 class LauncherFailed(EngineError):
