@@ -4,6 +4,7 @@ DaemonError
 ├── NotPermitted
 ├── ShuttingDown
 ├── ConfigurationInvalid
+├── DrainFailed
 └── PluginInvalid
 """
 
@@ -38,6 +39,10 @@ class ShuttingDown(DaemonError):
 
 class ConfigurationInvalid(DaemonError):
     """A setting cannot be."""
+
+
+class DrainFailed(DaemonError):
+    """A daemon could not be drained."""
 
 
 class PluginInvalid(DaemonError):

@@ -11,6 +11,7 @@ from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
+MAX_PROCESSES = 64
 
 
 def default_state_directory() -> Path:
@@ -27,6 +28,7 @@ class Settings:
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
         storage: what is kept of jobs.
+        processes: how many processes answer calls; one does it by itself.
     """
 
     host: str
@@ -35,10 +37,11 @@ class Settings:
     pki_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     storage: Storage = DEFAULT_STORAGE
+    processes: int = 1
 
 
 def make_settings(
-    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float, storage: Storage
+    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float, storage: Storage, processes: int
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -56,7 +59,9 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-total-bytes {storage.max_total_bytes} is no amount: give 0 or more")
     if not (math.isfinite(storage.max_age_seconds) and storage.max_age_seconds >= 0):
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
-    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage)
+    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage, processes)
