@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from workerd.engine.errors import CatalogFailed
+from workerd.engine.errors import CatalogBusy, CatalogFailed
 from workerd.engine.job import JobSpec
 
 _BUILDING, _COMPLETE = 2, 3  # PRAGMA user_version; any other is not ours, or older
@@ -138,7 +138,9 @@ class Catalog:
                 self._open()
             return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise CatalogFailed(self._path, str(error)) from error
+            # The low byte is the primary code (sqlite.org/rescode.html); not every error comes from SQLite itself.
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            raise (CatalogBusy if busy else CatalogFailed)(self._path, str(error)) from error
 
     def _is_in_place(self) -> bool:
         """Tell whether the file is still the one that was opened."""

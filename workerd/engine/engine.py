@@ -18,6 +18,7 @@ import structlog
 
 from workerd.engine.errors import (
     CannotStart,
+    CatalogBusy,
     CatalogFailed,
     Draining,
     JobNotEnded,
@@ -320,21 +321,20 @@ class Engine:
             lock = self._shelf.claim(spec)
             if lock is not None:
                 return lock
-            # Another spawn with the same key was first. The job will run, or end, or its folder goes away.
+            # Another spawn with the same key was first. The job will run, or end, or its folder goes away; then another
+            # folder may have come already, hence a new watch each time.
             with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
-                while folder.path.exists():
-                    changed.clear()
-                    status = folder.read_status()
-                    if status is not None and status.state is not JobState.STARTING:
-                        return None
-                    await changed.wait()
+                status = folder.read_status()
+                if status is not None and status.state is not JobState.STARTING:
+                    return None
+                await changed.wait()
 
     async def _start(self, spec: JobSpec, lock: int) -> None:
         folder = self._folder(spec.id)
         try:
             if self._shelf.drain.exists():
                 raise Draining
-            self._shelf.catalog.add(spec)
+            self._enter(spec)
             await self._launcher.launch(folder.path, lock)
         except asyncio.CancelledError:
             raise  # what was executed is not known here: the keeper sees it from the folder
@@ -345,6 +345,12 @@ class Engine:
             raise
         finally:
             os.close(lock)
+
+    def _enter(self, spec: JobSpec) -> None:
+        try:
+            self._shelf.catalog.add(spec)
+        except CatalogBusy as error:
+            log.error("a job is not listed before it has ended", job=spec.id, error=str(error))
 
     async def _finish(self, watching: asyncio.Task[None]) -> None:
         if self._spawning:

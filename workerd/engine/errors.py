@@ -18,6 +18,7 @@ EngineError
 │   └── FormatTooNew
 ├── StorageUnfit
 ├── CatalogFailed
+│   └── CatalogBusy
 └── WatchesExhausted
 """
 
@@ -173,3 +174,7 @@ class WatchesExhausted(EngineError):
             "the daemon's account has no inotify watch left: let some followers end, or raise"
             " fs.inotify.max_user_watches, and try again"
         )
+
+
+class CatalogBusy(CatalogFailed):
+    """Somebody else has held the catalogue for longer than anybody should."""
