@@ -79,6 +79,14 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Run at full length what the tests do in short: a reader that is stuck for a minute while a job prints 2 GB."""
+    install(session, "tests", project=True)
+    session.env.update(WORKERD_STUCK_BYTES="2_000_000_000", WORKERD_STUCK_SECONDS="60")
+    session.run("pytest", "-s", "tests/system/test_stuck_reader.py", *session.posargs)
+
+
+@nox.session
 def generate(session: nox.Session) -> None:
     """Make generated/worker_api from api.proto; lint says when that is due."""
     install(session, "generate", project=False)

@@ -22,12 +22,14 @@ class Daemon:
     """A `workerd` that can be ended and started again over the same state.
 
     Attributes:
+        prefix: a command that runs the daemon as its argument and becomes it, such as prlimit(1).
         endpoint: `https://localhost:PORT` of the one that runs.
     """
 
     state: Path
     options: tuple[str, ...] = ()
     listen: str = "127.0.0.1:0"
+    prefix: tuple[str, ...] = ()
     endpoint: str = ""
     process: subprocess.Popen[bytes] | None = None
     _errors: Path = field(init=False)
@@ -52,8 +54,9 @@ class Daemon:
     def start(self) -> None:
         """Start it and wait until it says that it serves."""
         with self._errors.open("ab") as errors:
+            options = ("--listen", self.listen, "--state-dir", str(self.state), *self.options)
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workerd", "--listen", self.listen, "--state-dir", self.state, *self.options],
+                [*self.prefix, sys.executable, "-m", "workerd", *options],
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
@@ -110,9 +113,9 @@ def end_jobs(state: Path) -> None:
 
 
 @contextlib.contextmanager
-def running_daemon(state: Path, *options: str) -> Iterator[Daemon]:
+def running_daemon(state: Path, *options: str, prefix: tuple[str, ...] = ()) -> Iterator[Daemon]:
     """Run a daemon for as long as the context lasts."""
-    daemon = Daemon(state, options)
+    daemon = Daemon(state, options, prefix=prefix)
     daemon.start()
     try:
         yield daemon

@@ -1,16 +1,11 @@
 """The command `workerd`."""
 
-import contextlib
-import io
-import logging
-import os
 import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
-import structlog
 from cyclopts import Parameter
 
 from pki.errors import PkiError
@@ -18,6 +13,7 @@ from workerd.engine.errors import EngineError
 from workerd.engine.job import Durability
 from workerd.engine.storage import DEFAULT_MAX_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid, DaemonError
+from workerd.log import configure_log
 from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
 
 _USAGE = 2
@@ -49,6 +45,10 @@ def workerd(
     keepalive_seconds: Annotated[
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
+    processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
+    drain: Annotated[
+        bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
+    ] = False,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -57,10 +57,6 @@ def workerd(
 
     Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
     """
-    import uvloop
-
-    from workerd.server import serve
-
     settings = make_settings(
         listen,
         Path(state_dir) if state_dir else None,
@@ -68,8 +64,19 @@ def workerd(
         grace_seconds,
         Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         keepalive_seconds,
+        processes,
     )
     try:
+        if drain:
+            from workerd.drain import drain as drain_daemon
+
+            return drain_daemon(settings.state_directory)
+        import uvloop
+
+        if settings.processes == 1:
+            from workerd.server import serve
+        else:
+            from workerd.processes import serve
         uvloop.run(serve(settings))
     except (DaemonError, EngineError, PkiError) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
@@ -99,38 +106,9 @@ def _in_words(error: OSError) -> str:
     return f"{error.filename or 'the system'}: {error.strerror or error}"
 
 
-class _Log(io.StringIO):
-    """Standard error, whose loss must not end the daemon: jobs and their logs do not need it."""
-
-    def write(self, text: str, /) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
-
-
-def _configure_log() -> None:
-    """Have structlog write to standard error: a traceback is plain, as local variables hold users' secrets."""
-    renderer = structlog.dev.ConsoleRenderer(
-        colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"),
-        exception_formatter=structlog.dev.plain_traceback,
-    )
-    processors = structlog.get_config()["processors"]
-    structlog.configure([*processors[:-1], renderer], logger_factory=structlog.PrintLoggerFactory(_Log()))
-    logging.basicConfig(level=logging.WARNING)
-
-
 def main() -> None:
     """Run the command."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a standard descriptor that was closed is filled
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    if sys.stderr is None:  # it was closed
-        sys.stderr = open(2, "w")  # noqa: SIM115 for the life of the process
-    _configure_log()
+    configure_log()
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     app.exit_on_error = app.meta.exit_on_error = False
     try:

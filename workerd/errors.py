@@ -5,8 +5,12 @@ DaemonError
 ├── ShuttingDown
 ├── ConfigurationInvalid
 ├── CannotListen
+├── DrainFailed
 └── PluginInvalid
 """
+
+import errno
+import sqlite3
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -51,6 +55,10 @@ class CannotListen(DaemonError):
         super().__init__(f"cannot listen on {host}:{port}: {problem}: choose another --listen HOST:PORT")
 
 
+class DrainFailed(DaemonError):
+    """A daemon could not be drained."""
+
+
 class PluginInvalid(DaemonError):
     """A handler that was found cannot be served: a mistake of the package that offers it.
 
@@ -76,24 +84,40 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.JobNotEnded: (Status.FAILED_PRECONDITION, ErrorReason.JOB_NOT_ENDED),
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.Draining: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
+}
+_EXHAUSTED = {
+    errno.EMFILE: "the daemon has no descriptor left: let some followers end, or raise its limit (RLIMIT_NOFILE)",
+    errno.ENFILE: "the machine has no descriptor left: end some programs, or raise fs.file-max",
+    errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
+    errno.ENOSPC: "the disk of the state directory is full: make room there",
+    errno.EDQUOT: "the disk quota of the daemon's account is used up: make room in the state directory",
+    errno.EAGAIN: "the daemon's account may have no more processes: let some jobs end, or raise RLIMIT_NPROC",
+}
+_SQLITE_EXHAUSTED = {
+    sqlite3.SQLITE_FULL: _EXHAUSTED[errno.ENOSPC],
+    sqlite3.SQLITE_NOMEM: _EXHAUSTED[errno.ENOMEM],
 }
 _MAX_SENTENCE = 1000
 _MAX_SUBJECT = 200
 _FAULT = "the daemon met a fault while serving this call; its log tells more"
 
 
-def is_expected(error: Exception) -> bool:
-    """Tell whether an error is the caller's affair; any other is a fault of the daemon's."""
-    return _entry(error) is not None
-
-
 def to_grpc(error: Exception) -> GRPCError:
-    """Turn an error into what the caller gets: a status, a sentence, and a reason in the details."""
-    status, reason = _entry(error) or (Status.INTERNAL, ErrorReason.INTERNAL)
-    sentence = str(error) if is_expected(error) else _FAULT
+    """Turn an error into what the caller gets: a status, a sentence, and a reason in the details.
+
+    INTERNAL stands for a fault of the daemon's; any other status is the caller's affair, or the machine's.
+    """
+    if (entry := _entry(error)) is not None:
+        (status, reason), sentence = entry, str(error)
+    elif (shortage := _shortage(error)) is not None:
+        status, reason, sentence = Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED, shortage
+    else:
+        status, reason, sentence = Status.INTERNAL, ErrorReason.INTERNAL, _FAULT
     # Both go into headers, whose compression takes time that grows with the square of their length.
     detail = ErrorDetail(reason=reason, subject=_cut(_subject(error), _MAX_SUBJECT))
     return GRPCError(status, _cut(sentence, _MAX_SENTENCE), [detail])
@@ -106,6 +130,21 @@ def _cut(text: str, length: int) -> str:
 def _entry(error: Exception) -> tuple[Status, ErrorReason] | None:
     """Look an error up, or the nearest of its bases."""
     return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
+
+
+def _shortage(error: BaseException) -> str | None:
+    """Say what the machine lacks and what to do, if it is that which an error comes from (errno(3))."""
+    match error:
+        case MemoryError():
+            return _EXHAUSTED[errno.ENOMEM]
+        case OSError(errno=int(number)):
+            return _EXHAUSTED.get(number)
+        case sqlite3.Error(sqlite_errorcode=code):
+            return _SQLITE_EXHAUSTED.get(code & 0xFF)  # the low byte is the primary code (sqlite.org/rescode.html)
+        case engine.CatalogFailed(__cause__=BaseException() as cause):
+            return _shortage(cause)
+        case _:
+            return None
 
 
 def _subject(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from grpclib.const import Handler as Method
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
@@ -19,10 +20,11 @@ from pki.identity import Identity, read_identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import Job
-from workerd.errors import NotPermitted, ShuttingDown, is_expected, to_grpc
+from workerd.errors import NotPermitted, ShuttingDown, to_grpc
 from workerd.handler import Call
 from workerd.policy import allows
 from workerd.registry import Route
+from workerd.transport import bound_request
 
 log = structlog.get_logger()
 
@@ -48,6 +50,15 @@ class Gate:
     def __mapping__(self) -> dict[str, Method]:
         """Tell grpclib which function serves which path."""
         return {path: self._method(route) for path, route in self._routes.items()}
+
+    async def wait_idle(self, timeout_seconds: float) -> None:
+        """Wait until the calls that are under way have come to their own end.
+
+        Args:
+            timeout_seconds: how long to wait for clients that take their time.
+        """
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=timeout_seconds)
 
     async def close(self, timeout_seconds: float) -> None:
         """End the calls that are under way, and those that still come, with UNAVAILABLE.
@@ -104,9 +115,12 @@ class Gate:
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:
-            if not is_expected(error):
+            answer = to_grpc(error)
+            if answer.status is Status.INTERNAL:
                 log.exception("a call failed", rpc=route.path)
-            raise to_grpc(error) from error
+            elif answer.status is Status.RESOURCE_EXHAUSTED:
+                log.warning("a call was turned away", rpc=route.path, problem=answer.message)
+            raise answer from error
 
     def _identify(self, stream: Stream[Any, Any]) -> Identity:
         certificate = stream.peer.cert()
@@ -120,9 +134,10 @@ class Gate:
 
 
 async def _receive(stream: Stream[Any, Any]) -> Any:
+    bound_request(stream)
     try:
         request = await stream.recv_message()
-    except (GRPCError, StreamTerminatedError):
+    except (GRPCError, StreamTerminatedError, MemoryError):
         raise
     except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
         raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error

@@ -12,6 +12,7 @@ from workerd.errors import ConfigurationInvalid
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 DEFAULT_KEEPALIVE_SECONDS = 20.0
+MAX_PROCESSES = 64
 
 
 def default_state_directory() -> Path:
@@ -29,6 +30,7 @@ class Settings:
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
         storage: what is kept of jobs.
         keepalive_seconds: after how much silence a connection is taken for dead.
+        processes: how many processes answer calls; one does it by itself.
     """
 
     host: str
@@ -38,6 +40,7 @@ class Settings:
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     storage: Storage = DEFAULT_STORAGE
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
+    processes: int = 1
 
 
 def make_settings(
@@ -47,6 +50,7 @@ def make_settings(
     grace_seconds: float,
     storage: Storage,
     keepalive_seconds: float,
+    processes: int,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -66,7 +70,11 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-total-bytes {storage.max_total_bytes} is no amount: give 0 or more")
     if not (math.isfinite(storage.max_age_seconds) and storage.max_age_seconds >= 0):
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
-    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage, keepalive_seconds)
+    return Settings(
+        host, int(port), state_directory, pki_directory, grace_seconds, storage, keepalive_seconds, processes
+    )

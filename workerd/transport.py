@@ -2,6 +2,8 @@
 
 - A call of an RPC that nobody serves is answered in full: grpclib's own answer lacks the content type, which its own
   client then takes for the failure (`grpclib.server._abort`).
+- A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
+  is not acknowledged, so HTTP/2's flow control bounds what comes of it.
 - A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
   which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
   grpclib's PINGs (`grpclib.protocol.Connection._ping`) end with a polite close, which waits for the peer that has gone,
@@ -20,6 +22,20 @@ from grpclib.server import Server, Stream
 
 _TURNS = 4
 _PING = b"workerd\0"  # any eight bytes (RFC 9113 §6.7)
+# Above all arguments and variables that the kernel takes together, three quarters of 8 MiB (execve(2)).
+MAX_REQUEST_BYTES = 1 << 23
+
+
+def bound_request(stream: Stream[Any, Any]) -> None:
+    """Have `recv_message` of a stream raise ValueError for a message of more than MAX_REQUEST_BYTES."""
+    receive = stream._stream.recv_data
+
+    async def receive_bounded(size: int) -> bytes:
+        if size > MAX_REQUEST_BYTES:
+            raise ValueError(f"its {size} bytes are more than {MAX_REQUEST_BYTES}")
+        return await receive(size)
+
+    stream._stream.recv_data = receive_bounded  # type: ignore[method-assign]
 
 
 class _Routes(dict[str, Handler]):

@@ -10,13 +10,16 @@ EngineError
 │   ├── WorkingDirectoryUnusable
 │   ├── ArgumentsTooLong
 │   └── ResourcesExhausted
+├── Draining
 ├── LauncherFailed
 ├── StateDirectoryInUse
 ├── JobNotEnded
 ├── SpoolCorrupt
 │   └── FormatTooNew
 ├── StorageUnfit
-└── CatalogFailed
+├── CatalogFailed
+│   └── CatalogBusy
+└── WatchesExhausted
 """
 
 from pathlib import Path
@@ -102,6 +105,16 @@ class ArgumentsTooLong(CannotStart):
 class ResourcesExhausted(CannotStart):
     """The machine has no processes, memory, descriptors or disk left for another job."""
 
+    def sentence(self) -> str:  # noqa: D102
+        return f"{super().sentence()}: make room, or raise the limit, and try again"
+
+
+class Draining(EngineError):
+    """The state directory is being drained."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon takes no new jobs, because it is being drained: try again when it is back")
+
 
 class LauncherFailed(EngineError):
     """A supervisor ended before it could say whether the program runs."""
@@ -151,3 +164,17 @@ class CatalogFailed(EngineError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"the catalogue {path} failed: {problem}")
+
+
+class WatchesExhausted(EngineError):
+    """The daemon's account has no inotify watch left, and nothing can be waited for without one."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the daemon's account has no inotify watch left: let some followers end, or raise"
+            " fs.inotify.max_user_watches, and try again"
+        )
+
+
+class CatalogBusy(CatalogFailed):
+    """Somebody else has held the catalogue for longer than anybody should."""

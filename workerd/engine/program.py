@@ -113,7 +113,7 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
     except OSError as error:
         os.close(report_read)
         os.close(report_write)
-        raise ResourcesExhausted(spec.program, error.strerror or str(error)) from error
+        raise ResourcesExhausted(spec.program, f"no process for it: {error.strerror}") from error
     if pid == 0:
         _become_program(spec, path, environment, supervisor, stdout, stderr, cgroup_directory, report_write)
     os.close(report_write)

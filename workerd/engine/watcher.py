@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Self
 
 import asyncinotify
 
+from workerd.engine.errors import WatchesExhausted
+
 _MASK = (
     asyncinotify.Mask.MODIFY  # records were appended
     | asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
     | asyncinotify.Mask.MOVED_TO  # a file was replaced in a watched folder
     | asyncinotify.Mask.DELETE_SELF
+    | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
 )
+_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
 
 
 class Watcher:
@@ -44,6 +49,8 @@ class Watcher:
                 for waiters in self._waiters.values():
                     _wake(waiters)
             elif event.watch is not None:
+                if event.mask & _GONE and self._watches.get(event.watch.path) is event.watch:
+                    self._drop(event.watch.path)  # whoever registers from now on means what has taken its place
                 _wake(self._waiters.get(event.watch.path, set()))
 
     @contextlib.contextmanager
@@ -55,10 +62,16 @@ class Watcher:
 
         Raises:
             FileNotFoundError: there is no such file.
+            WatchesExhausted: the kernel gives out no more watches.
         """
         changed = asyncio.Event()
         if path not in self._watches:
-            self._watches[path] = self._inotify.add_watch(path, _MASK)
+            try:
+                self._watches[path] = self._inotify.add_watch(path, _MASK)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:  # no disk is meant here (inotify_add_watch(2))
+                    raise WatchesExhausted from error
+                raise
         self._waiters[path].add(changed)
         try:
             yield changed
@@ -66,9 +79,13 @@ class Watcher:
             self._waiters[path].remove(changed)
             if not self._waiters[path]:
                 del self._waiters[path]
-                # OSError: the kernel drops the watch by itself when the file is deleted.
-                with contextlib.suppress(OSError):
-                    self._inotify.rm_watch(self._watches.pop(path))
+                if path in self._watches:
+                    self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        # OSError: the kernel drops the watch by itself when the file is deleted.
+        with contextlib.suppress(OSError):
+            self._inotify.rm_watch(self._watches.pop(path))
 
 
 def _wake(waiters: set[asyncio.Event]) -> None:

@@ -38,7 +38,7 @@ def serve(requests: socket.socket) -> None:
         try:
             pid = os.fork()
         except OSError as error:  # no process, no memory: for this job, not for the zygote
-            os.write(reply, encode_failure(ResourcesExhausted("a supervisor", error.strerror or str(error))))
+            os.write(reply, encode_failure(ResourcesExhausted("a supervisor", f"no process for it: {error.strerror}")))
         else:
             if pid == 0:
                 requests.close()

@@ -1,0 +1,64 @@
+"""What each error is on the wire."""
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+from grpclib.const import Status
+from worker_api.worker.v1 import ErrorDetail, ErrorReason
+
+from workerd.engine.errors import CatalogFailed, ResourcesExhausted, WatchesExhausted
+from workerd.errors import to_grpc
+
+
+def catalog_failed(problem: str, code: int) -> CatalogFailed:
+    """What the catalogue raises when the database fails with a code."""
+    cause = sqlite3.OperationalError(problem)
+    cause.sqlite_errorcode = code
+    failed = CatalogFailed(Path("catalog"), problem)
+    failed.__cause__ = cause
+    return failed
+
+
+SHORTAGES: list[Exception] = [
+    *(
+        OSError(number, os.strerror(number))
+        for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
+    ),
+    MemoryError(),
+    WatchesExhausted(),
+    ResourcesExhausted("true", os.strerror(errno.EAGAIN)),
+    catalog_failed("database or disk is full", sqlite3.SQLITE_FULL),
+    catalog_failed("out of memory", sqlite3.SQLITE_NOMEM),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=repr)
+def test_what_the_machine_lacks_is_said_to_be_exhausted_and_what_to_do(error: Exception) -> None:
+    answer = to_grpc(error)
+    assert answer.status is Status.RESOURCE_EXHAUSTED
+    assert answer.details is not None
+    (detail,) = answer.details
+    assert isinstance(detail, ErrorDetail)
+    assert detail.reason is ErrorReason.RESOURCE_EXHAUSTED
+    assert answer.message is not None
+    assert any(advice in answer.message for advice in ("raise", "make room", "give it more"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        OSError("an error without a number"),
+        catalog_failed("database disk image is malformed", sqlite3.SQLITE_CORRUPT),
+        CatalogFailed(Path("catalog"), "without a cause"),
+        KeyError("a mistake"),
+    ],
+    ids=repr,
+)
+def test_a_fault_is_internal_and_tells_nothing(error: Exception) -> None:
+    answer = to_grpc(error)
+    assert answer.status is Status.INTERNAL
+    assert str(error) not in str(answer.message)
