@@ -13,6 +13,7 @@ ClientError
 │   ├── JobNotFound
 │   ├── ProgramNotFound
 │   ├── ProgramNotExecutable
+│   ├── Draining
 │   └── Unavailable
 └── LogDamaged
 """
@@ -120,6 +121,10 @@ class ProgramNotExecutable(CallFailed):
     exit_code = ExitCode.NOT_EXECUTABLE
 
 
+class Draining(CallFailed):
+    """The daemon takes no new jobs; that may last, so the call is not made again by itself."""
+
+
 class Unavailable(CallFailed):
     """The daemon cannot serve now; the call may be made again."""
 
@@ -136,6 +141,7 @@ _BY_STATUS: dict[Status, type[CallFailed]] = {
     Status.UNAVAILABLE: Unavailable,
 }
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
+    ErrorReason.DRAINING: Draining,
     ErrorReason.JOB_NOT_FOUND: JobNotFound,
     ErrorReason.PROGRAM_NOT_FOUND: ProgramNotFound,
     ErrorReason.PROGRAM_NOT_EXECUTABLE: ProgramNotExecutable,
@@ -145,5 +151,5 @@ _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
 def from_grpc(error: GRPCError) -> CallFailed:
     """Turn what a call failed with into the client's error."""
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
-    kind = _BY_STATUS.get(error.status) or _BY_REASON.get(detail.reason, CallFailed)
+    kind = _BY_REASON.get(detail.reason) or _BY_STATUS.get(error.status, CallFailed)
     return kind(error.status, detail.reason, error.message or error.status.name)

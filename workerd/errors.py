@@ -85,7 +85,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
-    engine.Draining: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
+    engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),

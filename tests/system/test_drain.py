@@ -12,7 +12,7 @@ import pytest
 from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
-from workerctl.errors import Unavailable
+from workerctl.errors import Draining
 
 
 @pytest.fixture(params=["1", "2"], ids=["one process", "several processes"])
@@ -61,9 +61,9 @@ async def test_a_drained_daemon_takes_no_jobs_serves_those_it_has_and_ends_with_
         assert next_line(draining) == "workerd: waiting for 2 jobs left\n"
         for _ in range(4):  # connections, so with every process
             async with drained.client() as client:
-                with pytest.raises(Unavailable, match="drained") as caught:
+                with pytest.raises(Draining, match="drained") as caught:
                     await client.spawn(SpawnRequest(program="true"))
-                assert caught.value.reason is ErrorReason.SHUTTING_DOWN
+                assert caught.value.reason is ErrorReason.DRAINING
                 assert await client.spawn(SpawnRequest(program="true", request_key="k")) == other
                 assert {job.id async for job in client.list_jobs()} == {job_id, other}
                 assert (await client.status(job_id)).state is JobState.RUNNING
