@@ -21,9 +21,9 @@ class PkiError(Exception):
 class AlreadyExists(PkiError):
     """A key or certificate is there already, and none is ever overwritten."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, advice: str) -> None:
         self.path = path
-        super().__init__(f"{path} exists already and is not overwritten: remove it first, or choose another name")
+        super().__init__(f"{path} exists already and is not overwritten: {advice}")
 
 
 class Missing(PkiError):
@@ -54,7 +54,9 @@ class InvalidHost(PkiError):
     """A host that no certificate could name."""
 
     def __init__(self, host: str) -> None:
-        super().__init__(f"{host!r} cannot be a host: give an address, or a name in ASCII (xn--… for others)")
+        super().__init__(
+            f"{host!r} cannot be a host: give a name in ASCII (xn--… for others) or an address, without scheme and port"
+        )
 
 
 class InvalidTrustDomain(PkiError):

@@ -1,10 +1,39 @@
 """TLS contexts: version 1.3 only, both sides with certificates, HTTP/2 negotiated (RFC 9113 §3.2)."""
 
+import shlex
 import ssl
 from pathlib import Path
 
 from pki.errors import Missing
-from pki.store import PkiFolder, key_path
+from pki.store import PkiFolder, key_path, read_bytes
+
+
+class _TellingWhy(ssl.SSLObject):
+    """A server's end of a connection, from which a client that is refused learns why.
+
+    OpenSSL has an alert ready when a handshake fails (RFC 8446 §6.2), but asyncio and uvloop drop it with the
+    connection (`SSLProtocol._on_handshake_complete`), and to the client that looks like any cut. As long as they are
+    told that more is to come they send what is ready. The end is the client's, or that of the time for handshakes.
+    """
+
+    _failure: ssl.SSLError | None = None
+
+    def do_handshake(self) -> None:
+        """Take the handshake as far as it goes.
+
+        Raises:
+            ssl.SSLWantReadError: more must come; or the handshake has just failed.
+            ssl.SSLError: the handshake has failed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError as error:
+            self._failure = error
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the handshake failed") from error
 
 
 def server_context(folder: PkiFolder) -> ssl.SSLContext:
@@ -14,8 +43,9 @@ def server_context(folder: PkiFolder) -> ssl.SSLContext:
         Missing: a file cannot be read.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _TellingWhy
     _trust(context, folder.client_ca)
-    _present(context, folder.server_certificate, "make an authority with `workerctl pki init`")
+    _present(context, folder.server_certificate, "put it back, or choose another --pki-dir")
     context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -29,10 +59,20 @@ def client_context(folder: PkiFolder, user_name: str) -> ssl.SSLContext:
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     certificate = folder.client_certificate(user_name)
-    known = ", ".join(folder.users()) or "nobody"
-    _present(context, certificate, f"{folder.path} has certificates for {known}; choose with --username or --pki-dir")
+    _present(context, certificate, _advice_for_user(folder, user_name))
     _trust(context, folder.server_ca)
     return context
+
+
+def _advice_for_user(folder: PkiFolder, user_name: str) -> str:
+    if not folder.path.is_dir():
+        return f"there is no folder {folder.path}; choose another with --pki-dir"
+    if users := folder.users():
+        return f"{folder.path} has certificates for {', '.join(users)}; choose with --username or --pki-dir"
+    advice = "copy yours from the daemon's machine, or choose another --pki-dir"
+    if key_path(folder.client_ca).exists():
+        advice = f"make one with `workerctl --pki-dir {shlex.quote(str(folder.path))} pki issue-client {user_name}`"
+    return f"{folder.path} has no certificate for any user; {advice}"
 
 
 def _context(protocol: int) -> ssl.SSLContext:
@@ -51,12 +91,12 @@ def _trust(context: ssl.SSLContext, authority: Path) -> None:
 
 def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
     key = key_path(certificate)
-    for path in (certificate, key):
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise Missing(path, error.strerror or str(error), advice) from error
+    read_bytes(certificate, advice)
+    read_bytes(key, f"{certificate.name} is there and needs its key beside it: copy it from where both were made")
     try:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise Missing(certificate, f"it does not fit its key: {error.reason}", advice) from error
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise Missing(certificate, "it does not fit its key", "copy both from where they were made") from error
+        problem = f"it is damaged, or {key.name} beside it is"
+        raise Missing(certificate, problem, "copy both from where they were made") from error

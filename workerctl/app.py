@@ -14,6 +14,7 @@ from pki.errors import PkiError
 from workerctl.context import Context, warn
 from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode
+from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_RETRY_SECONDS, Patience
 from workerctl.target import Target
 
 GROUP = "workerctl.commands"
@@ -58,11 +59,20 @@ def make_app(arguments: Sequence[str]) -> App:
             Parameter(env_var="WORKERCTL_USERNAME", help="Whose certificate to present. [default: your login name]"),
         ] = None,
         pki_dir: Annotated[
-            Path | None,
+            str | None,  # not a path, which would make the current folder of an empty text
             Parameter(env_var="WORKERCTL_PKI_DIR", help="Where certificates are. [default: your own daemon's]"),
         ] = None,
+        retry_seconds: Annotated[
+            float,
+            Parameter(env_var="WORKERCTL_RETRY_SECONDS", help="How long to try again when the daemon goes away."),
+        ] = DEFAULT_RETRY_SECONDS,
+        keepalive_seconds: Annotated[
+            float,
+            Parameter(env_var="WORKERCTL_KEEPALIVE_SECONDS", help="After how much silence a connection is dead."),
+        ] = DEFAULT_KEEPALIVE_SECONDS,
     ) -> int:
-        context = Context(Target(endpoint or None, username or None, pki_dir))
+        patience = Patience(retry_seconds, keepalive_seconds)
+        context = Context(Target(endpoint or None, username or None, Path(pki_dir) if pki_dir else None), patience)
         command, bound, injected = app.parse_args([*tokens, *verbatim])
         if "context" in injected:
             bound.arguments["context"] = context
@@ -79,7 +89,7 @@ def main_with(arguments: Sequence[str]) -> int:
     try:
         return int(make_app(arguments).meta(_split(arguments)[0]) or ExitCode.OK)
     except cyclopts.CycloptsError as error:
-        warn(f"{' '.join(str(error).split())} See --help.")
+        warn(f"{_in_words(error)} See --help.")
         return ExitCode.USAGE
     except ClientError as error:
         warn(str(error))
@@ -89,11 +99,31 @@ def main_with(arguments: Sequence[str]) -> int:
     except UnicodeError as error:  # a job id, a label or a host that cannot be sent as it is
         warn(f"an argument is not text that can be sent: {error}")
         return ExitCode.USAGE
-    except (PkiError, OSError) as error:
+    except PkiError as error:
         warn(str(error))
         return ExitCode.FAILED
+    except OSError as error:
+        problem = error.strerror or str(error)
+        warn(problem if error.filename is None else f"{error.filename}: {problem}")
+        return ExitCode.FAILED
+    except SystemExit as error:  # rich makes one of a reader of the help who has gone (Console.on_broken_pipe)
+        if isinstance(error.__context__, BrokenPipeError):
+            return ExitCode.OUTPUT_CLOSED
+        raise
     except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.INTERRUPTED
+
+
+def _in_words(error: cyclopts.CycloptsError) -> str:
+    match error:
+        case cyclopts.UnusedCliTokensError(unused_tokens=[first, *_]):
+            return f"{first!r} is one argument too many."
+        case cyclopts.MissingArgumentError(argument=cyclopts.Argument() as wanted) if (
+            wanted.field_info.is_positional and not wanted.tokens
+        ):
+            return f"'{' '.join(error.command_chain or ())}' needs {wanted.name.removeprefix('--').upper()}."
+        case _:
+            return " ".join(str(error).split())
 
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -8,15 +8,18 @@ Example:
 """
 
 import asyncio
-import random
+import contextlib
+import dataclasses
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
     Job,
     JobState,
@@ -34,29 +37,50 @@ from worker_api.worker.v1 import (
     WorkerServiceStub,
 )
 
-from workerctl.errors import ConnectionLost, Refused, Unavailable, Unreachable, from_grpc
+from workerctl.errors import (
+    ConnectionLost,
+    DaemonNotStarted,
+    GaveUp,
+    Refused,
+    Unavailable,
+    Unreachable,
+    from_grpc,
+)
+from workerctl.retry import Attempts, Patience
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
 T = TypeVar("T")
 
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 5.0
-_GIVE_UP_AFTER = 12
+_FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError, DaemonNotStarted)
 
 
 class Client:
     """Calls one daemon as one user. An asynchronous context manager; connects when first needed.
 
+    A call that may be made twice without harm is made again when the connection breaks, when the daemon cannot be
+    reached and when it says that it is not available, for as long as `patience` says. Where the daemon is is asked anew
+    for each connection.
+
     Args:
         target: which daemon, and as whom.
-        on_retry: told, as a sentence, whenever a cut connection is about to be taken up again.
+        on_retry: told, as a sentence, when a call that failed is going to be made again: once, however often it takes.
+        patience: how long to bear with a daemon that does not answer.
+
+    Attributes:
+        away: whether the last that was tried failed and is being tried again.
     """
 
-    def __init__(self, target: Target, on_retry: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, target: Target, on_retry: Callable[[str], None] | None = None, patience: Patience = Patience()
+    ) -> None:
+        self.away = False
         self._target = target
         self._on_retry = on_retry
+        self._patience = patience
         self._channel: WorkerChannel | None = None
+        self._connecting = asyncio.Lock()
+        self._acquainted = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,49 +94,60 @@ class Client:
         """Close the connection, if there is one."""
         channel, self._channel = self._channel, None
         if channel is not None:
+            self._acquainted = self._acquainted or channel.heard_at is not None
             await channel.aclose()
 
-    async def call(self, make: Callable[[WorkerChannel], Awaitable[T]]) -> T:
+    async def call(self, make: Callable[[WorkerChannel], Awaitable[T]], *, repeat: bool = False) -> T:
         """Make any call of any service that answers with one message.
 
         Args:
             make: makes the call, for instance `lambda channel: GreeterStub(channel).greet(request)`.
+            repeat: whether the call may be made again when it is not known what became of it.
 
         Raises:
-            ClientError: whatever went wrong.
+            GaveUp: the call was repeated for as long as the client's patience lasts.
+            ClientError: whatever else went wrong.
         """
-        channel = self._connect()
-        try:
-            return await make(channel)
-        except (GRPCError, StreamTerminatedError, OSError) as error:
-            raise _translate(error, channel) from error
+        attempts = Attempts(self._patience)
+        while True:
+            channel = None
+            try:
+                channel = await self._connect()
+                response = await make(channel)
+            except _FAILURES as error:
+                await self._bear(error, channel, attempts, "trying again" if repeat else None)
+            else:
+                self.away = False
+                return response
 
     async def spawn(self, request: SpawnRequest) -> str:
-        """Start a job and return its id."""
-        response = await self.call(lambda channel: WorkerServiceStub(channel).spawn(request))
+        """Start a job and return its id. Without a request key it is given one: repeated, it starts no second job."""
+        if not request.request_key:
+            request = dataclasses.replace(request, request_key=str(uuid.uuid4()))
+        response = await self.call(lambda channel: WorkerServiceStub(channel).spawn(request), repeat=True)
         return response.job_id
 
     async def stop(self, job_id: str, grace: timedelta | None = None) -> Job:
         """Order a job to be stopped; None leaves the grace to the daemon."""
         request = StopRequest(job_id=job_id, grace=grace)
-        return _job((await self.call(lambda channel: WorkerServiceStub(channel).stop(request))).job)
+        return _job((await self.call(lambda channel: WorkerServiceStub(channel).stop(request), repeat=True)).job)
 
     async def status(self, job_id: str) -> Job:
         """Describe a job."""
         request = StatusRequest(job_id=job_id)
-        return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request))).job)
+        return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request), repeat=True)).job)
 
     async def remove(self, job_id: str) -> None:
         """Delete a job that has ended."""
         request = RemoveRequest(job_id=job_id)
         await self.call(lambda channel: WorkerServiceStub(channel).remove(request))
 
-    async def list_jobs(self, states: Collection[JobState] = (), name: str = "") -> AsyncIterator[Job]:
+    async def list_jobs(self, states: Collection[JobState] = (), name: str = "") -> AsyncGenerator[Job, None]:
         """Describe the caller's jobs, newest first, page by page as they are taken."""
         token = ""
         while True:
             request = ListRequest(states=list(states), name=name, page_token=token)
-            page = await self.call(partial(_list, request))
+            page = await self.call(partial(_list, request), repeat=True)
             for job in page.jobs:
                 yield job
             token = page.next_page_token
@@ -121,7 +156,7 @@ class Client:
 
     async def whoami(self) -> WhoAmIResponse:
         """Ask who the daemon takes the caller for."""
-        return await self.call(lambda channel: WorkerServiceStub(channel).who_am_i(WhoAmIRequest()))
+        return await self.call(lambda channel: WorkerServiceStub(channel).who_am_i(WhoAmIRequest()), repeat=True)
 
     async def stream_log(
         self,
@@ -142,47 +177,77 @@ class Client:
             follow: whether to go on until the job's end.
 
         Raises:
-            ClientError: whatever went wrong, after the connection could not be taken up again for some time.
+            GaveUp: the connection could not be taken up again for as long as the client's patience lasts.
+            ClientError: whatever else went wrong.
         """
         if last_bytes is not None:  # an offset stays true however often the connection breaks
             job = await self.status(job_id)
             offset = max(0, job.stdout_bytes + job.stderr_bytes - last_bytes)
-        failures = 0
-        served = False
+        attempts = Attempts(self._patience)
         while True:
             request = StreamLogRequest(job_id=job_id, offset_bytes=offset, streams=list(streams), follow=follow)
-            channel = self._connect()
+            channel = None
             try:
-                async for event in WorkerServiceStub(channel).stream_log(request):
-                    failures = 0
-                    served = True
-                    if event.output is not None:
-                        offset = event.output.offset_bytes + len(event.output.data)
-                    elif event.gap is not None:
-                        offset = event.gap.to_offset_bytes
-                    yield event
-                    if event.end is not None:
-                        return
-            except (GRPCError, StreamTerminatedError, OSError) as error:
-                failure = _translate(error, channel)
-                failures += 1
-                # Who was served by this daemon before is not refused: the connection was cut within its handshake.
-                passing = (ConnectionLost, Unreachable, Unavailable, *((Refused,) if served else ()))
-                served = served or isinstance(failure, ConnectionLost | Unavailable)
-                if not isinstance(failure, passing) or failures > _GIVE_UP_AFTER:
-                    raise failure from error
-                if self._on_retry is not None:
-                    self._on_retry(f"{failure}; trying again from byte {offset}")
-                if self._channel is channel:
-                    await self.aclose()
-                await asyncio.sleep(_pause(failures))
+                channel = await self._connect()
+                async with contextlib.aclosing(_stream_log(request, channel)) as events:
+                    async for event in events:
+                        attempts.succeeded()
+                        self.away = False
+                        if event.output is not None:
+                            offset = event.output.offset_bytes + len(event.output.data)
+                        elif event.gap is not None:
+                            offset = event.gap.to_offset_bytes
+                        yield event
+                        if event.end is not None:
+                            return
+            except _FAILURES as error:
+                await self._bear(error, channel, attempts, f"trying again from byte {offset}")
             else:
                 return
 
-    def _connect(self) -> WorkerChannel:
-        if self._channel is None:
-            self._channel = WorkerChannel(*self._target.resolve(), self._target.tls())
-        return self._channel
+    async def _connect(self) -> WorkerChannel:
+        async with self._connecting:
+            if self._channel is not None and self._channel.lost:
+                await self.aclose()
+            if self._channel is None:
+                # In a thread: it may have to start the daemon and wait for it.
+                host, port = await asyncio.to_thread(self._target.resolve)
+                self._channel = WorkerChannel(host, port, self._target.tls(), self._patience.keepalive_seconds)
+            return self._channel
+
+    async def _bear(
+        self, error: Exception, channel: WorkerChannel | None, attempts: Attempts, intention: str | None
+    ) -> None:
+        """Return when it is time to make a call again that failed.
+
+        Args:
+            channel: what it was made through; None if it did not come so far.
+            intention: what is going to be done, for people; None if the call may not be made again.
+
+        Raises:
+            ClientError: it is not to be made again.
+        """
+        if channel is None and not isinstance(error, DaemonNotStarted):
+            raise error
+        failure = error if channel is None else _translate(error, channel)
+        passing = isinstance(failure, Unreachable | Unavailable | DaemonNotStarted)
+        if passing and channel is not None and self._channel is channel:
+            await self.aclose()
+        hopeless = isinstance(failure, DaemonNotStarted) and not self._acquainted
+        if intention is None or not passing or hopeless or not self._patience.retry_seconds:
+            raise failure from (None if failure is error else error)
+        heard_at = None if channel is None else channel.heard_at
+        pause = attempts.failed(heard_at, acquainted=self._acquainted)
+        if pause is None:
+            self.away = False
+            name = self._target.name if channel is None else channel.endpoint
+            raise GaveUp(name, getattr(failure, "problem", str(failure)), attempts.tried_seconds) from failure
+        if self._acquainted:
+            self.away = True
+            if attempts.first_failure and self._on_retry is not None:
+                self._on_retry(f"{failure}; {intention}")
+        await asyncio.sleep(pause)
+        attempts.again()
 
 
 def _translate(error: Exception, channel: WorkerChannel) -> Exception:
@@ -190,15 +255,17 @@ def _translate(error: Exception, channel: WorkerChannel) -> Exception:
     match error:
         case GRPCError():
             return from_grpc(error)
-        case StreamTerminatedError():
+        case StreamTerminatedError() | ProtocolError():
             return (Refused if channel.refused else ConnectionLost)(channel.endpoint, channel.lost_because)
         case ssl.SSLCertVerificationError():
             problem = f"its certificate does not hold: {error.verify_message}: check --pki-dir"
             return Refused(channel.endpoint, problem)
-        case ssl.SSLError():
-            return Unreachable(channel.endpoint, f"TLS failed: {error.reason or error}")
-        case OSError():
-            problem = error.strerror or str(error) or "it closed the connection"
+        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):  # what OpenSSL takes the first bytes of anything else for
+            return Refused(channel.endpoint, "what listens there does not speak TLS: is it another program's port?")
+        case ssl.SSLError() if not isinstance(error, ssl.SSLEOFError):
+            return Refused(channel.endpoint, f"TLS failed: {error.reason or error}")
+        case OSError():  # asyncio has no words for a connection that was closed within the handshake
+            problem = error.strerror or str(error) or "the connection was closed before anything was said"
             return Unreachable(channel.endpoint, f"{problem}: is workerd running there?")
         case _:
             return error
@@ -208,9 +275,11 @@ async def _list(request: ListRequest, channel: WorkerChannel) -> ListResponse:
     return await WorkerServiceStub(channel).list(request)
 
 
-def _pause(failures: int) -> float:
-    """Choose how long to wait before the next attempt, in seconds: doubling, bounded, and never all at once."""
-    return random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0**failures)  # noqa: S311
+def _stream_log(request: StreamLogRequest, channel: WorkerChannel) -> AsyncGenerator[StreamLogResponse, None]:
+    events = WorkerServiceStub(channel).stream_log(request)
+    if not isinstance(events, AsyncGenerator):
+        raise AssertionError("betterproto2 streams with a generator")
+    return events
 
 
 def _job(job: Job | None) -> Job:

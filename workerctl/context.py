@@ -1,9 +1,12 @@
 """What a command is given besides its own parameters."""
 
+import contextlib
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workerctl.client import Client
+from workerctl.retry import Patience
 from workerctl.target import Target
 
 
@@ -12,12 +15,15 @@ class Context:
     """What stood before the subcommand. A command asks for it with a parameter `context: Injected`."""
 
     target: Target
+    patience: Patience = field(default_factory=Patience)
 
     def client(self) -> Client:
         """Make a client of the daemon that is meant; what it retries is told on standard error."""
-        return Client(self.target, on_retry=warn)
+        return Client(self.target, on_retry=warn, patience=self.patience)
 
 
 def warn(sentence: str) -> None:
-    """Tell the user something beside the result."""
-    print(f"workerctl: {sentence}", file=sys.stderr)  # noqa: T201
+    """Tell the user something beside the result. Where that cannot be written, it is lost and nothing else is."""
+    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
+    with contextlib.suppress(OSError):
+        os.write(2, f"workerctl: {sentence}\n".encode(encoding, "backslashreplace"))

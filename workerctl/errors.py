@@ -3,13 +3,17 @@
 ClientError
 ├── UsageInvalid
 ├── Unreachable
-│   └── ConnectionLost
+│   ├── ConnectionLost
+│   └── GaveUp
 ├── Refused
 ├── DaemonNotStarted
 ├── CallFailed
+│   ├── ArgumentInvalid
+│   ├── Unserved
 │   ├── JobNotFound
 │   ├── ProgramNotFound
 │   ├── ProgramNotExecutable
+│   ├── Draining
 │   └── Unavailable
 └── LogDamaged
 """
@@ -37,15 +41,29 @@ class Unreachable(ClientError):
     """No daemon could be talked to at the endpoint."""
 
     def __init__(self, endpoint: str, problem: str) -> None:
+        self.problem = problem
         super().__init__(f"cannot reach a daemon at {endpoint}: {problem}")
 
 
 class ConnectionLost(Unreachable):
-    """The connection broke while a call was under way, or was refused by the other side's TLS."""
+    """The connection broke while a call was under way."""
+
+
+class GaveUp(Unreachable):
+    """A call was made again and again, and always failed. The last failure is the cause (`__cause__`).
+
+    Args:
+        endpoint: where the daemon should be.
+        problem: the last of them.
+        tried_seconds: for how long.
+    """
+
+    def __init__(self, endpoint: str, problem: str, tried_seconds: float) -> None:
+        super().__init__(endpoint, f"{problem} (gave up after {tried_seconds:.0f} s)")
 
 
 class Refused(ClientError):
-    """One side does not take the other's certificate; trying again does not help."""
+    """One side does not take the other's certificate or kind of TLS; trying again does not help."""
 
     def __init__(self, endpoint: str, problem: str) -> None:
         super().__init__(f"cannot talk to the daemon at {endpoint}: {problem}")
@@ -70,6 +88,21 @@ class CallFailed(ClientError):
         super().__init__(message)
 
 
+class ArgumentInvalid(CallFailed):
+    """The daemon cannot make sense of what the call asks for."""
+
+    exit_code = ExitCode.USAGE
+
+
+class Unserved(CallFailed):
+    """The daemon knows no such call: it is older, or lacks a plugin."""
+
+    def __init__(self, status: Status, reason: ErrorReason, message: str) -> None:
+        super().__init__(
+            status, reason, f"{message}; if that has been done, restart it: it looks for them at its start"
+        )
+
+
 class JobNotFound(CallFailed):
     """No job of the caller's has this id."""
 
@@ -88,6 +121,10 @@ class ProgramNotExecutable(CallFailed):
     exit_code = ExitCode.NOT_EXECUTABLE
 
 
+class Draining(CallFailed):
+    """The daemon takes no new jobs; that may last, so the call is not made again by itself."""
+
+
 class Unavailable(CallFailed):
     """The daemon cannot serve now; the call may be made again."""
 
@@ -98,7 +135,13 @@ class LogDamaged(ClientError):
     exit_code = ExitCode.LOG_DAMAGED
 
 
+_BY_STATUS: dict[Status, type[CallFailed]] = {
+    Status.INVALID_ARGUMENT: ArgumentInvalid,
+    Status.UNIMPLEMENTED: Unserved,
+    Status.UNAVAILABLE: Unavailable,
+}
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
+    ErrorReason.DRAINING: Draining,
     ErrorReason.JOB_NOT_FOUND: JobNotFound,
     ErrorReason.PROGRAM_NOT_FOUND: ProgramNotFound,
     ErrorReason.PROGRAM_NOT_EXECUTABLE: ProgramNotExecutable,
@@ -108,5 +151,5 @@ _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
 def from_grpc(error: GRPCError) -> CallFailed:
     """Turn what a call failed with into the client's error."""
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
-    kind = Unavailable if error.status is Status.UNAVAILABLE else _BY_REASON.get(detail.reason, CallFailed)
+    kind = _BY_REASON.get(detail.reason) or _BY_STATUS.get(error.status, CallFailed)
     return kind(error.status, detail.reason, error.message or error.status.name)

@@ -1,13 +1,18 @@
 """How results are printed: as JSON for programs, as text for people."""
 
+import asyncio
 import base64
+import contextlib
 import dataclasses
 import enum
+import errno
 import json
 import os
+import queue
 import select
 import shlex
 import sys
+import threading
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,10 +22,12 @@ from worker_api.worker.v1 import Exited, Job, JobEnd, Killed, Lost, Stopped, Str
 
 from workerctl.parameters import OutputFormat
 
+_LONGEST_COMMAND = 100  # characters, in a list
+
 
 def print_result(message: betterproto2.Message, text: str, output: OutputFormat) -> None:
     """Print one result, in the form that was asked for."""
-    print(json.dumps(to_plain(message)) if output == "json" else text)  # noqa: T201
+    print_line(json.dumps(to_plain(message)) if output == "json" else text)
 
 
 def to_plain(value: Any) -> Any:
@@ -84,8 +91,9 @@ def describe_job(job: Job) -> str:
     }
     if job.end is not None:
         lines["ended"] = f"{_local(job.end.ended_at)}, {describe_end(job.end)}"
-        cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
-        lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
+        if job.end.lost is None:  # of a lost job nobody knows what it used
+            cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
+            lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
     return "\n".join(f"{label + ':':<11}{_one_line(text)}" for label, text in lines.items() if text)
 
 
@@ -112,7 +120,7 @@ def describe_jobs(jobs: Iterable[Job]) -> str:
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
         program = " ".join((job.program, *map(shlex.quote, job.args)))
-        rows.append((job.id, _local(job.created_at), state, _one_line(job.name) or "-", _one_line(program)))
+        rows.append((job.id, _local(job.created_at), state, _one_line(job.name) or "-", _cut(_one_line(program))))
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
 
@@ -121,7 +129,7 @@ def write_all(descriptor: int, data: bytes) -> None:
     """Write bytes as they are, without a buffer of our own.
 
     Raises:
-        BrokenPipeError: whoever read them has gone.
+        BrokenPipeError: whoever read them has gone, or the descriptor was closed from the beginning.
     """
     view = memoryview(data)
     while view:
@@ -131,17 +139,76 @@ def write_all(descriptor: int, data: bytes) -> None:
             writable = select.poll()
             writable.register(descriptor, select.POLLOUT)
             writable.poll()
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise BrokenPipeError(errno.EPIPE, "the output is closed") from error
+            raise
+
+
+class Writer:
+    """Writes in a thread of its own, so that a terminal or a pager that takes nothing stops nothing but the output.
+
+    Ctrl-C must be heard meanwhile, and the daemon's PINGs be answered. The thread is not waited for at the end of the
+    program (`threading.Thread.daemon`): it may be stuck for ever.
+    """
+
+    def __init__(self) -> None:
+        self._orders: queue.SimpleQueue[tuple[int, bytes, asyncio.Future[None]]] = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        threading.Thread(target=self._work, name="writer", daemon=True).start()
+
+    async def write(self, descriptor: int, data: bytes) -> None:
+        """Write bytes as they are, and return when they are written.
+
+        Raises:
+            OSError: as `write_all`.
+        """
+        done = self._loop.create_future()
+        self._orders.put((descriptor, data, done))
+        await done
+
+    def _work(self) -> None:
+        while True:
+            descriptor, data, done = self._orders.get()
+            problem: OSError | None = None
+            try:
+                write_all(descriptor, data)
+            except OSError as error:
+                problem = error
+            with contextlib.suppress(RuntimeError):  # the loop was left meanwhile
+                self._loop.call_soon_threadsafe(_settle, done, problem)
+
+
+def _settle(done: asyncio.Future[None], problem: OSError | None) -> None:
+    if done.cancelled():
+        return
+    if problem is None:
+        done.set_result(None)
+    else:
+        done.set_exception(problem)
 
 
 def print_line(line: str) -> None:
-    """Print a line at once."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Print a line at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        OSError: it cannot be written, for another reason.
+    """
+    try:
+        write_all(1, f"{line}\n".encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _one_line(text: str) -> str:
     """Escape what would break the line or reach the terminal as a command."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST_COMMAND else text[: _LONGEST_COMMAND - 1] + "…"
 
 
 def _local(time: datetime | None) -> str:

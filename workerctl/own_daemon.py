@@ -59,7 +59,8 @@ def _find(directory: Path) -> str | None:
 def _start(directory: Path) -> None:
     log = directory / "daemon.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKERD_")}
-    with open(log, "ab") as errors:
+    with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as errors:
+        os.fchmod(errors.fileno(), 0o600)
         daemon = subprocess.Popen(
             [sys.executable, "-P", "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(directory)],
             stdin=subprocess.DEVNULL,

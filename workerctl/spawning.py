@@ -8,7 +8,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 from worker_api.worker.v1 import SpawnRequest
 
+from workerctl.context import warn
 from workerctl.errors import UsageInvalid
+from workerctl.output import print_line
 
 
 def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
@@ -93,6 +95,19 @@ class JobOptions:
             request_key=request_key,
             max_log_bytes=self.max_log_bytes,
         )
+
+
+def print_started(job_id: str, line: str) -> None:
+    """Print the line that tells of a job that was started. If it cannot be, the job is told on standard error.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        print_line(line)
+    except OSError:
+        warn(f"job {job_id} was started, but this could not be written to standard output")
+        raise
 
 
 def duration(option: str, seconds: float) -> timedelta:

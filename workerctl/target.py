@@ -1,6 +1,7 @@
 """Which daemon to talk to, and as whom."""
 
 import getpass
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,23 @@ class Target:
     username: str | None = None
     pki_directory: Path | None = None
 
+    @property
+    def name(self) -> str:
+        """What to call the daemon."""
+        return self.endpoint or f"your own on this machine ({state_directory()})"
+
     def resolve(self) -> tuple[str, int]:
         """Tell host and port, starting the user's own daemon if that is meant and none runs.
 
         Raises:
-            UsageInvalid: the endpoint is no such URL.
+            UsageInvalid: the endpoint is no such URL, or there is none and the certificates are not the own daemon's.
             DaemonNotStarted: the daemon could not be started.
         """
+        if self.endpoint is None and self.pki().path.absolute() != _own_pki():
+            raise UsageInvalid(
+                f"--pki-dir (or WORKERCTL_PKI_DIR) is {self.pki().path}, and no --endpoint (or WORKERCTL_ENDPOINT) is"
+                " given: give the endpoint of the daemon that is meant, or leave the folder out for one of your own"
+            )
         endpoint = self.endpoint or find_or_start()
         try:
             url = urlsplit(endpoint)
@@ -45,12 +56,27 @@ class Target:
 
     def pki(self) -> PkiFolder:
         """Tell which folder the certificates are in."""
-        return PkiFolder(self.pki_directory or state_directory() / "pki")
+        return PkiFolder(self.pki_directory or _own_pki())
 
     def tls(self) -> ssl.SSLContext:
         """Load what the connection needs.
 
         Raises:
             PkiError: a file cannot be read.
+            UsageInvalid: no user is given, and the system's has no name.
         """
-        return client_context(self.pki(), self.username or getpass.getuser())
+        return client_context(self.pki(), self.username or _login_name())
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
+        uid = os.getuid()
+        raise UsageInvalid(
+            f"the user id {uid} has no login name here: give --username, for your own daemon --username {uid}"
+        ) from None
+
+
+def _own_pki() -> Path:
+    return state_directory() / "pki"

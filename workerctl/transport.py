@@ -5,10 +5,17 @@
 - Frames that carry data are not formatted for a trace log that nobody reads: h2 does so for every frame that it
   receives (`H2Connection._receive_frame`), and hyperframe writes out all of a frame's bytes in hexadecimal for it.
 - Details of errors are decoded without Google's protobuf library.
+- A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
+  which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
+  grpclib's PINGs (`grpclib.protocol.Connection._ping`) end with a polite close, which waits for the peer that has gone,
+  and stop after two when nothing is sent, which is all that a reader does.
+- A connection that is lost between two steps of a call ends the call, which grpclib would leave waiting.
 """
 
 import asyncio
+import errno
 import ssl
+import time
 from asyncio import BaseTransport, Transport
 from typing import Any, cast
 
@@ -17,11 +24,18 @@ from grpclib.config import Configuration
 from grpclib.const import Status
 from grpclib.encoding.base import StatusDetailsCodecBase
 from grpclib.encoding.proto import ProtoCodec
+from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import H2Protocol
+from h2.config import H2Configuration
 from hyperframe.frame import DataFrame
 from worker_api.google.rpc import Status as StatusMessage
 
+from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS
+
 _CLOSE_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
+_TURNS = 4
+_PING = b"workerct"  # any eight bytes (RFC 9113 §6.7)
 
 
 def _describe_data_frame(frame: DataFrame) -> str:
@@ -45,28 +59,74 @@ class StatusDetailsCodec(StatusDetailsCodecBase):
 
 
 class _Protocol(H2Protocol):
+    """One connection.
+
+    Four times in `keepalive_seconds` it sends a PING; when nothing at all has come since the fourth turn before, the
+    connection is dead. Sent always and not only in silence, PINGs show the daemon a living client even while the way
+    to the client is choked with output. Turns are counted, not seconds: who was stopped itself has not waited.
+
+    Attributes:
+        lost: set when the connection is no more.
+        lost_because: what the transport said of it.
+        heard_at: when the daemon was last known to be there (time.monotonic); None if it never said anything.
+    """
+
     lost_because: BaseException | None = None
-    heard = False
+    heard_at: float | None = None
+
+    def __init__(self, config: Configuration, h2_config: H2Configuration, keepalive_seconds: float) -> None:
+        super().__init__(Handler(), config, h2_config)
+        self.lost = asyncio.Event()
+        self._keepalive_seconds = keepalive_seconds
+        self._silent_turns = 0
 
     def connection_made(self, transport: BaseTransport) -> None:
         self.transport = cast("Transport", transport)
-        self.lost = asyncio.Event()
         super().connection_made(transport)
+        self._arm()
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
+        self.heard_at = time.monotonic()
+        self._silent_turns = 0
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self.lost_because = exc
+        self._turn.cancel()
+        if self.lost_because is None:
+            self.lost_because = exc
+            if self.heard_at is not None:
+                self.heard_at = time.monotonic()
         self.lost.set()
         super().connection_lost(exc)
+        # A call that is about to send its request waits for these, and no list knows of it: let it run into the end.
+        self.connection._connection.close_connection()
+        self.connection.write_ready.set()
+        self.connection.stream_close_waiter.set()
+
+    def _arm(self) -> None:
+        self._turn = asyncio.get_running_loop().call_later(self._keepalive_seconds / _TURNS, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._silent_turns += 1
+        if self._silent_turns == _TURNS:
+            self.lost_because = TimeoutError(f"nothing was heard for {self._keepalive_seconds:g} s")
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.connection._connection.ping(_PING)
+            self.connection.flush()
+            self._arm()
 
 
 class WorkerChannel(Channel):
-    """A channel that remembers why its last connection was lost."""
+    """A channel that makes one connection, notices its death, and remembers why it was lost.
 
-    def __init__(self, host: str, port: int, tls: ssl.SSLContext) -> None:
+    Args:
+        keepalive_seconds: how long the daemon may be silent before it is taken for dead; greater than zero.
+    """
+
+    def __init__(
+        self, host: str, port: int, tls: ssl.SSLContext, keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
+    ) -> None:
         super().__init__(
             host,
             port,
@@ -76,16 +136,31 @@ class WorkerChannel(Channel):
             config=Configuration(http2_connection_window_size=2**24, http2_stream_window_size=2**23),
         )
         self.endpoint = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+        self._keepalive_seconds = keepalive_seconds
         self._last: _Protocol | None = None
 
     def _protocol_factory(self) -> H2Protocol:
-        self._last = _Protocol(Handler(), self._config, self._h2_config)
+        self._last = _Protocol(self._config, self._h2_config, self._keepalive_seconds)
         return self._last
+
+    async def _create_connection(self) -> H2Protocol:
+        seconds = min(_CONNECT_SECONDS, self._keepalive_seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                return await super()._create_connection()
+        except TimeoutError as error:
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s") from error
+
+    async def __connect__(self) -> H2Protocol:
+        protocol = await super().__connect__()
+        if self.lost:  # since it was made: grpclib would go on with what is left of it
+            raise StreamTerminatedError("Connection lost")
+        return protocol
 
     async def aclose(self) -> None:
         """Close the connection, and wait until it is closed."""
         self.close()
-        if self._last is not None and hasattr(self._last, "lost"):
+        if self._last is not None and hasattr(self._last, "transport"):
             try:
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._last.lost.wait()
@@ -94,15 +169,26 @@ class WorkerChannel(Channel):
                 await self._last.lost.wait()
 
     @property
+    def lost(self) -> bool:
+        """Whether there was a connection that is no more."""
+        return self._last is not None and self._last.lost.is_set()
+
+    @property
+    def heard_at(self) -> float | None:
+        """When the daemon was last known to be there (time.monotonic); None if it never said anything."""
+        return None if self._last is None else self._last.heard_at
+
+    @property
     def refused(self) -> bool:
-        """Whether the daemon closed the last connection without a word: it does not take the certificate."""
-        return self._last is not None and hasattr(self._last, "lost") and not self._last.heard
+        """Whether the daemon's first word was a TLS alert: it does not take the certificate (RFC 8446 §6.2)."""
+        reason = None if self._last is None else self._last.lost_because
+        return self.heard_at is None and isinstance(reason, ssl.SSLError) and "ALERT" in (reason.reason or "")
 
     @property
     def lost_because(self) -> str:
         """Why the last connection was lost, for people."""
         reason = None if self._last is None else self._last.lost_because
-        if self.refused:
-            said = f" ({(reason.reason or '').lower().replace('_', ' ')})" if isinstance(reason, ssl.SSLError) else ""
-            return f"it refused the certificate{said}: is it expired, or of another authority?"
+        if self.refused and isinstance(reason, ssl.SSLError):
+            said = (reason.reason or "").lower().replace("_", " ")
+            return f"it refused the certificate ({said}): is it expired, or of another authority?"
         return "the connection was closed" if reason is None else f"the connection was lost: {reason}"

@@ -1,24 +1,20 @@
 """The command `workerd`."""
 
-import contextlib
-import io
-import logging
-import os
 import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
 import cyclopts
-import structlog
 from cyclopts import Parameter
 
 from pki.errors import PkiError
 from workerd.engine.errors import EngineError
 from workerd.engine.job import Durability
 from workerd.engine.storage import DEFAULT_MAX_LOG_BYTES, Storage
-from workerd.errors import DaemonError
-from workerd.settings import DEFAULT_LISTEN, make_settings
+from workerd.errors import ConfigurationInvalid, DaemonError
+from workerd.log import configure_log
+from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
 
 _USAGE = 2
 
@@ -33,10 +29,8 @@ app = cyclopts.App(
 def workerd(
     *,
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
-    state_dir: Annotated[Path | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
-    pki_dir: Annotated[
-        Path | None, Parameter(help="Where certificates are. [default: pki in the state folder]")
-    ] = None,
+    state_dir: Annotated[str | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
+    pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
     grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
     max_log_bytes: Annotated[
         int, Parameter(help="What one log may take of the disk; beyond it the oldest output goes. 0: any amount.")
@@ -48,6 +42,13 @@ def workerd(
     durability: Annotated[
         Durability, Parameter(help="When logs are forced to the disk: at a job's end, or also every 5 s.")
     ] = Durability.INTERVAL,
+    keepalive_seconds: Annotated[
+        float, Parameter(help="After how much silence a connection is dead.")
+    ] = DEFAULT_KEEPALIVE_SECONDS,
+    processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
+    drain: Annotated[
+        bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
+    ] = False,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -56,24 +57,32 @@ def workerd(
 
     Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
     """
-    import uvloop
-
-    from workerd.server import serve
-
+    settings = make_settings(
+        listen,
+        Path(state_dir) if state_dir else None,
+        Path(pki_dir) if pki_dir else None,
+        grace_seconds,
+        Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
+        keepalive_seconds,
+        processes,
+    )
     try:
-        settings = make_settings(
-            listen,
-            state_dir,
-            pki_dir,
-            grace_seconds,
-            Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
-        )
+        if drain:
+            from workerd.drain import drain as drain_daemon
+
+            return drain_daemon(settings.state_directory)
+        import uvloop
+
+        if settings.processes == 1:
+            from workerd.server import serve
+        else:
+            from workerd.processes import serve
         uvloop.run(serve(settings))
     except (DaemonError, EngineError, PkiError) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except OSError as error:
-        print(f"workerd: {error.filename or 'the system'}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(f"workerd: {_in_words(error)}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -81,39 +90,36 @@ def workerd(
 @app.meta.default
 def with_configuration(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    config: Annotated[Path | None, Parameter(help="A TOML file with the same settings.")] = None,
+    config: Annotated[str | None, Parameter(help="A TOML file with the same settings.")] = None,
 ) -> int:
     """Read the configuration file, if any, and run."""
-    if config is not None:
-        app.config = (*app.config, cyclopts.config.Toml(config, must_exist=True))
+    if config:
+        try:
+            settings = tomllib.loads(Path(config).read_text())
+        except ValueError as error:  # a UnicodeDecodeError, too
+            raise ConfigurationInvalid(f"the configuration file {config} is not TOML: {error}") from error
+        app.config = (*app.config, cyclopts.config.Dict(settings, source=config))
     return int(app(tokens))
 
 
-class _Log(io.StringIO):
-    """Standard error, whose loss must not end the daemon: jobs and their logs do not need it."""
-
-    def write(self, text: str, /) -> int:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.flush()
+def _in_words(error: OSError) -> str:
+    return f"{error.filename or 'the system'}: {error.strerror or error}"
 
 
 def main() -> None:
     """Run the command."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # a standard descriptor that was closed is filled
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(_Log()))
-    logging.basicConfig(level=logging.WARNING)
+    configure_log()
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     app.exit_on_error = app.meta.exit_on_error = False
     try:
         sys.exit(app.meta())
-    except (cyclopts.CycloptsError, OSError, tomllib.TOMLDecodeError) as error:
+    except ConfigurationInvalid as error:
+        print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(_USAGE)
+    except OSError as error:
+        print(f"workerd: {_in_words(error)}", file=sys.stderr)  # noqa: T201
+        sys.exit(_USAGE)
+    except cyclopts.CycloptsError as error:
         print(f"workerd: {' '.join(str(error).split())} See --help.", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE)
 

@@ -4,6 +4,8 @@ DaemonError
 ├── NotPermitted
 ├── ShuttingDown
 ├── ConfigurationInvalid
+├── CannotListen
+├── DrainFailed
 └── PluginInvalid
 """
 
@@ -40,6 +42,23 @@ class ConfigurationInvalid(DaemonError):
     """A setting cannot be."""
 
 
+class CannotListen(DaemonError):
+    """The address cannot be listened on.
+
+    Args:
+        host: as it was given.
+        port: as it was given.
+        problem: what the system says.
+    """
+
+    def __init__(self, host: str, port: int, problem: str) -> None:
+        super().__init__(f"cannot listen on {host}:{port}: {problem}: choose another --listen HOST:PORT")
+
+
+class DrainFailed(DaemonError):
+    """A daemon could not be drained."""
+
+
 class PluginInvalid(DaemonError):
     """A handler that was found cannot be served: a mistake of the package that offers it.
 
@@ -66,6 +85,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),

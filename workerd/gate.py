@@ -51,6 +51,15 @@ class Gate:
         """Tell grpclib which function serves which path."""
         return {path: self._method(route) for path, route in self._routes.items()}
 
+    async def wait_idle(self, timeout_seconds: float) -> None:
+        """Wait until the calls that are under way have come to their own end.
+
+        Args:
+            timeout_seconds: how long to wait for clients that take their time.
+        """
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=timeout_seconds)
+
     async def close(self, timeout_seconds: float) -> None:
         """End the calls that are under way, and those that still come, with UNAVAILABLE.
 

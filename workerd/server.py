@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import fcntl
 import getpass
+import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -16,82 +17,173 @@ from pki.store import PkiFolder
 from pki.tls import server_context
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.engine.engine import Engine
-from workerd.errors import ConfigurationInvalid
+from workerd.errors import CannotListen
 from workerd.gate import Gate
-from workerd.registry import load_routes
+from workerd.registry import Route, load_routes
 from workerd.settings import Settings
 from workerd.transport import WorkerServer
 
 log = structlog.get_logger()
 _BACKLOG = 512
 _CLOSE_SECONDS = 5.0
+LAST_READERS_SECONDS = 30.0
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve in this process until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
-        ConfigurationInvalid: the address cannot be listened on.
+        CannotListen: the address cannot be listened on.
         PluginInvalid: a handler cannot be served.
         PkiError: the certificates cannot be read or made.
         StateDirectoryInUse: another daemon holds the state directory.
     """
     routes = load_routes()
-    settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = _prepare_certificates(settings)
-    tls = server_context(folder)
-    stop = _stop_signals()
+    prepare(settings)
+    stop = stop_signals()
     async with Engine(settings.state_directory, settings.storage) as engine:
-        _raise_descriptor_limit()
-        gate = Gate(engine, routes, trust_domain=folder.trust_domain(), grace_seconds=settings.grace_seconds)
-        server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec())
-        with _listen(settings) as listening:
-            await server.start(sock=listening, ssl=tls)
-            host, port = listening.getsockname()[:2]
-            with _advertise(settings.state_directory, host, port):
-                address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-                print(f"serving gRPC endpoint at {address}", flush=True)  # noqa: T201
-                await stop.wait()
-            log.info("shutting down; jobs run on")
-            await gate.close(_CLOSE_SECONDS)
-            server.close()
+        if engine.keeper is None:
+            raise AssertionError("an engine that serves alone has a keeper")
+        with listen(settings) as listening:
+            async with answering(engine, settings, routes, listening) as gate:
+                with advertise(settings.state_directory, listening):
+                    drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
+                if drained:
+                    log.info("drained: no job is left")
+                    await wait_first(stop.wait(), gate.wait_idle(LAST_READERS_SECONDS))
+                else:
+                    log.info("shutting down; jobs run on")
 
 
-def _prepare_certificates(settings: Settings) -> PkiFolder:
+@contextlib.asynccontextmanager
+async def answering(
+    engine: Engine, settings: Settings, routes: Mapping[str, Route], listening: socket.socket
+) -> AsyncIterator[Gate]:
+    """Answer calls on a listening socket; at the end, those that are under way are ended with UNAVAILABLE."""
+    folder = PkiFolder(settings.pki_directory)
+    gate = Gate(engine, routes, trust_domain=folder.trust_domain(), grace_seconds=settings.grace_seconds)
+    server = WorkerServer(
+        [gate],
+        codec=Codec(),
+        status_details_codec=StatusDetailsCodec(),
+        keepalive_seconds=settings.keepalive_seconds,
+    )
+    _raise_descriptor_limit()
+    await server.start(sock=listening, ssl=server_context(folder))
+    yield gate
+    await gate.close(_CLOSE_SECONDS)
+    server.close()
+
+
+def prepare(settings: Settings) -> None:
+    """Make the state directory, and certificates where there are none.
+
+    Raises:
+        PkiError: the certificates cannot be read or made.
+    """
+    settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():
-        folder.initialize()
-        user = getpass.getuser()
-        certificate = folder.issue_client(user)
-        log.info("made certificates", folder=str(folder.path), user=user, certificate=str(certificate))
-    return folder
+        user = _own_name()
+        folder.initialize(users=[user])
+        certificate = str(folder.client_certificate(user))
+        log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
 
 
-def _stop_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+def _own_name() -> str:
+    """Tell the name of the daemon's user, for a certificate; the number where a container has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
+        return str(os.getuid())
+
+
+def stop_signals() -> asyncio.Event:
+    """Give an event that SIGTERM and SIGINT set."""
+    return signal_event(signal.SIGTERM, signal.SIGINT)
+
+
+def signal_event(*numbers: signal.Signals) -> asyncio.Event:
+    """Give an event that each of some signals sets."""
+    event = asyncio.Event()
+    for number in numbers:
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    return event
+
+
+async def wait_first(*waits: Awaitable[object]) -> int:
+    """Wait until one of several things has come about, or failed, and leave the others.
+
+    Returns:
+        Which one: its position among the arguments.
+    """
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    for task in done:
+        task.result()
+    return next(number for number, task in enumerate(tasks) if task in done)
 
 
 @contextlib.contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
+def listen(settings: Settings, *, shared: bool = False) -> Iterator[socket.socket]:
+    """Listen on the address of the settings.
+
+    Args:
+        shared: whether other processes listen there as well (socket(7), SO_REUSEPORT).
+
+    Raises:
+        CannotListen: it cannot be.
+    """
+    with bind(settings, shared=shared) as listening:
+        try:
+            listening.listen(_BACKLOG)
+        except OSError as error:
+            raise cannot_listen(settings, error) from error
+        yield listening
+
+
+def bind(settings: Settings, *, shared: bool) -> socket.socket:
+    """Take the address of the settings, without listening.
+
+    Raises:
+        CannotListen: it cannot be.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listening = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
     except OSError as error:
-        raise ConfigurationInvalid(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}: choose another --listen HOST:PORT"
-        ) from error
-    with listening:
-        yield listening
+        raise cannot_listen(settings, error) from error
+    return bound
+
+
+def cannot_listen(settings: Settings, error: OSError) -> CannotListen:
+    """Say that an address cannot be listened on."""
+    return CannotListen(settings.host, settings.port, error.strerror or str(error))
 
 
 @contextlib.contextmanager
-def _advertise(state_directory: Path, host: str, port: int) -> Iterator[None]:
-    """Leave a note of where the daemon is for the clients of the same user on this machine."""
+def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
+    """Say where the daemon serves: on standard output, to a service manager, and in a note.
+
+    The note is for the clients of the same user on this machine.
+    """
+    host, port = bound.getsockname()[:2]
     note = state_directory / "endpoint"
     local = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104
     new = note.with_suffix(".new")
@@ -102,9 +194,20 @@ def _advertise(state_directory: Path, host: str, port: int) -> Iterator[None]:
         file.flush()
         new.rename(note)
         try:
+            print(f"serving gRPC endpoint at {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
+            _tell_service_manager("READY=1")
             yield
         finally:
             note.unlink(missing_ok=True)
+
+
+def _tell_service_manager(state: str) -> None:
+    """Tell the service manager that started this process how it is, if there is one that listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] in ("/", "@"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.suppress(OSError):
+            manager.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+            manager.send(state.encode())
 
 
 def _raise_descriptor_limit() -> None:

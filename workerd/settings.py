@@ -11,6 +11,8 @@ from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
+DEFAULT_KEEPALIVE_SECONDS = 20.0
+MAX_PROCESSES = 64
 
 
 def default_state_directory() -> Path:
@@ -27,6 +29,8 @@ class Settings:
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
         storage: what is kept of jobs.
+        keepalive_seconds: after how much silence a connection is taken for dead.
+        processes: how many processes answer calls; one does it by itself.
     """
 
     host: str
@@ -35,10 +39,18 @@ class Settings:
     pki_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     storage: Storage = DEFAULT_STORAGE
+    keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
+    processes: int = 1
 
 
 def make_settings(
-    listen: str, state_dir: Path | None, pki_dir: Path | None, grace_seconds: float, storage: Storage
+    listen: str,
+    state_dir: Path | None,
+    pki_dir: Path | None,
+    grace_seconds: float,
+    storage: Storage,
+    keepalive_seconds: float,
+    processes: int,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -50,13 +62,19 @@ def make_settings(
         raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
     if not (math.isfinite(grace_seconds) and grace_seconds >= 0):
         raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is no time to wait: give 0 or more")
+    if not (math.isfinite(keepalive_seconds) and keepalive_seconds > 0):
+        raise ConfigurationInvalid(f"--keepalive-seconds {keepalive_seconds} is no time to wait: give more than 0")
     if storage.max_log_bytes != 0 and storage.max_log_bytes < MIN_LOG_BYTES:
         raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES}, or 0")
     if storage.max_total_bytes < 0:
         raise ConfigurationInvalid(f"--max-total-bytes {storage.max_total_bytes} is no amount: give 0 or more")
     if not (math.isfinite(storage.max_age_seconds) and storage.max_age_seconds >= 0):
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
+    if not 1 <= processes <= MAX_PROCESSES:
+        raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
-    return Settings(host, int(port), state_directory, pki_directory, grace_seconds, storage)
+    return Settings(
+        host, int(port), state_directory, pki_directory, grace_seconds, storage, keepalive_seconds, processes
+    )

@@ -4,14 +4,24 @@
   client then takes for the failure (`grpclib.server._abort`).
 - A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
   is not acknowledged, so HTTP/2's flow control bounds what comes of it.
+- A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
+  which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
+  grpclib's PINGs (`grpclib.protocol.Connection._ping`) end with a polite close, which waits for the peer that has gone,
+  and leave the connection's calls as they are until then.
 """
 
-from typing import Any
+import asyncio
+from asyncio import BaseTransport, Transport
+from typing import Any, cast
 
+from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
 
+_TURNS = 4
+_PING = b"workerd\0"  # any eight bytes (RFC 9113 §6.7)
 # Above all arguments and variables that the kernel takes together, three quarters of 8 MiB (execve(2)).
 MAX_REQUEST_BYTES = 1 << 23
 
@@ -44,9 +54,58 @@ def _unserved(path: str) -> Any:
     return refuse
 
 
-class WorkerServer(Server):
-    """A server whose every answer is a whole one."""
+class _Protocol(H2Protocol):
+    """One connection.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    When nothing at all has come for two quarters of `keepalive_seconds` in a row, it sends a PING; after two more, the
+    connection is dead and its calls end. A reader that is slow with its output is not: PINGs pass it by (RFC 9113
+    §5.2.1), and its own come meanwhile. Turns are counted, not seconds: who was stopped itself has not waited.
+    """
+
+    keepalive_seconds: float
+    _silent_turns = 0
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        self._transport = cast("Transport", transport)
+        super().connection_made(transport)
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        self._silent_turns = 0
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._turn.cancel()
+        super().connection_lost(exc)
+
+    def _arm(self) -> None:
+        self._turn = asyncio.get_running_loop().call_later(self.keepalive_seconds / _TURNS, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._silent_turns += 1
+        if self._silent_turns == _TURNS:
+            self._transport.abort()
+            return
+        if self._silent_turns == _TURNS // 2 and not self._transport.is_closing():
+            self.connection._connection.ping(_PING)
+            self.connection.flush()
+        self._arm()
+
+
+class WorkerServer(Server):
+    """A server whose every answer is a whole one, and that lets go of connections that are dead.
+
+    Args:
+        keepalive_seconds: after how much silence a connection is; greater than zero.
+    """
+
+    def __init__(self, *arguments: Any, keepalive_seconds: float, **options: Any) -> None:
+        super().__init__(*arguments, config=Configuration(_keepalive_time=None), **options)
         self._mapping = _Routes(self._mapping)
+        self._keepalive_seconds = keepalive_seconds
+
+    def _protocol_factory(self) -> H2Protocol:
+        made = super()._protocol_factory()
+        protocol = _Protocol(made.handler, made.config, made.h2_config)
+        protocol.keepalive_seconds = self._keepalive_seconds
+        return protocol

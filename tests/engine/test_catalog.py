@@ -64,5 +64,5 @@ async def test_a_folder_that_somebody_deleted_is_forgotten(tmp_path: Path) -> No
     gone.rmdir()
     async with Engine(tmp_path) as engine:
         assert await listed(engine) == ids[1:]
-        assert engine._catalog.ended()[0].id == ids[1]
+        assert engine._shelf.catalog.ended()[0].id == ids[1]
     end_jobs(tmp_path)

@@ -2,7 +2,7 @@
 
 `tests/spools/format-1` was written by workerd before its first release, and is never written again: a job that ended by
 itself, one whose supervisor was killed while it wrote a record, and one that somebody stopped. Version control keeps
-neither a FIFO nor an empty lock, so the one is missing, as of any job that has ended, and the other is made here.
+neither a FIFO nor an empty lock, so both are missing.
 """
 
 import shutil
@@ -33,8 +33,6 @@ ERR = [b"err %d\1\xfe\n" % number for number in range(8)]
 def state(tmp_path: Path) -> Path:
     """A state directory that holds what an older daemon left."""
     shutil.copytree(SPOOL, tmp_path / "state" / "jobs")
-    for path in (tmp_path / "state" / "jobs").iterdir():
-        (path / "lock").touch()
     return tmp_path / "state"
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pki.errors import AlreadyExists, InvalidName, Missing, PkiError
+from pki.errors import AlreadyExists, InvalidHost, InvalidName, Missing, PkiError
 from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder, key_path
 from pki.tls import client_context, server_context
 
@@ -178,6 +178,58 @@ def test_nothing_is_written_through_a_link(folder: PkiFolder, tmp_path: Path) ->
     assert not target.exists()
 
 
+def test_initialize_with_a_user_who_has_a_certificate_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "clients").mkdir()
+    (tmp_path / "clients" / "alice.key").write_bytes(b"precious")
+    with pytest.raises(AlreadyExists) as raised:
+        PkiFolder(tmp_path).initialize(users=["bob", "alice"])
+    assert contents(PkiFolder(tmp_path)) == {"clients/alice.key": b"precious"}
+    assert raised.value.path == tmp_path / "clients" / "alice.key"
+
+
+def test_initialize_makes_the_users_it_is_told(tmp_path: Path) -> None:
+    folder = PkiFolder(tmp_path)
+    folder.initialize(users=["bob", "alice"])
+    assert folder.users() == ["alice", "bob"]
+
+
+def test_second_initialize_says_that_nothing_needs_to_be_removed(folder: PkiFolder) -> None:
+    with pytest.raises(AlreadyExists, match="nothing needs to be removed") as raised:
+        folder.initialize(["build1"])
+    assert f"workerctl --pki-dir {folder.path} pki issue-client NAME" in str(raised.value)
+
+
+HOSTS = [
+    "build1",
+    "build1.example.org",
+    "3com",
+    "a-b.c",
+    "a_b",
+    "*.example.org",
+    "192.0.2.7",
+    "::1",
+    "xn--mnchen-3ya.example",
+    "a" * 63,
+]
+NO_HOSTS = [
+    *("", "a b", "https://build1:7005", "build1:7005", "build1/", "-a", "a-", "a..b", ".a", "a.", "a.*", "[::1]"),
+    *("1.2.3", "300.1.1.1", "a\n", "*", "a" * 64, ".".join(["a" * 63] * 4)),
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_host_name_or_address_is_taken(tmp_path: Path, host: str) -> None:
+    PkiFolder(tmp_path).initialize([host])
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_what_is_no_host_is_refused(tmp_path: Path, host: str) -> None:
+    with pytest.raises(InvalidHost) as raised:
+        PkiFolder(tmp_path).initialize([host])
+    assert repr(host) in str(raised.value)
+    assert contents(PkiFolder(tmp_path)) == {}
+
+
 INVALID_NAMES = [
     *(
         "",
@@ -220,6 +272,21 @@ def test_user_id_that_is_no_uuid_is_refused(folder: PkiFolder, user_id: str) -> 
 def test_user_id_is_issued_in_the_form_that_daemons_take(folder: PkiFolder, user_id: str) -> None:
     (name,) = names_in(folder.issue_client("bob", user_id))
     assert name.value == f"spiffe://{DEFAULT_TRUST_DOMAIN}/user/{USER_ID}"
+
+
+@pytest.mark.parametrize("host", ["a b", "", "a..b", ".a", "a.", "https://a", "a:7005", "a/b", "*", "a" * 64, "a\n"])
+def test_host_that_is_neither_name_nor_address_is_refused(tmp_path: Path, host: str) -> None:
+    folder = PkiFolder(tmp_path)
+    with pytest.raises(PkiError, match="cannot be a host"):
+        folder.initialize([host])
+    assert contents(folder) == {}
+
+
+@pytest.mark.parametrize(
+    "host", ["a", "A-b.example", "build_1", "*.example.org", "192.0.2.7", "::1", "xn--mnchen-3ya.de"]
+)
+def test_usual_host_is_taken(tmp_path: Path, host: str) -> None:
+    PkiFolder(tmp_path).initialize([host])
 
 
 @pytest.mark.parametrize(
@@ -318,6 +385,39 @@ def test_certificate_beside_another_s_key_is_named(folder: PkiFolder, act: str, 
     with pytest.raises(PkiError, match="does not fit its key") as raised:
         ACTS[act](folder)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(("act", "file"), [(act, file) for act, file in NEEDED if file.endswith(".key")])
+def test_advice_for_a_missing_key_is_to_bring_it(folder: PkiFolder, act: str, file: str) -> None:
+    """And not to make an authority, which would be refused because the rest of it is there."""
+    path = folder.path / file
+    path.unlink()
+    with pytest.raises(Missing, match="No such file") as raised:
+        ACTS[act](folder)
+    assert path.with_suffix(".crt").name in str(raised.value)
+    assert "pki init" not in str(raised.value)
+
+
+@pytest.mark.parametrize("act", ["server", "client"])
+def test_damaged_key_is_not_said_to_belong_to_another(folder: PkiFolder, act: str) -> None:
+    path = folder.path / ("server.key" if act == "server" else "clients/alice.key")
+    path.write_bytes(b"junk")
+    with pytest.raises(Missing, match=f"damaged, or {path.name} beside it is"):
+        ACTS[act](folder)
+
+
+def test_user_without_a_certificate_is_told_what_to_do(folder: PkiFolder, tmp_path: Path) -> None:
+    def told(path: Path) -> str:
+        with pytest.raises(Missing) as raised:
+            client_context(PkiFolder(path), "bob")
+        return str(raised.value)
+
+    assert "has certificates for alice; choose with --username or --pki-dir" in told(folder.path)
+    (folder.path / "clients" / "alice.crt").unlink()
+    assert f"make one with `workerctl --pki-dir {folder.path} pki issue-client bob`" in told(folder.path)
+    key_path(folder.client_ca).unlink()
+    assert "no certificate for any user; copy yours" in told(folder.path)
+    assert f"there is no folder {tmp_path / 'none'}" in told(tmp_path / "none")
 
 
 @pytest.mark.parametrize("file", ["server.crt", "clients/alice.crt"], ids=["no URI", "a user's URI"])

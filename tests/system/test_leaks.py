@@ -143,7 +143,7 @@ async def daemon_in_this_process(state: Path) -> AsyncIterator[Target]:
     folder.issue_client(USER)
     async with Engine(state) as engine:
         gate = Gate(engine, load_routes(), trust_domain=folder.trust_domain(), grace_seconds=10)
-        server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec())
+        server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec(), keepalive_seconds=20.0)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             await server.start(sock=listening, ssl=server_context(folder))
             try:

@@ -18,7 +18,8 @@ class Home:
 
     def __init__(self, path: Path) -> None:
         self.state = path / ".local" / "state" / "workerd"
-        self.environment = {"HOME": str(path), "PATH": os.environ["PATH"]}
+        passed_on = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+        self.environment = {"HOME": str(path), **passed_on}
 
     def workerctl(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "workerctl", *arguments]
@@ -68,4 +69,5 @@ def test_of_several_first_commands_at_once_one_starts_the_daemon(home: Home) -> 
 def test_others_cannot_read_the_state(home: Home) -> None:
     home.workerctl("spawn", "--", "true")
     assert home.state.stat().st_mode & 0o077 == 0
-    assert all(path.stat().st_mode & 0o077 == 0 for path in home.state.rglob("*.key"))
+    private = (home.state / "daemon.log", *home.state.rglob("*.key"))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in private)

@@ -70,18 +70,22 @@ async def test_sigterm_ends_streams_with_unavailable_and_leaves_jobs_running(dae
         assert (job.state, job.pid) == (JobState.RUNNING, pid)
 
 
-def test_a_follower_goes_through_a_restart_without_loss_or_doubling(tmp_path: Path) -> None:
-    """The daemon is killed while workerctl follows, and comes back on the same port."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_follower_goes_through_a_restart_without_loss_or_doubling(
+    tmp_path: Path, number: signal.Signals, processes: str
+) -> None:
+    """The daemon ends while workerctl follows, and comes back on the same port."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    with running_daemon(tmp_path / "state") as daemon:
+    with running_daemon(tmp_path / "state", "--processes", processes) as daemon:
         job_id = spawn(daemon, f"echo before; cat {gate}; echo after")
         command = daemon.command("stream-log", "--past-events", "--uuid", job_id)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
             assert follower.stdout is not None
             assert follower.stdout.readline() == b"before\n"
             port = daemon.endpoint.rpartition(":")[2]
-            daemon.stop(signal.SIGKILL)
+            daemon.stop(number)
             gate.write_text("meanwhile\n")
             daemon.listen = f"127.0.0.1:{port}"
             daemon.start()

@@ -301,7 +301,7 @@ def test_refused_client_does_not_ask_again_for_a_log(
 class Cutter:
     """A wire to a daemon that is cut: the first connection on demand, the second as the client ends its handshake.
 
-    To the client the second looks like a refused certificate: its handshake is done, and nothing came after it.
+    The second dies where a refused certificate ends a connection, after the client's handshake, but without an alert.
     """
 
     def __init__(self, daemon: Daemon) -> None:
@@ -455,3 +455,51 @@ def test_workerctl_says_that_the_certificate_names_no_user(
     credential = issue_any(authority, USER, [x509.DNSName("localhost")], ExtendedKeyUsageOID.CLIENT_AUTH)
     line = one_line(workerctl(shared_daemon.endpoint, client_folder(shared_daemon, tmp_path, credential)))
     assert "the client certificate names no user of this daemon" in line
+
+
+@contextlib.contextmanager
+def port_of_another_program(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Serve something that is not TLS, and give the endpoint."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connected, _ = listening.accept()
+            except OSError:
+                return
+            with connected:
+                answer(connected)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"https://localhost:{listening.getsockname()[1]}"
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
+            thread.join()
+
+
+def listen_until_they_leave(connected: socket.socket) -> None:
+    """Say nothing at all."""
+    with contextlib.suppress(ConnectionError):
+        while connected.recv(1024):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda connected: connected.recv(1024), "the connection was closed before anything was said"),
+        (lambda connected: connected.sendall(b"220 mail.example.org\r\n"), "does not speak TLS"),
+        (listen_until_they_leave, "no answer within 2 s"),
+    ],
+    ids=["closes", "speaks", "is silent"],
+)
+def test_port_of_another_program_is_told_as_that(
+    shared_daemon: Daemon, answer: Callable[[socket.socket], object], told: str
+) -> None:
+    with port_of_another_program(answer) as endpoint:
+        line = one_line(workerctl(endpoint, shared_daemon.pki, "--keepalive-seconds", "2", "whoami"))
+    assert endpoint in line
+    assert told in line

@@ -2,8 +2,10 @@
 
 import inspect
 
+import grpclib.protocol
 import grpclib.server
 import pytest
+from grpclib.config import Configuration
 from grpclib.const import Status
 from worker_api.worker.v1 import ListRequest, ListResponse
 
@@ -14,6 +16,23 @@ from workerctl.errors import CallFailed
 def test_grpclib_still_looks_routes_up_with_get() -> None:
     assert "mapping.get(method_name)" in inspect.getsource(grpclib.server.request_handler)
     assert "self._mapping = mapping" in inspect.getsource(grpclib.server.Server.__init__)
+
+
+def test_grpclib_still_makes_connections_through_this_method() -> None:
+    assert "self._protocol_factory" in inspect.getsource(grpclib.server.Server.start)
+    made = inspect.getsource(grpclib.server.Server._protocol_factory)
+    assert "return H2Protocol(handler, self._config, self._h2_config)" in made
+    assert {"connection_made", "data_received", "connection_lost"} <= vars(grpclib.protocol.H2Protocol).keys()
+
+
+def test_grpclib_s_connections_still_have_what_pings_need() -> None:
+    assert "self._connection.ping(data)" in inspect.getsource(grpclib.protocol.Connection._ping)
+    assert "data_to_send" in inspect.getsource(grpclib.protocol.Connection.flush)
+
+
+def test_grpclib_s_own_pings_can_still_be_turned_off() -> None:
+    assert Configuration(_keepalive_time=None).__for_server__()._keepalive_time is None
+    assert "_keepalive_time is not None" in inspect.getsource(grpclib.protocol.Connection.initialize)
 
 
 async def test_an_rpc_that_nobody_serves_is_said_to_be_none(shared_daemon: Daemon) -> None:

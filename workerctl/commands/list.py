@@ -1,11 +1,13 @@
 """list: show your jobs."""
 
+import contextlib
 import json
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 from worker_api.worker.v1 import Job, JobState
 
+from workerctl.context import warn
 from workerctl.errors import UsageInvalid
 from workerctl.output import describe_jobs, print_line, to_plain
 from workerctl.parameters import Injected, Output
@@ -31,10 +33,13 @@ async def list_jobs(
         raise UsageInvalid("--limit is a number of jobs, 1 or more")
     jobs: list[Job] = []
     async with context.client() as client:
-        async for job in client.list_jobs([JobState[word.upper()] for word in state or ()], name):
-            if len(jobs) == limit:
-                break
-            jobs.append(job)
+        states = [JobState[word.upper()] for word in state or ()]
+        async with contextlib.aclosing(client.list_jobs(states, name)) as found:
+            async for job in found:
+                if len(jobs) == limit:
+                    warn(f"there are more than these {limit}: a larger --limit shows them")
+                    break
+                jobs.append(job)
     if output == "json":
         for job in jobs:
             print_line(json.dumps(to_plain(job)))

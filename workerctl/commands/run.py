@@ -1,6 +1,7 @@
 """run: start a program, see its output, and end as it does."""
 
 import asyncio
+import contextlib
 import signal
 import uuid
 from datetime import timedelta
@@ -15,10 +16,11 @@ from workerctl.context import warn
 from workerctl.errors import ClientError
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
-from workerctl.output import describe_end, print_line, write_all
+from workerctl.output import Writer, describe_end
 from workerctl.parameters import CommandLine, Injected
-from workerctl.spawning import JobOptions
+from workerctl.spawning import JobOptions, print_started
 
+_LEAVING = (signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
 
 
@@ -38,7 +40,8 @@ async def run(
     request = options.request(command, str(uuid.uuid4()))
     async with context.client() as client:
         if detach:
-            print_line(await client.spawn(request))
+            job_id = await client.spawn(request)
+            print_started(job_id, job_id)
             return ExitCode.OK
         async with Interrupts(client) as interrupts:
             job_id = await client.spawn(request)
@@ -49,24 +52,29 @@ async def run(
                 warn(f"nobody reads the output any more; job {job_id} runs on")
                 return ExitCode.OUTPUT_CLOSED
             except (ClientError, OSError):
-                warn(f"go on with: workerctl stream-log --past-events --uuid {job_id}")
+                warn(_go_on(job_id))
                 raise
     return ExitCode.INTERRUPTED if interrupts.count else exit_code_of(end)
 
 
 async def _copy_output(client: Client, job_id: str) -> JobEnd:
     check = LogCheck((Stream.STDOUT, Stream.STDERR), from_start=True)
-    async for event in client.stream_log(job_id):
-        if event.output is not None:
-            check.output(event.output)
-            # In a thread: a terminal that takes nothing must not keep Ctrl-C from being heard.
-            await asyncio.to_thread(write_all, _DESCRIPTORS[event.output.stream], event.output.data)
-        elif event.gap is not None:
-            warn(check.gap(event.gap))
-        elif event.end is not None:
-            check.end(event.end)
-            return event.end
+    writer = Writer()
+    async with contextlib.aclosing(client.stream_log(job_id)) as events:
+        async for event in events:
+            if event.output is not None:
+                check.output(event.output)
+                await writer.write(_DESCRIPTORS[event.output.stream], event.output.data)
+            elif event.gap is not None:
+                warn(check.gap(event.gap))
+            elif event.end is not None:
+                check.end(event.end)
+                return event.end
     raise ClientError(f"the log of job {job_id} stopped before its end")
+
+
+def _go_on(job_id: str) -> str:
+    return f"go on with: workerctl stream-log --past-events --uuid {job_id}"
 
 
 def exit_code_of(end: JobEnd) -> int:
@@ -74,11 +82,9 @@ def exit_code_of(end: JobEnd) -> int:
     match end:
         case JobEnd(exited=Exited(code=code)):
             return code
-        case JobEnd(killed=Killed(signal=number)):
-            return of_signal(number)
     warn(f"job {describe_end(end)}")
     match end:
-        case JobEnd(stopped=Stopped(signal=number)):
+        case JobEnd(killed=Killed(signal=number)) | JobEnd(stopped=Stopped(signal=number)):
             return of_signal(number)
         case JobEnd(timed_out=TimedOut()):
             return ExitCode.TIMED_OUT
@@ -90,6 +96,8 @@ def exit_code_of(end: JobEnd) -> int:
 
 class Interrupts:
     """Turns the first Ctrl-C into a stop of the job and every further one into a kill, while the output goes on.
+
+    SIGTERM and SIGHUP end the command as they do without it, once the user has been told which job runs on.
 
     Attributes:
         count: how often Ctrl-C was pressed.
@@ -103,14 +111,23 @@ class Interrupts:
 
     async def __aenter__(self) -> Self:
         self._command = asyncio.current_task()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupt)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+        for number in _LEAVING:
+            if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as under nohup(1)
+                loop.add_signal_handler(number, self._leave, number)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
-        await asyncio.gather(*self._stops)
+        for number in (signal.SIGINT, *_LEAVING):
+            asyncio.get_running_loop().remove_signal_handler(number)
+        if kind is not None:  # the daemon may be away: what it has not heard by now it is not told any more
+            for stop in self._stops:
+                stop.cancel()
+        if self._stops:
+            await asyncio.wait(self._stops)
 
     def started(self, job_id: str) -> None:
         """Take in which job is meant; a Ctrl-C that came before is not forgotten."""
@@ -120,16 +137,29 @@ class Interrupts:
 
     def _interrupt(self) -> None:
         self.count += 1
-        if self._job_id is not None:
-            self._stop()
-        elif self.count == 1:
+        if self._job_id is None and self.count == 1:
             warn("stopping the job as soon as the daemon has started it; Ctrl-C again to leave without knowing")
+        elif self._job_id is not None and not (self._client.away and self.count > 1):
+            self._stop()
         elif self._command is not None:
+            if self._job_id is not None:
+                warn(f"the daemon is away; if job {self._job_id} runs on: workerctl stop --uuid {self._job_id}")
             self._command.cancel()
+
+    def _leave(self, number: signal.Signals) -> None:
+        if self._job_id is None:
+            warn("leaving without knowing whether the job was started: see workerctl list")
+        else:
+            warn(f"job {self._job_id} runs on; {_go_on(self._job_id)}")
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.raise_signal(number)
 
     def _stop(self) -> None:
         first = not self._stops
-        warn("stopping the job; Ctrl-C again to kill it" if first else "killing the job")
+        if self._client.away:
+            warn("stopping the job as soon as the daemon is back; Ctrl-C again to leave without")
+        else:
+            warn("stopping the job; Ctrl-C again to kill it" if first else "killing the job")
         self._stops.append(asyncio.create_task(self._send_stop(None if first else timedelta(0))))
 
     async def _send_stop(self, grace: timedelta | None) -> None:

@@ -5,9 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from workerctl.output import print_line
 from workerctl.parameters import CommandLine, Injected, Output
-from workerctl.spawning import JobOptions
+from workerctl.spawning import JobOptions, print_started
 
 
 async def spawn(
@@ -26,4 +25,4 @@ async def spawn(
     request = options.request(command, request_key or str(uuid.uuid4()))
     async with context.client() as client:
         job_id = await client.spawn(request)
-    print_line(f'{{"job_id": "{job_id}"}}' if output == "json" else job_id)
+    print_started(job_id, f'{{"job_id": "{job_id}"}}' if output == "json" else job_id)

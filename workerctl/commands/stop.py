@@ -10,8 +10,8 @@ from workerctl.spawning import duration
 
 
 async def stop(
-    *,
     uuid: Uuid,
+    *,
     grace_seconds: Annotated[
         float | None, Parameter(help="Between SIGTERM and SIGKILL; 0 kills at once. [default: the daemon's, 10]")
     ] = None,

@@ -1,24 +1,26 @@
 """stream-log: show what a job printed and prints."""
 
+import contextlib
 import json
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import Stream
+from worker_api.worker.v1 import JobEnd, Stream
 
 from workerctl.context import warn
 from workerctl.errors import UsageInvalid
 from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
-from workerctl.output import event_to_plain, write_all
+from workerctl.output import Writer, event_to_plain
 from workerctl.parameters import Injected, Uuid
 
 _STREAMS = {"raw": (Stream.STDOUT, Stream.STDERR), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
 
 
 async def stream_log(
-    *,
     uuid: Uuid,
+    *,
     stream_type: Annotated[
         Literal["raw", "stdout", "stderr"],
         Parameter(help="The bytes of one stream as they are, or every event of both as one JSON object a line."),
@@ -44,25 +46,39 @@ async def stream_log(
         raise UsageInvalid("--offset and --last-bytes are numbers of bytes, zero or more")
     if past_events:
         offset = 0
-    elif offset is None and last_bytes is None:
+    from_now_on = not past_events and offset is None and last_bytes is None
+    if from_now_on:
         last_bytes = 0
+    printed = False
     check = LogCheck(_STREAMS[stream_type], from_start=offset == 0)
+    writer = Writer()
     async with context.client() as client:
-        events = client.stream_log(
+        log = client.stream_log(
             uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
         )
         try:
-            async for event in events:
-                if event.output is not None:
-                    check.output(event.output)
-                if stream_type == "raw":
-                    write_all(1, json.dumps(event_to_plain(event)).encode() + b"\n")
-                elif event.output is not None:
-                    write_all(1, event.output.data)
-                if event.gap is not None:
-                    warn(check.gap(event.gap))
-                if event.end is not None:
-                    check.end(event.end)
+            async with contextlib.aclosing(log) as events:
+                async for event in events:
+                    if event.output is not None:
+                        printed = True
+                        check.output(event.output)
+                    if stream_type == "raw":
+                        await writer.write(1, json.dumps(event_to_plain(event)).encode() + b"\n")
+                    elif event.output is not None:
+                        await writer.write(1, event.output.data)
+                    if event.gap is not None:
+                        warn(check.gap(event.gap))
+                    if event.end is not None:
+                        check.end(event.end)
+                        if from_now_on and not printed:
+                            _tell_of_the_past(event.end, _STREAMS[stream_type])
         except BrokenPipeError:
             return ExitCode.OUTPUT_CLOSED
     return ExitCode.OK
+
+
+def _tell_of_the_past(end: JobEnd, streams: Collection[Stream]) -> None:
+    if any(summary.size_bytes for summary in end.streams if summary.stream in streams):
+        warn(
+            "the job has ended and printed nothing since you began to look; --past-events shows what it printed before"
+        )

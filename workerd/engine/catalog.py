@@ -7,13 +7,13 @@ complete before every folder has been entered again.
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from workerd.engine.errors import CatalogFailed
+from workerd.engine.errors import CatalogBusy, CatalogFailed
 from workerd.engine.job import JobSpec
 
 _BUILDING, _COMPLETE = 2, 3  # PRAGMA user_version; any other is not ours, or older
@@ -30,6 +30,8 @@ PRAGMA user_version = {_BUILDING};
 COMMIT;
 """
 _BUSY_SECONDS = 30.0
+_LATEST = 2**63 - 1
+_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class Catalog:
 
     def newest(
         self, owner: str, *, before: tuple[int, str] | None, name: str, only_unended: bool
-    ) -> Iterable[tuple[int, str]]:
+    ) -> Iterator[tuple[int, str]]:
         """Walk an owner's jobs, newest first.
 
         Args:
@@ -113,20 +115,21 @@ class Catalog:
             name: only jobs with this label; empty for any.
             only_unended: leave out those known to have ended.
 
-        Returns:
+        Yields:
             The positions of the jobs: creation time in nanoseconds since the epoch, and id.
         """
-        query = "SELECT created_ns, id FROM jobs WHERE owner = ?"
-        values: list[str | int] = [owner]
-        if before is not None:
-            query += " AND (created_ns, id) < (?, ?)"
-            values += before
-        if name:
-            query += " AND name = ?"
-            values.append(name)
-        if only_unended:
-            query += " AND ended_ns = 0"
-        return self._execute(query + " ORDER BY created_ns DESC, id DESC", values)
+        position: tuple[int, str] | None = before or (_LATEST, "")
+        while position is not None:
+            query = "SELECT created_ns, id FROM jobs WHERE owner = ? AND (created_ns, id) < (?, ?)"
+            values: list[str | int] = [owner, *position]
+            if name:
+                query += " AND name = ?"
+                values.append(name)
+            if only_unended:
+                query += " AND ended_ns = 0"
+            rows = self._execute(f"{query} ORDER BY created_ns DESC, id DESC LIMIT {_ROWS}", values)
+            yield from rows
+            position = rows[-1] if len(rows) == _ROWS else None
 
     def _execute(self, statement: str, values: Sequence[str | int] = ()) -> list[Any]:
         try:
@@ -135,7 +138,9 @@ class Catalog:
                 self._open()
             return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise CatalogFailed(self._path, str(error)) from error
+            # The low byte is the primary code (sqlite.org/rescode.html); not every error comes from SQLite itself.
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            raise (CatalogBusy if busy else CatalogFailed)(self._path, str(error)) from error
 
     def _is_in_place(self) -> bool:
         """Tell whether the file is still the one that was opened."""

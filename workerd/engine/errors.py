@@ -10,6 +10,7 @@ EngineError
 │   ├── WorkingDirectoryUnusable
 │   ├── ArgumentsTooLong
 │   └── ResourcesExhausted
+├── Draining
 ├── LauncherFailed
 ├── StateDirectoryInUse
 ├── JobNotEnded
@@ -17,6 +18,7 @@ EngineError
 │   └── FormatTooNew
 ├── StorageUnfit
 ├── CatalogFailed
+│   └── CatalogBusy
 └── WatchesExhausted
 """
 
@@ -107,6 +109,13 @@ class ResourcesExhausted(CannotStart):
         return f"{super().sentence()}: make room, or raise the limit, and try again"
 
 
+class Draining(EngineError):
+    """The state directory is being drained."""
+
+    def __init__(self) -> None:
+        super().__init__("the daemon takes no new jobs, because it is being drained: try again when it is back")
+
+
 class LauncherFailed(EngineError):
     """A supervisor ended before it could say whether the program runs."""
 
@@ -165,3 +174,7 @@ class WatchesExhausted(EngineError):
             "the daemon's account has no inotify watch left: let some followers end, or raise"
             " fs.inotify.max_user_watches, and try again"
         )
+
+
+class CatalogBusy(CatalogFailed):
+    """Somebody else has held the catalogue for longer than anybody should."""

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +16,9 @@ from workerd.engine.errors import LauncherFailed
 from workerd.engine.folder import JobFolder
 from workerd.engine.reply import STARTED, decode_failure
 
+_ATTEMPTS = 3
+_STOP_SECONDS = 1.0
+
 
 class Launcher:
     """Keeps a zygote running and asks it for supervisors."""
@@ -21,6 +26,7 @@ class Launcher:
     def __init__(self) -> None:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
+        self._sending = asyncio.Lock()
         # What jobs may have open, whatever the daemon allows itself later.
         self._descriptor_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -42,10 +48,12 @@ class Launcher:
             CannotStart: with the reason.
             LauncherFailed: the supervisor ended without an answer.
         """
-        answer = await self._ask(folder, lock)
-        if not answer and JobFolder(folder).read_status() is None:
-            # The zygote was killed with the request in its hands: nothing of it was executed, so it can be made again.
+        answer = b""
+        for _ in range(_ATTEMPTS):
             answer = await self._ask(folder, lock)
+            if answer or JobFolder(folder).read_status() is not None:
+                break
+            # The zygote was killed with the request in its hands: nothing of it was executed, so it can be made again.
         if answer == STARTED:
             return
         try:
@@ -57,30 +65,38 @@ class Launcher:
     async def _ask(self, folder: Path, lock: int) -> bytes:
         reply, supervisors_end = os.pipe()
         try:
-            self._send(folder, lock, supervisors_end)
+            await self._send(folder, lock, supervisors_end)
         except BaseException:
             os.close(reply)
             raise
         finally:
             os.close(supervisors_end)
-        return await _read_to_end(reply)
+        return await read_to_end(reply)
 
-    def _send(self, folder: Path, lock: int, reply: int) -> None:
-        if self._zygote is None or self._zygote.poll() is not None:
-            self._restart()
-        try:
-            self._send_once(folder, lock, reply)
-        except OSError:  # it ended meanwhile: nothing of the request was taken
-            self._restart()
-            self._send_once(folder, lock, reply)
+    async def _send(self, folder: Path, lock: int, reply: int) -> None:
+        async with self._sending:  # the loop takes one waiter for a socket
+            if self._zygote is None or self._zygote.poll() is not None:
+                self._restart()
+            try:
+                await self._send_once(folder, lock, reply)
+            except OSError:  # it ended meanwhile: nothing of the request was taken
+                self._restart()
+                await self._send_once(folder, lock, reply)
 
-    def _send_once(self, folder: Path, lock: int, reply: int) -> None:
-        if self._requests is None:
-            raise LauncherFailed("the launcher is closed")
-        socket.send_fds(self._requests, [os.fsencode(folder)], [lock, reply])
+    async def _send_once(self, folder: Path, lock: int, reply: int) -> None:
+        while True:
+            if self._requests is None:
+                raise LauncherFailed("the launcher is closed")
+            try:
+                socket.send_fds(self._requests, [os.fsencode(folder)], [lock, reply])
+            except BlockingIOError:  # the zygote has its hands full
+                await _wait_writable(self._requests)
+            else:
+                return
 
     def _start(self) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests.setblocking(False)
         with theirs:
             self._zygote = subprocess.Popen(
                 # -P: whatever lies in the directory that the daemon was started in is none of its modules.
@@ -97,6 +113,8 @@ class Launcher:
             self._requests.close()
             self._requests = None
         if self._zygote is not None:
+            if self._zygote.poll() is None:
+                _wait_or_kill(self._zygote.pid)
             self._zygote.wait()
             self._zygote = None
 
@@ -105,7 +123,27 @@ class Launcher:
         self._start()
 
 
-async def _read_to_end(descriptor: int) -> bytes:
+def _wait_or_kill(pid: int) -> None:
+    """Wait until a child that has been told to end does so, and end it if it was stopped, or starves."""
+    handle = os.pidfd_open(pid)
+    try:
+        if not select.select([handle], [], [], _STOP_SECONDS)[0]:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        os.close(handle)
+
+
+async def _wait_writable(there: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    writable = asyncio.Event()
+    loop.add_writer(there, writable.set)
+    try:
+        await writable.wait()
+    finally:
+        loop.remove_writer(there)
+
+
+async def read_to_end(descriptor: int) -> bytes:
     """Read a pipe to its end of file without blocking the loop, and close it."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()

@@ -29,9 +29,18 @@ _CHDIR, _EXEC, _OTHER = range(3)
 _EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
 
 
+def account() -> pwd.struct_passwd:
+    """Look up the daemon's user; one without an entry, as in some containers, is called by its number."""
+    uid = os.geteuid()
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return pwd.struct_passwd((str(uid), "x", uid, os.getegid(), "", "/", "/bin/sh"))
+
+
 def build_environment(spec: JobSpec) -> dict[str, str]:
     """Make a job's environment: a clean base that holds nothing of the daemon's own, and the job's on top."""
-    user = pwd.getpwuid(os.geteuid())
+    user = account()
     return {
         "PATH": _ROOT_PATH if user.pw_uid == 0 else _USER_PATH,
         "HOME": user.pw_dir,

@@ -1,13 +1,12 @@
 """What a caller asks for when it spawns a job, and what it may not ask for."""
 
 import math
-import os
-import pwd
 
 import msgspec
 
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, JobSpec, User
+from workerd.engine.program import account
 from workerd.engine.storage import MIN_LOG_BYTES, Storage
 
 MAX_LABEL_BYTES = 256
@@ -50,9 +49,9 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
         if self.working_directory and not self.working_directory.startswith("/"):
             raise InvalidArgument("working_directory", f"{self.working_directory!r} is not an absolute path")
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
-            raise InvalidArgument("timeout", "must be greater than zero, and end")
+            raise InvalidArgument("timeout", "must be greater than zero and finite")
         if not 0 <= self.grace_seconds < math.inf:
-            raise InvalidArgument("grace", "must not be negative, and end")
+            raise InvalidArgument("grace", "must be zero or greater, and finite")
         if 0 < self.max_log_bytes < MIN_LOG_BYTES:
             raise InvalidArgument("max_log_bytes", f"is less than {MIN_LOG_BYTES}, which a log needs at least")
         if 0 < storage.max_log_bytes < self.max_log_bytes:
@@ -81,7 +80,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             program=self.program,
             args=self.args,
             envs=self.envs,
-            working_directory=self.working_directory or pwd.getpwuid(os.geteuid()).pw_dir,
+            working_directory=self.working_directory or account().pw_dir,
             name=self.name,
             timeout_seconds=self.timeout_seconds,
             grace_seconds=self.grace_seconds,

@@ -18,7 +18,9 @@ _MASK = (
     | asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
     | asyncinotify.Mask.MOVED_TO  # a file was replaced in a watched folder
     | asyncinotify.Mask.DELETE_SELF
+    | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
 )
+_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
 
 
 class Watcher:
@@ -47,6 +49,8 @@ class Watcher:
                 for waiters in self._waiters.values():
                     _wake(waiters)
             elif event.watch is not None:
+                if event.mask & _GONE and self._watches.get(event.watch.path) is event.watch:
+                    self._drop(event.watch.path)  # whoever registers from now on means what has taken its place
                 _wake(self._waiters.get(event.watch.path, set()))
 
     @contextlib.contextmanager
@@ -75,9 +79,13 @@ class Watcher:
             self._waiters[path].remove(changed)
             if not self._waiters[path]:
                 del self._waiters[path]
-                # OSError: the kernel drops the watch by itself when the file is deleted.
-                with contextlib.suppress(OSError):
-                    self._inotify.rm_watch(self._watches.pop(path))
+                if path in self._watches:
+                    self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        # OSError: the kernel drops the watch by itself when the file is deleted.
+        with contextlib.suppress(OSError):
+            self._inotify.rm_watch(self._watches.pop(path))
 
 
 def _wake(waiters: set[asyncio.Event]) -> None:

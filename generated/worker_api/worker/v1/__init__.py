@@ -133,6 +133,11 @@ class ErrorReason(betterproto2.Enum):
     The job's files are damaged, or were written by a newer daemon. (DATA_LOSS)
     """
 
+    DRAINING = 14
+    """
+    The daemon takes no new jobs, until it is ended or somebody calls that off. (UNAVAILABLE)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -150,6 +155,7 @@ class ErrorReason(betterproto2.Enum):
             11: "ERROR_REASON_INTERNAL",
             12: "ERROR_REASON_JOB_NOT_ENDED",
             13: "ERROR_REASON_JOB_UNREADABLE",
+            14: "ERROR_REASON_DRAINING",
         }
 
     @classmethod
@@ -169,6 +175,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_INTERNAL": 11,
             "ERROR_REASON_JOB_NOT_ENDED": 12,
             "ERROR_REASON_JOB_UNREADABLE": 13,
+            "ERROR_REASON_DRAINING": 14,
         }
 
 

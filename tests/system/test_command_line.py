@@ -1,0 +1,155 @@
+"""What workerctl says and exits with when not all is as usual: closed descriptors, signals, mistakes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+from workerctl.exit_codes import ExitCode
+
+
+def redirected(daemon: Daemon, redirection: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Run workerctl with one of the shell's redirections."""
+    command = ["/bin/sh", "-c", f'exec "$@" {redirection}', "sh", *daemon.command(*arguments)]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False)
+
+
+def started_job(daemon: Daemon, text: bytes) -> str:
+    """Find the id in a text, and see that there is such a job."""
+    found = re.search(rb"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", text)
+    assert found is not None, text
+    job_id = found[0].decode()
+    assert daemon.workerctl("status", job_id).returncode == 0
+    return job_id
+
+
+@pytest.mark.parametrize("command", [("spawn",), ("run", "--detach")], ids=" ".join)
+@pytest.mark.parametrize(("redirection", "code"), [(">&-", ExitCode.OUTPUT_CLOSED), (">/dev/full", ExitCode.FAILED)])
+def test_a_started_job_is_told_even_if_the_output_cannot_be_written(
+    shared_daemon: Daemon, command: tuple[str, ...], redirection: str, code: ExitCode
+) -> None:
+    result = redirected(shared_daemon, redirection, *command, "--", "true")
+    assert result.returncode == code, result.stderr
+    started_job(shared_daemon, result.stderr)
+    assert b"Traceback" not in result.stderr
+    assert (b"standard output: No space left on device" in result.stderr) == (code is ExitCode.FAILED)
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("whoami",)], ids=" ".join)
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_an_output_that_cannot_be_written_is_one_line_at_most(
+    shared_daemon: Daemon, arguments: tuple[str, ...], redirection: str
+) -> None:
+    result = redirected(shared_daemon, redirection, *arguments)
+    assert result.returncode in (ExitCode.OUTPUT_CLOSED, ExitCode.FAILED)
+    assert result.stderr.count(b"\n") <= 1
+
+
+def test_a_run_without_standard_output_ends_as_one_that_nobody_reads(shared_daemon: Daemon) -> None:
+    result = redirected(shared_daemon, ">&-", "run", "--", "echo", "hello")
+    assert result.returncode == ExitCode.OUTPUT_CLOSED
+    started_job(shared_daemon, result.stderr)
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_lost_warnings_change_nothing(shared_daemon: Daemon, redirection: str) -> None:
+    """This command has one to tell: that the job was killed."""
+    result = redirected(shared_daemon, redirection, "run", "--", "sh", "-c", "echo out; kill -KILL $$")
+    assert (result.returncode, result.stdout, result.stderr) == (128 + signal.SIGKILL, b"out\n", b"")
+
+
+def test_help_that_nobody_reads_on_has_the_code_for_it() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as nobody:
+        command = [sys.executable, "-m", "workerctl", "--help"]
+        result = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (ExitCode.OUTPUT_CLOSED, b"")
+
+
+def test_an_interrupt_while_the_program_is_being_loaded_is_silent(tmp_path: Path) -> None:
+    """A module that is loaded early interrupts the process, as Ctrl-C would just then."""
+    (tmp_path / "cyclopts.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "workerctl", "list"]
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (ExitCode.INTERRUPTED, b"")
+
+
+def test_a_job_that_was_killed_from_outside_is_told(shared_daemon: Daemon) -> None:
+    result = shared_daemon.workerctl("run", "--", "sh", "-c", "kill -TERM $$")
+    assert (result.returncode, result.stderr) == (128 + signal.SIGTERM, b"workerctl: job killed by signal 15\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_ended_by_a_signal_tells_which_job_runs_on(shared_daemon: Daemon, number: signal.Signals) -> None:
+    command = shared_daemon.command("run", "--", "sh", "-c", "echo ready; exec sleep 1000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        assert run.stdout.readline() == b"ready\n"
+        run.send_signal(number)
+        said = run.stderr.read()
+        assert run.wait(timeout=30) == -number
+    job_id = started_job(shared_daemon, said)
+    assert b"runs on" in said
+    assert said.count(b"\n") == 1
+    assert shared_daemon.workerctl("stop", job_id, "--grace-seconds", "0").returncode == 0
+
+
+def test_a_job_s_id_may_be_given_with_and_without_its_option(shared_daemon: Daemon) -> None:
+    job_id = shared_daemon.workerctl("spawn", "--", "echo", "hello").stdout.decode().strip()
+    assert shared_daemon.workerctl("stream-log", job_id, "--past-events").stdout == b"hello\n"
+    for command in ("status", "stop"):
+        positional, named = (shared_daemon.workerctl(command, *way) for way in ((job_id,), ("--uuid", job_id)))
+        assert (positional.returncode, positional.stdout) == (0, named.stdout)
+    assert shared_daemon.workerctl("remove", job_id).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("list", "ended"), "'ended' is one argument too many."),
+        (("pki", "issue-client"), "'pki issue-client' needs NAME."),
+        (("status",), "'status' needs UUID."),
+        (("status", "--output"), "--output requires an argument."),
+        (("status", "abc"), "abc"),
+        (("run", "--timeout-seconds", "0", "--", "true"), "timeout must be greater than zero and finite"),
+        (("spawn", "--working-directory", "here", "--", "true"), "'here' is not an absolute path"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_code_2(
+    shared_daemon: Daemon, arguments: tuple[str, ...], told: str
+) -> None:
+    """Whoever finds it, the client or the daemon."""
+    result = shared_daemon.workerctl(*arguments)
+    assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (2, b"", 1), result.stderr
+    assert told in result.stderr.decode()
+
+
+def test_a_list_says_that_there_are_more_and_cuts_long_commands(shared_daemon: Daemon) -> None:
+    name = str(uuid.uuid4())
+    for _ in range(2):
+        assert shared_daemon.workerctl("spawn", "--name", name, "--", "true", "x" * 100_000).returncode == 0
+    result = shared_daemon.workerctl("list", "--name", name, "--limit", "1")
+    assert result.stderr == b"workerctl: there are more than these 1: a larger --limit shows them\n"
+    assert len(result.stdout) < 1000
+    result = shared_daemon.workerctl("list", "--name", name, "--limit", "2", "--output", "json")
+    assert result.stderr == b""
+    assert result.stdout.count(b"x" * 100_000) == 2
+
+
+def test_a_log_of_an_ended_job_from_now_on_tells_where_its_output_is(shared_daemon: Daemon) -> None:
+    for program, told in ((("echo", "hello"), True), (("true",), False)):
+        job_id = shared_daemon.workerctl("spawn", "--", *program).stdout.decode().strip()
+        assert shared_daemon.workerctl("stream-log", job_id, "--past-events").stderr == b""
+        result = shared_daemon.workerctl("stream-log", job_id)
+        assert (result.returncode, result.stdout) == (0, b"")
+        assert (b"--past-events shows what it printed before" in result.stderr) == told

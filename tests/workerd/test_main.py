@@ -1,0 +1,129 @@
+"""The command `workerd`: what it says, and what it exits with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from grpclib.client import UnaryUnaryMethod
+from grpclib.const import Status
+from worker_api.worker.v1 import SpawnRequest, SpawnResponse
+
+from tests.daemon import Daemon, running_daemon
+from workerctl.client import Client
+from workerctl.errors import CallFailed
+
+STUMBLES = """
+from grpclib.const import Cardinality, Handler
+from worker_api.worker.v1 import SpawnRequest, SpawnResponse
+from workerd.handler import handles
+
+class Service:
+    def __mapping__(self):
+        return {"/stumble.v1.Stumble/Stumble": Handler(None, Cardinality.UNARY_UNARY, SpawnRequest, SpawnResponse)}
+
+@handles(Service, "Stumble", right="stumble")
+async def stumble(call, request):
+    envs = dict(request.envs)
+    raise RuntimeError(f"stumbled with {len(envs)} variables")
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler with a mistake in it, installed for the programs that a test starts."""
+    info = tmp_path / "stumble-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stumble\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[workerd.handlers]\nstumble = stumble:stumble\n")
+    (tmp_path / "stumble.py").write_text(STUMBLES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+
+def workerd(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run workerd, which is to end by itself."""
+    command = [sys.executable, "-m", "workerd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def stumble(client: Client, request: SpawnRequest) -> None:
+    await client.call(
+        lambda channel: UnaryUnaryMethod(channel, "/stumble.v1.Stumble/Stumble", SpawnRequest, SpawnResponse)(request)
+    )
+
+
+@pytest.mark.usefixtures("plugin")
+async def test_a_handlers_fault_is_in_the_log_without_what_the_caller_sent(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "state") as daemon:
+        async with daemon.client() as client:
+            with pytest.raises(CallFailed) as caught:
+                await stumble(client, SpawnRequest(program="true", envs={"TOKEN": "hunter2"}))
+        assert caught.value.status is Status.INTERNAL
+        said = daemon.errors()
+    assert "RuntimeError: stumbled with 1 variables" in said
+    assert "hunter2" not in said
+    assert len(said.splitlines()) < 30
+
+
+def test_a_daemon_without_standard_streams_serves(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "state")
+    command = [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(daemon.state)]
+    with subprocess.Popen(["/bin/sh", "-c", 'exec "$@" <&- 2>&-', "sh", *command], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"serving gRPC endpoint at ")
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+def test_empty_folders_are_not_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the current folder: here the one that is meant cannot be made."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    result = workerd("--listen", "127.0.0.1:0", "--state-dir", "", "--pki-dir", "")
+    assert result.returncode == 1
+    assert str(tmp_path / "file" / "workerd") in result.stderr
+
+
+def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "alice")  # what getpass.getuser looks at first
+    (tmp_path / "pki" / "clients").mkdir(parents=True)
+    (tmp_path / "pki" / "clients" / "alice.crt").touch()
+    result = workerd("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "alice.crt" in result.stderr
+    assert [path.name for path in (tmp_path / "pki").rglob("*")] == ["clients", "alice.crt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--listen", "7005"), "'7005' is not HOST:PORT"),
+        (("--grace-seconds", "-1"), "give 0 or more"),
+        (("--grace-seconds", "soon"), "--grace-seconds"),
+        (("--nonsense",), "--nonsense"),
+        (("--config", "{folder}/none.toml"), "{folder}/none.toml: No such file or directory"),
+        (("--config", "{folder}/bad.toml"), "{folder}/bad.toml is not TOML: "),
+        (("--config", "{folder}/odd.toml"), "{folder}/odd.toml"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_code_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    (tmp_path / "bad.toml").write_text("listen = ")
+    (tmp_path / "odd.toml").write_text("colour = 1")
+    result = workerd("--state-dir", str(tmp_path / "state"), *(each.format(folder=tmp_path) for each in arguments))
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
+    assert told.format(folder=tmp_path) in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_an_address_that_cannot_be_listened_on_is_one_line_and_code_1(tmp_path: Path) -> None:
+    result = workerd("--state-dir", str(tmp_path), "--listen", "192.0.2.1:1")  # RFC 5737: nobody's
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith("workerd: cannot listen on 192.0.2.1:1: ")
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").touch()
+    result = workerd("--state-dir", str(tmp_path / "state"))
+    assert (result.returncode, result.stderr) == (1, f"workerd: {tmp_path / 'state'}: File exists\n")

@@ -1,0 +1,84 @@
+"""One of several API processes: answers calls for any job, on a port that it shares with the others.
+
+It is started by the main process (`workerd.processes`), with what it needs to know as JSON on its command line, and
+ends when that one does, however that comes about.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+import structlog
+import uvloop
+
+from pki.errors import PkiError
+from workerd.engine import linux
+from workerd.engine.engine import Engine
+from workerd.engine.errors import EngineError
+from workerd.errors import DaemonError
+from workerd.log import configure_log
+from workerd.registry import load_routes
+from workerd.server import LAST_READERS_SECONDS, answering, listen, signal_event, stop_signals, wait_first
+from workerd.settings import Settings
+
+log = structlog.get_logger()
+SERVING = b"serving"
+DRAINED = signal.SIGUSR1
+
+
+class Orders(msgspec.Struct):
+    """What the main process tells an API process.
+
+    Attributes:
+        main: the main process's id.
+        report: the descriptor to report on: `SERVING` once it accepts connections, or why it cannot be, for people.
+        hold: the descriptor that holds the state directory, kept open until the end.
+    """
+
+    settings: Settings
+    main: int
+    report: int
+    hold: int
+
+    def command(self) -> list[str]:
+        """Give the command line that passes these orders on."""
+        # -P: whatever lies in the directory that the daemon was started in is none of its modules.
+        return [sys.executable, "-P", "-m", __name__, msgspec.json.encode(self, enc_hook=str).decode()]
+
+
+def main() -> None:
+    """Be an API process."""
+    orders = msgspec.json.decode(sys.argv[1], type=Orders, dec_hook=lambda _, text: Path(text))
+    linux.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != orders.main:  # it had ended before the kernel was asked to tell
+        return
+    for descriptor in (orders.report, orders.hold):
+        os.set_inheritable(descriptor, False)
+    linux.set_process_name("workerd-api")
+    configure_log()
+    try:
+        uvloop.run(_serve(orders))
+    except (DaemonError, PkiError) as error:
+        os.write(orders.report, str(error).encode())
+        sys.exit(1)
+    except (EngineError, OSError) as error:  # what may pass
+        log.error("an API process cannot serve yet", error=str(error))
+        sys.exit(1)
+
+
+async def _serve(orders: Orders) -> None:
+    routes = load_routes()
+    stop, drained = stop_signals(), signal_event(DRAINED)
+    async with Engine(orders.settings.state_directory, orders.settings.storage, keeps=False) as engine:
+        with listen(orders.settings, shared=True) as listening:
+            async with answering(engine, orders.settings, routes, listening) as gate:
+                os.write(orders.report, SERVING)
+                os.close(orders.report)
+                if await wait_first(stop.wait(), drained.wait()) == 1:
+                    await wait_first(stop.wait(), gate.wait_idle(LAST_READERS_SECONDS))
+
+
+if __name__ == "__main__":
+    main()

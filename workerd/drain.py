@@ -1,0 +1,87 @@
+"""Draining from outside: asking the daemon of a state directory to take no new jobs, and waiting until it has ended.
+
+What is asked with is a file, whose meaning `workerd.engine.keeper` tells.
+"""
+
+import contextlib
+import fcntl
+import os
+import select
+import shlex
+import sys
+from pathlib import Path
+
+import asyncinotify
+
+from workerd.engine.shelf import Shelf
+from workerd.errors import DrainFailed
+
+INTERRUPTED = 130  # what a shell makes of SIGINT
+_END_SECONDS = 30.0
+
+
+def drain(state_directory: Path) -> int:
+    """Drain the daemon of a state directory, say on standard error how it goes, and return the exit code.
+
+    Raises:
+        DrainFailed: there is no daemon, or it ended, or went on, with jobs left.
+    """
+    marker = Shelf(state_directory).drain
+    daemon = _find_daemon(state_directory)
+    progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        left = _wait(daemon, marker, progress)
+        ended = bool(select.select([daemon], [], [], None if left == "0" else _END_SECONDS)[0])
+    except KeyboardInterrupt:
+        again = shlex.join(["workerd", "--drain", "--state-dir", str(state_directory)])
+        _say(f"the daemon goes on draining: `{again}` waits again, `rm {shlex.quote(str(marker))}` calls it off")
+        return INTERRUPTED
+    finally:
+        os.close(progress)
+        os.close(daemon)
+    if left == "0":
+        return 0
+    marker.unlink(missing_ok=True)  # a daemon that was killed leaves it
+    raise DrainFailed(f"the daemon {'ended' if ended else 'goes on: the drain was called off'} with {_jobs(left)}")
+
+
+def _wait(daemon: int, marker: Path, progress: int) -> str:
+    """Wait until the daemon ends, or takes the file away; return how many jobs were left, as it last said."""
+    said = ""
+    with asyncinotify.Inotify(sync_timeout=0) as news:
+        # ATTRIB: an open file is only said to be deleted when it is closed, but has a link less at once (inotify(7)).
+        # Of a file that is gone already nothing is told, and nothing needs to be.
+        with contextlib.suppress(FileNotFoundError):
+            news.add_watch(marker, asyncinotify.Mask.MODIFY | asyncinotify.Mask.ATTRIB)
+        while True:
+            over = not os.fstat(progress).st_nlink or bool(select.select([daemon], [], [], 0)[0])
+            left = os.pread(progress, 32, 0).decode().strip()
+            if left != said:
+                _say("no job is left; the daemon ends" if left == "0" else f"waiting for {_jobs(left)}")
+                said = left
+            if over:
+                return left
+            select.select([daemon, news.fd], [], [])
+            while news.sync_get() is not None:
+                pass
+
+
+def _find_daemon(state_directory: Path) -> int:
+    """Give a descriptor that can be read once the daemon of a state directory has ended (pidfd_open(2))."""
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError), open(state_directory / "lock") as lock:
+        daemon = os.pidfd_open(int(lock.read()))
+        try:
+            # After the process was opened: if the lock is held now, that process is the one that holds it.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return daemon
+        os.close(daemon)
+    raise DrainFailed(f"no workerd serves the state directory {state_directory}")
+
+
+def _jobs(left: str) -> str:
+    return f"{left or '?'} {'job' if left == '1' else 'jobs'} left"
+
+
+def _say(text: str) -> None:
+    print(f"workerd: {text}", file=sys.stderr, flush=True)  # noqa: T201

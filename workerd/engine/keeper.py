@@ -1,0 +1,278 @@
+"""The keeper: sees to it that every job of a state directory comes to its end, whoever started it.
+
+One keeper holds a state directory, for any number of engines in any number of processes. It takes up the jobs that are
+there when it starts and each that comes, waits until nobody watches over a job any more, and then looks whether the job
+has ended. It also knows when a drain is over: when new jobs are refused and none is left.
+
+A drain is a file, `drain`, in the state directory: present, it is on. Each engine looks for it after it has put a new
+job's folder in its place, and the keeper looks through all folders after it has seen the file. So a job that slips in
+while the drain begins is refused by its engine or waited for by the keeper, and no process needs to be told. The keeper
+writes into the file how many jobs are left, and removes it when it starts and when it ends.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import select
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import asyncinotify
+import structlog
+
+from workerd.engine.errors import CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import JobState, parse_job_id
+from workerd.engine.recovery import has_end, recover
+from workerd.engine.retention import choose_removals, seconds_until_next
+from workerd.engine.shelf import Shelf
+from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
+
+log = structlog.get_logger()
+_PAUSES_SECONDS = (1.0, 5.0, 30.0)
+_ORPHANS_SECONDS = (0.01, 0.1, 0.5, 2.0, 5.0)
+
+
+class Keeper:
+    """Keeps the jobs below one state directory. An asynchronous context manager.
+
+    Args:
+        state_directory: made if it does not exist.
+        storage: what is kept of jobs.
+
+    Attributes:
+        hold: the descriptor that holds the state directory. A process that inherits it keeps the next keeper waiting.
+
+    Raises:
+        StateDirectoryInUse: on entering, when another keeper holds it.
+        StorageUnfit: on entering, when its file system cannot do what `storage` asks for.
+    """
+
+    hold: int
+
+    def __init__(self, state_directory: Path, storage: Storage = DEFAULT_STORAGE) -> None:
+        self._shelf = Shelf(state_directory)
+        self._drain = self._shelf.drain
+        self._storage = storage
+        self._guards: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self._job_ended = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        directory = self._shelf.directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        async with contextlib.AsyncExitStack() as stack:
+            self.hold = await stack.enter_async_context(_hold(directory))
+            if self._storage.max_log_bytes:
+                check_file_system(directory)
+            self._catalog = stack.enter_context(self._shelf).catalog
+            await self._shelf.sweep()
+            self._drain.unlink(missing_ok=True)
+            stack.callback(self._drain.unlink, missing_ok=True)
+            news = stack.enter_context(asyncinotify.Inotify())
+            news.add_watch(self._shelf.jobs, asyncinotify.Mask.MOVED_TO)
+            news.add_watch(directory, asyncinotify.Mask.CREATE | asyncinotify.Mask.DELETE)
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            self._scanning = self._tasks.create_task(self._scan(), name="scan")
+            others = (self._shelf.watcher.run(), self._take_news(news), self._retain())
+            running = [self._tasks.create_task(each) for each in others]
+            stack.callback(self._finish, *running)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def wait_scanned(self) -> None:
+        """Wait until every job that was there when the keeper started has been taken up."""
+        await asyncio.shield(self._scanning)
+
+    async def wait_drained(self) -> None:
+        """Wait until a drain is asked for, and then until no job is left."""
+        while True:
+            while not self._drain.exists():
+                await self._wait_changed()
+            log.info("draining: no new jobs are taken")
+            await self.wait_scanned()
+            await self._scan()
+            while self._drain.exists():
+                self._write_progress()
+                if not self._guards:
+                    return
+                await self._wait_changed()
+            log.info("the drain was called off")
+
+    async def _wait_changed(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _write_progress(self) -> None:
+        with contextlib.suppress(FileNotFoundError), open(self._drain, "r+b", buffering=0) as file:
+            file.write(b"%-20d\n" % len(self._guards))  # of one length: whoever reads meanwhile finds a whole number
+
+    async def _take_news(self, news: asyncinotify.Inotify) -> None:
+        async for event in news:
+            if asyncinotify.Mask.MOVED_TO in event.mask and _is_job_id(str(event.name)):
+                self._guard(self._shelf.folder(str(event.name)))
+            elif asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have come
+                self._changed.set()
+                await self._scan()
+            elif str(event.name) == self._drain.name:
+                self._changed.set()
+            elif str(event.name) == "catalog.sqlite":  # somebody deleted it
+                await self._scan()
+
+    def _guard(self, folder: JobFolder) -> None:
+        """See to it that a job whose supervisor vanishes is ended."""
+        name = folder.path.name
+        if name not in self._guards:
+            self._guards[name] = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {name}")
+
+    async def _see_to_its_end(self, folder: JobFolder) -> None:
+        try:
+            for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
+                try:
+                    await self._shelf.wait_unlocked(folder)
+                    if folder.read_status() is None:
+                        await self._clear(folder)
+                        return
+                    if await asyncio.to_thread(recover, folder):
+                        log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+                    self._enter_ended(folder)
+                except FileNotFoundError:
+                    return  # somebody removed the job
+                except Exception as error:  # a full disk, a damaged file: what keeps one job from its end may pass
+                    log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
+                    await asyncio.sleep(pause)
+                else:
+                    return
+        finally:
+            # Here and not in a callback: a folder of the same name that comes right now gets a guard of its own.
+            del self._guards[folder.path.name]
+            self._changed.set()
+
+    def _enter_ended(self, folder: JobFolder) -> None:
+        """Enter a job that has come to its end into the catalogue."""
+        status = folder.read_status()
+        if status is None or status.end is None:
+            raise SpoolCorrupt(folder.status, "it has no end, though the log has")
+        self._catalog.mark_ended(folder.read_spec(), status.end.ended_ns, disk_bytes(folder.path))
+        self._job_ended.set()
+
+    async def _clear(self, folder: JobFolder) -> None:
+        """Remove what is left of a spawn that ended before anything was executed; nobody will take it up."""
+        if folder.output.exists() and folder.output.stat().st_size:
+            raise SpoolCorrupt(folder.status, "it is missing, though the job has printed something")
+        if not folder.is_too_new():  # of a newer format it may be whole as it is
+            await self._shelf.forget(folder)
+
+    async def _scan(self) -> None:
+        """Take up every job that is there, whoever started it."""
+        try:
+            ended = {job.id for job in self._catalog.ended()}
+            gone = set(ended)
+            with os.scandir(self._shelf.jobs) as entries:
+                for entry in entries:
+                    gone.discard(entry.name)
+                    if entry.name in ended or not _is_job_id(entry.name):
+                        continue
+                    try:
+                        await self._take_up(JobFolder(Path(entry.path)))
+                    except Exception as error:  # one damaged folder must not keep the others from being taken up
+                        log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
+                    await asyncio.sleep(0)
+            for job_id in gone:
+                self._catalog.remove(job_id)
+            self._catalog.mark_complete()
+        except (CatalogFailed, OSError) as error:
+            log.error("the jobs could not be taken up", error=str(error))
+
+    async def _take_up(self, folder: JobFolder) -> None:
+        status = folder.read_status()
+        if status is not None and status.state is JobState.ENDED and has_end(folder):
+            self._enter_ended(folder)
+        elif status is not None:
+            self._catalog.add_found(folder.read_spec())
+            self._guard(folder)
+        elif folder.lock.exists() and folder.is_locked():
+            self._guard(folder)
+        elif folder.path.name not in self._guards:
+            await self._clear(folder)
+
+    async def _retain(self) -> None:
+        """Remove the jobs that are too old, or too much."""
+        if not (self._storage.max_total_bytes or self._storage.max_age_seconds):
+            return
+        await asyncio.shield(self._scanning)
+        while True:
+            self._job_ended.clear()
+            try:
+                ended = self._catalog.ended()
+                others = sum(disk_bytes(self._shelf.jobs / job_id) for job_id in self._catalog.unended())
+                chosen = choose_removals(ended, others, self._storage, time.time_ns())
+                for job_id in chosen:
+                    with contextlib.suppress(FileNotFoundError):  # somebody else removed it
+                        await self._shelf.remove(self._shelf.folder(job_id))
+                wait = seconds_until_next(ended[len(chosen) :], self._storage, time.time_ns())
+            except (CatalogFailed, OSError) as error:
+                log.error("old jobs could not be removed", error=str(error))
+                wait = _PAUSES_SECONDS[-1]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._job_ended.wait()
+
+    def _finish(self, *tasks: asyncio.Task[None]) -> None:
+        for task in (*tasks, self._scanning, *self._guards.values()):
+            task.cancel()
+
+
+def _is_job_id(name: str) -> bool:
+    try:
+        return parse_job_id(name) == name
+    except JobIdMalformed:
+        return False
+
+
+@contextlib.asynccontextmanager
+async def _hold(directory: Path) -> AsyncIterator[int]:
+    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        await _lock(descriptor, directory)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def _lock(descriptor: int, directory: Path) -> None:
+    for pause in (*_ORPHANS_SECONDS, None):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "?"
+            if pause is None or _is_alive(holder):
+                raise StateDirectoryInUse(directory, holder) from None
+            # It was killed, and the processes that inherited its hold are about to end as well (flock(2) has no limit
+            # of time, hence the looks).
+            await asyncio.sleep(pause)
+        else:
+            return
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        handle = os.pidfd_open(int(pid))
+    except (ValueError, ProcessLookupError):
+        return False
+    try:
+        return not select.select([handle], [], [], 0)[0]  # readable: it has ended, reaped or not (pidfd_open(2))
+    finally:
+        os.close(handle)

@@ -1,0 +1,146 @@
+"""The shelf: where the folders of all jobs stand, for whoever works on them, in however many processes.
+
+A job's folder comes and goes as a whole, so that of all processes that would start one job, one does. It is made aside,
+with its lock held and its spec written, and then renamed to its place, which fails when the job has a folder already
+(rename(2)). It is taken away by being renamed again. So nobody ever sees a job's folder without its lock.
+"""
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from workerd.engine.catalog import Catalog
+from workerd.engine.errors import CatalogFailed
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import JobSpec
+from workerd.engine.watcher import Watcher
+
+log = structlog.get_logger()
+_LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
+
+
+class Shelf:
+    """The jobs below one state directory, which is made if it does not exist. A context manager.
+
+    Attributes:
+        jobs: the directory of the jobs' folders.
+        drain: the file that is there while no new jobs are taken (`workerd.engine.keeper`).
+        catalog: the catalogue of the jobs, once entered.
+        watcher: tells when something about a job changes, once entered, while its `run` runs.
+    """
+
+    catalog: Catalog
+    watcher: Watcher
+
+    def __init__(self, state_directory: Path) -> None:
+        self.directory = state_directory
+        self.jobs = state_directory / "jobs"
+        self.drain = state_directory / "drain"
+        self._drafts = state_directory / "drafts"
+        self._removed = state_directory / "removed"
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (self.jobs, self._drafts, self._removed):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            self.catalog = stack.enter_context(Catalog(self.directory / "catalog.sqlite"))
+            self.watcher = stack.enter_context(Watcher())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def folder(self, job_id: str) -> JobFolder:
+        """Tell where a job's folder is, or would be."""
+        return JobFolder(self.jobs / job_id)
+
+    def claim(self, spec: JobSpec) -> int | None:
+        """Make a job's folder, if it has none.
+
+        Returns:
+            A descriptor that holds the folder's lock, as `JobFolder.try_lock` gives it; None when it has one already.
+        """
+        place = self.jobs / spec.id
+        if place.exists():
+            return None
+        draft = JobFolder(self._drafts / uuid.uuid4().hex)
+        draft.path.mkdir(mode=0o700)
+        lock: int | None = None
+        try:
+            lock = draft.try_lock()
+            draft.write_spec(spec)
+            os.rename(draft.path, place)
+        except BaseException as error:
+            if lock is not None:
+                os.close(lock)
+            shutil.rmtree(draft.path)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return None
+            raise
+        return lock
+
+    async def forget(self, folder: JobFolder) -> None:
+        """Remove a job, at one stroke for whoever looks. Nobody else may lock or remove its folder meanwhile."""
+        try:  # first: as soon as the folder is away, a new one may take its place, and enter the job again
+            self.catalog.remove(folder.path.name)
+        except CatalogFailed as error:  # the next scan takes it out
+            log.error("a removed job could not be taken out of the catalogue", job=folder.path.name, error=str(error))
+        removed = self._removed / uuid.uuid4().hex
+        folder.path.rename(removed)
+        try:
+            await asyncio.to_thread(shutil.rmtree, removed)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread; the next start sweeps it away
+            log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
+
+    async def remove(self, folder: JobFolder) -> None:
+        """Remove a job that has ended.
+
+        Raises:
+            FileNotFoundError: it is not there, or somebody else removed it meanwhile.
+        """
+        lock = None
+        while lock is None:  # its supervisor is about to leave, or somebody is just looking after it
+            await self.wait_unlocked(folder)
+            lock = folder.try_lock()
+        try:
+            await self.forget(folder)
+        finally:
+            os.close(lock)
+        log.info("a job was removed", job=folder.path.name)
+
+    async def sweep(self) -> None:
+        """Remove the rest of what was on its way when its process was killed. No engine may be at work."""
+        for directory in (self._drafts, self._removed):
+            for leftover in directory.iterdir():
+                await asyncio.to_thread(shutil.rmtree, leftover)
+
+    async def wait_unlocked(self, folder: JobFolder) -> None:
+        """Wait until nobody watches over a job any more.
+
+        Raises:
+            FileNotFoundError: the job was removed.
+        """
+        folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
+        while True:
+            with self.watcher.watch(folder.lock) as closed:
+                if not folder.is_locked():
+                    return
+                await closed.wait()
+            # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c)
+            # and of nothing after: hence a few short looks.
+            for pause in _LOOKS_SECONDS:
+                if not folder.is_locked():
+                    return
+                await asyncio.sleep(pause)

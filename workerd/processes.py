@@ -1,0 +1,203 @@
+"""The main process of several: it keeps the jobs and the port, and has API processes answer the calls.
+
+Each API process listens on a socket of its own, and the kernel spreads connections over them (socket(7), SO_REUSEPORT).
+The main process has the port too, without listening, so that it stays the daemon's while API processes come and go.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+
+import structlog
+
+from workerd.api_process import DRAINED, SERVING, Orders
+from workerd.engine.keeper import Keeper
+from workerd.engine.launcher import read_to_end
+from workerd.errors import ConfigurationInvalid
+from workerd.server import LAST_READERS_SECONDS, advertise, bind, prepare, stop_signals, wait_first
+from workerd.settings import Settings
+
+log = structlog.get_logger()
+_SETTLED_SECONDS = 10.0  # whoever served for so long did not die of its start
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+_END_SECONDS = 20.0
+
+
+async def serve(settings: Settings) -> None:
+    """Serve with several processes until SIGTERM or SIGINT, or until a drain is over.
+
+    Raises:
+        ConfigurationInvalid: no API process can serve with these settings.
+        PkiError: the certificates cannot be made.
+        StateDirectoryInUse: another daemon holds the state directory.
+    """
+    prepare(settings)
+    stop = stop_signals()
+    async with Keeper(settings.state_directory, settings.storage) as keeper:
+        with _take_port(settings) as bound:
+            host, port = bound.getsockname()[:2]
+            processes = ApiProcesses(replace(settings, host=host, port=port), keeper.hold)
+            running = asyncio.create_task(processes.run())
+            try:
+                if await wait_first(stop.wait(), processes.wait_serving(), asyncio.shield(running)) != 1:
+                    return
+                with advertise(settings.state_directory, bound):
+                    first = await wait_first(stop.wait(), keeper.wait_drained(), asyncio.shield(running))
+                if first == 1:
+                    log.info("drained: no job is left")
+                    await wait_first(stop.wait(), processes.end(DRAINED, LAST_READERS_SECONDS + _END_SECONDS))
+                else:
+                    log.info("shutting down; jobs run on")
+            finally:
+                await processes.end(signal.SIGTERM, _END_SECONDS)
+                await asyncio.wait([running])
+                with contextlib.suppress(ConfigurationInvalid):  # raised above, where it was waited for
+                    running.result()
+
+
+@contextlib.contextmanager
+def _take_port(settings: Settings) -> Iterator[socket.socket]:
+    if settings.port:
+        # A shared port can be taken while another daemon of the same user serves there: one that is not, cannot.
+        bind(settings, shared=False).close()
+    with bind(settings, shared=True) as bound:
+        yield bound
+
+
+class ApiProcesses:
+    """Keeps the API processes running.
+
+    Args:
+        settings: with the address that was taken.
+        hold: the descriptor that holds the state directory.
+    """
+
+    def __init__(self, settings: Settings, hold: int) -> None:
+        self._settings = settings
+        self._hold = hold
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._serving: set[int] = set()
+        self._changed = asyncio.Condition()
+        self._ending = asyncio.Event()
+
+    async def run(self) -> None:
+        """Start the processes, and replace each that ends, until `end`.
+
+        Raises:
+            ConfigurationInvalid: one says that it cannot serve as things are; the others are told to end.
+        """
+        slots = [asyncio.create_task(self._keep(number)) for number in range(self._settings.processes)]
+        try:
+            await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            self._tell(signal.SIGTERM)
+            await asyncio.wait(slots)
+        for slot in slots:
+            slot.result()
+
+    async def wait_serving(self) -> None:
+        """Wait until all accept connections."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self._serving) == self._settings.processes)
+
+    async def end(self, number: signal.Signals, timeout_seconds: float) -> None:
+        """Tell all processes to end, and wait until they have; those that do not in time are killed."""
+        self._tell(number)
+        async with self._changed:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._changed.wait_for(lambda: not self._running)
+            except TimeoutError:
+                log.warning("API processes do not end and are killed", processes=self._ids())
+                self._tell(signal.SIGKILL)
+                await self._changed.wait_for(lambda: not self._running)
+
+    def _tell(self, number: signal.Signals) -> None:
+        self._ending.set()
+        for process in self._running.values():
+            process.send_signal(number)
+
+    def _ids(self) -> list[int]:
+        return [process.pid for process in self._running.values()]
+
+    async def _keep(self, slot: int) -> None:
+        deaths = 0  # one after another, each soon after its start
+        while not self._ending.is_set():
+            process, report = self._start()
+            self._running[slot] = process
+            answer = await read_to_end(report)
+            if answer == SERVING:
+                await self._note_serving(slot)
+            began = asyncio.get_running_loop().time()
+            await _wait_end(process)
+            await self._note_end(slot)
+            if self._ending.is_set():
+                return
+            if answer not in (SERVING, b""):
+                raise ConfigurationInvalid(answer.decode(errors="replace"))
+            settled = answer == SERVING and asyncio.get_running_loop().time() - began >= _SETTLED_SECONDS
+            deaths = 0 if settled else deaths + 1
+            pause = 0.0 if deaths <= 1 else min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (deaths - 2))
+            log.warning(
+                "an API process ended and is replaced",
+                process=process.pid,
+                how=_how(process.returncode),
+                ended_soon_after_start=deaths,
+                wait_seconds=pause,
+            )
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._ending.wait()
+
+    def _start(self) -> tuple[subprocess.Popen[bytes], int]:
+        report, theirs = os.pipe()
+        try:
+            orders = Orders(self._settings, os.getpid(), theirs, self._hold)
+            # From the main thread: the kernel takes the death of the thread for that of the parent
+            # (PR_SET_PDEATHSIG(2const)). In a session of its own: Ctrl-C is the main process's affair.
+            process = subprocess.Popen(
+                orders.command(),
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs, self._hold],
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(report)
+            raise
+        finally:
+            os.close(theirs)
+        return process, report
+
+    async def _note_serving(self, slot: int) -> None:
+        async with self._changed:
+            self._serving.add(slot)
+            self._changed.notify_all()
+
+    async def _note_end(self, slot: int) -> None:
+        async with self._changed:
+            self._serving.discard(slot)
+            del self._running[slot]
+            self._changed.notify_all()
+
+
+async def _wait_end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a child's end without blocking the loop, and reap it."""
+    ended = asyncio.Event()
+    handle = os.pidfd_open(process.pid)
+    try:
+        asyncio.get_running_loop().add_reader(handle, ended.set)
+        await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+    process.wait()
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
