@@ -118,7 +118,7 @@ class LibraryFollower(Follower):
                         self.record.event(event)
                         await self._awake.wait()
             except ClientError as error:
-                if self.record.compared_bytes or not repeating.was_cut_in_its_first_handshake(error):
+                if self.record.compared_bytes or not repeating.had_no_first_contact(error):
                     raise
                 self.reconnects += 1
                 await asyncio.sleep(0.2)
@@ -211,7 +211,7 @@ class ProcessFollower(Follower):
             return False
 
     def _is_to_be_repeated(self, code: int) -> bool:
-        return not self._stdout.stat().st_size and repeating.command_was_cut_in_its_first_handshake(code, self.said)
+        return not self._stdout.stat().st_size and repeating.command_had_no_first_contact(code, self.said)
 
     def compare(self) -> None:
         if self.streams == BOTH:

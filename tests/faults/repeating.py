@@ -1,4 +1,4 @@
-"""What the harness tries again because the client does not yet: to be deleted with its callers once it does."""
+"""What the harness tries again because the client does not: it gives up soon on a daemon that it has never heard."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from worker_api.worker.v1 import SpawnRequest
 
 from workerctl.client import Client
-from workerctl.errors import ClientError, Refused, Unavailable, Unreachable
+from workerctl.errors import ClientError, GaveUp, Refused, Unavailable, Unreachable
 from workerctl.exit_codes import ExitCode
 
 _PAUSE_SECONDS = 0.2
@@ -32,14 +32,14 @@ async def spawn_until_answered(make_client: Callable[[], Client], request: Spawn
         raise TimeoutError(f"{request.name}: no answer to a spawn for {limit_seconds} s; last: {last}") from last
 
 
-def was_cut_in_its_first_handshake(error: ClientError) -> bool:
-    """Tell whether a reader never got as far as a daemon: it takes a cut for a refusal of its certificate."""
-    return isinstance(error, Refused)
+def had_no_first_contact(error: ClientError) -> bool:
+    """Tell whether a reader never got to a daemon: a client has little patience with one that it never heard."""
+    return isinstance(error, GaveUp | Refused)
 
 
-def command_was_cut_in_its_first_handshake(code: int, said: str) -> bool:
+def command_had_no_first_contact(code: int, said: str) -> bool:
     """The same of a `workerctl stream-log` that printed nothing."""
-    return code == ExitCode.FAILED and "it refused the certificate" in said
+    return code == ExitCode.FAILED and ("gave up after" in said or "it refused the certificate" in said)
 
 
 def run_gave_up_before_its_job_was_known(code: int | None, said: str) -> bool:

@@ -24,7 +24,7 @@ from workerctl.target import Target
 from workerd.engine.reader import measure
 
 # How many API processes the daemon has.
-PROCESSES = 1
+PROCESSES = 2
 _JOBS_AT_ONCE = 12
 _FOLLOWERS_AT_ONCE = 10
 _SPAWN_SECONDS = 120.0
