@@ -229,7 +229,7 @@ def test_what_an_api_process_cannot_be_configured_with_ends_the_daemon_with_that
 def test_the_number_of_processes_is_checked(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "workerd", "--processes", "0", "--state-dir", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, check=False, timeout=60)
-    assert (result.returncode, result.stderr.count(b"\n")) == (1, 1)
+    assert (result.returncode, result.stderr.count(b"\n")) == (2, 1)
     assert b"--processes 0" in result.stderr
 
 
