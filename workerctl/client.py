@@ -200,6 +200,8 @@ class Client:
                         yield event
                         if event.end is not None:
                             return
+                if follow:  # what is followed has an end: the call was cut off, however politely
+                    raise StreamTerminatedError("the log stopped before its end")
             except _FAILURES as error:
                 await self._bear(error, channel, attempts, f"trying again from byte {offset}")
             else:
