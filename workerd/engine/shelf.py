@@ -133,14 +133,13 @@ class Shelf:
             FileNotFoundError: the job was removed.
         """
         folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
-        while True:
-            with self.watcher.watch(folder.lock) as closed:
-                if not folder.is_locked():
-                    return
+        with self.watcher.watch(folder.lock) as closed:
+            while True:
+                closed.clear()
+                # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c), and
+                # of nothing after. Nor does it tell when somebody lets go who only looked. Hence a few short looks.
+                for pause in (0.0, *_LOOKS_SECONDS):
+                    await asyncio.sleep(pause)
+                    if not folder.is_locked():
+                        return
                 await closed.wait()
-            # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c)
-            # and of nothing after: hence a few short looks.
-            for pause in _LOOKS_SECONDS:
-                if not folder.is_locked():
-                    return
-                await asyncio.sleep(pause)
