@@ -8,14 +8,15 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from benchmarks import streaming
+from benchmarks import chatty, following, many_jobs, memory, processes, starting, streaming
 from benchmarks.bench import make_bench
 from benchmarks.figure import Outcome
 from benchmarks.measure import measure
 from benchmarks.sizes import FULL, QUICK
 from benchmarks.table import markdown, tell, write_json
 
-BENCHMARKS = {benchmark.name: benchmark for module in (streaming,) for benchmark in module.BENCHMARKS}
+_GROUPS = (streaming, chatty, starting, following, memory, many_jobs, processes)
+BENCHMARKS = {benchmark.name: benchmark for group in _GROUPS for benchmark in group.BENCHMARKS}
 
 app = App(name="benchmarks", version_flags=())
 

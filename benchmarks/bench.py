@@ -16,7 +16,7 @@ from workerd.engine import cgroup
 
 @dataclass(slots=True)
 class Spent:
-    """What something took, once it is over.
+    """What something took: set once it is over.
 
     Attributes:
         cpu_seconds: of this process and all that it started, ended ones included; None where the kernel does not tell.
@@ -24,6 +24,10 @@ class Spent:
 
     wall_seconds: float = 0.0
     cpu_seconds: float | None = None
+
+    def per_second(self, amount: float) -> float:
+        """Tell how much of something this makes in a second."""
+        return amount / self.wall_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,10 +125,8 @@ class Outcome:
         return None if None in verdicts or not verdicts else True
 
 
-def spread(readings: Sequence[Reading], number: int) -> Spread | None:
-    """Pick one figure's values out of a side's runs; None when there was no run."""
-    if not readings:
-        return None
+def spread(readings: Sequence[Reading], number: int) -> Spread:
+    """Pick one figure's values out of a side's runs, of which there is one at least."""
     cpu = [reading.cpu_seconds for reading in readings if reading.cpu_seconds is not None]
     values = tuple(reading.values[number] for reading in readings)
     return Spread(values, statistics.median(cpu) if cpu else None)

@@ -7,12 +7,15 @@ from benchmarks.figure import Benchmark, Outcome, Reading, spread
 from benchmarks.ssh import SshUnavailable
 
 
-def measure(benchmark: Benchmark, bench: Bench, rounds: int, tell: Callable[[str], None]) -> list[Outcome]:
+def measure(
+    benchmark: Benchmark, bench: Bench, rounds: int, tell: Callable[[str], None], *, alone: bool = False
+) -> list[Outcome]:
     """Run one benchmark.
 
     Args:
         rounds: how often each side runs.
         tell: is told of each run, as a line.
+        alone: whether the peers are left out.
 
     Returns:
         One outcome for each of its figures.
@@ -20,7 +23,7 @@ def measure(benchmark: Benchmark, bench: Bench, rounds: int, tell: Callable[[str
     Raises:
         Damaged: what was moved did not arrive as it was.
     """
-    missing = str(bench.peer) if benchmark.over_ssh and isinstance(bench.peer, SshUnavailable) else ""
+    missing = _why_without_peer(benchmark, bench, alone=alone)
     ours: list[Reading] = []
     peers: list[Reading] = []
     with benchmark.prepare(bench) as sides:
@@ -31,9 +34,17 @@ def measure(benchmark: Benchmark, bench: Bench, rounds: int, tell: Callable[[str
                     tell(f"{benchmark.name}, round {number}, {name}: {_describe(benchmark, readings[-1])}")
     outcomes = []
     for number, figure in enumerate(benchmark.figures):
-        theirs = spread(peers, number) if figure.peer else None
+        theirs = spread(peers, number) if peers and figure.peer else None
         outcomes.append(Outcome(figure, spread(ours, number), theirs, missing if figure.peer else ""))
     return outcomes
+
+
+def _why_without_peer(benchmark: Benchmark, bench: Bench, *, alone: bool) -> str:
+    if alone:
+        return "the peers were left out"
+    if benchmark.over_ssh and isinstance(bench.peer, SshUnavailable):
+        return str(bench.peer)
+    return ""
 
 
 def _describe(benchmark: Benchmark, reading: Reading) -> str:

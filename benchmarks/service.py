@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from worker_api.worker.v1 import Job, JobEnd, SpawnRequest, Stream
 
-from benchmarks.check import require
+from benchmarks.check import Damaged, require
 from tests.daemon import USER, Daemon
 from workerctl.client import Client
 
@@ -51,13 +51,14 @@ async def newest_job(client: Client) -> Job:
     raise AssertionError("no job was started")
 
 
-def require_recorded(job: Job, size_bytes: int, digest: bytes) -> None:
-    """Check what a job is said to have written to standard output.
+def require_recorded(job: Job, stream: Stream, size_bytes: int, digest: bytes) -> None:
+    """Check what a job is said to have written to a stream.
 
     Raises:
         Damaged: it is something else.
     """
-    require(job.end is not None, f"job {job.id} has not ended")
-    [summary] = [each for each in job.end.streams if each.stream is Stream.STDOUT] if job.end else []
+    [summary] = [each for each in job.end.streams if each.stream is stream] if job.end is not None else [None]
+    if summary is None:
+        raise Damaged(f"job {job.id} has not ended")
     require(summary.size_bytes == size_bytes, f"{summary.size_bytes} bytes were captured instead of {size_bytes}")
     require(summary.xxh3_128 == digest, "the bytes that were captured are not those that were written")

@@ -1,27 +1,22 @@
-"""Much output: stored, live, captured alone, and in a million small pieces."""
+"""Much output: stored, live, and captured alone."""
 
 import contextlib
 import functools
 import os
+import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from worker_api.worker.v1 import Stream
 
 from benchmarks.bench import Bench
-from benchmarks.check import digest_of_zeros, require, require_file, write_random
+from benchmarks.check import digest_of_zeros, require_file, write_random
 from benchmarks.figure import Benchmark, Figure, Goal, Reading, Sides
-from benchmarks.programs import ALTERNATE
-from benchmarks.programs.alternate import LINE_BYTES, line
-from benchmarks.service import end_of, newest_job, require_recorded, run, run_to_end, workerctl
+from benchmarks.service import newest_job, require_recorded, run, run_to_end, workerctl
 from tests.daemon import Daemon
-from workerctl.log import LogCheck
 
-_MEGA = 1e6
+MEGA = 1e6
 
 
 def copy(bench: Bench, command: list[str], size_bytes: int, to: Path, digest: bytes | None = None) -> Reading:
@@ -39,7 +34,7 @@ def copy(bench: Bench, command: list[str], size_bytes: int, to: Path, digest: by
     if digest is not None:
         require_file(to, size_bytes, digest)
         to.unlink()
-    return Reading((size_bytes / _MEGA / spent.wall_seconds,), spent.cpu_seconds)
+    return Reading((spent.per_second(size_bytes / MEGA),), spent.cpu_seconds)
 
 
 @contextlib.contextmanager
@@ -54,7 +49,7 @@ def stored(bench: Bench, *, to_file: bool) -> Iterator[Sides]:
         async def store() -> str:
             async with daemon.client() as client:
                 job_id = await run_to_end(client, "cat", str(source))
-                require_recorded(await client.status(job_id), size, digest)
+                require_recorded(await client.status(job_id), Stream.STDOUT, size, digest)
                 return job_id
 
         job_id = run(store())
@@ -84,11 +79,44 @@ def live(bench: Bench) -> Iterator[Sides]:
         yield Sides(ours, peer=lambda: copy(bench, bench.ssh.command(*program), size, to))
 
 
+@contextlib.contextmanager
+def captured(bench: Bench) -> Iterator[Sides]:
+    """Store what a job prints, without anybody who reads it."""
+    size = bench.sizes.capture_bytes
+    digest = digest_of_zeros(size)
+    with bench.daemon() as daemon:
+
+        async def ours() -> Reading:
+            async with daemon.client() as client:
+                await client.whoami()
+                with bench.timed() as spent:
+                    await run_to_end(client, "head", "-c", str(size), "/dev/zero")
+            await check_and_remove(daemon, size, digest)
+            rate = spent.per_second(size / MEGA)
+            return Reading((rate, rate), spent.cpu_seconds)
+
+        yield Sides(lambda: run(ours()), peer=lambda: redirect(bench, size, digest))
+
+
+def redirect(bench: Bench, size_bytes: int, digest: bytes) -> Reading:
+    """Have a shell store what a program prints, as if it were for nobody, and then also force it to the disk."""
+    path = bench.folder / "redirected"
+    with bench.timed() as in_all:
+        with bench.timed() as spent:
+            subprocess.run(["sh", "-c", f"head -c {size_bytes} /dev/zero | cat > {shlex.quote(str(path))}"], check=True)
+        with path.open("rb") as file:
+            os.fdatasync(file)
+    require_file(path, size_bytes, digest)
+    path.unlink()
+    size = size_bytes / MEGA
+    return Reading((spent.per_second(size), in_all.per_second(size)), in_all.cpu_seconds)
+
+
 async def check_and_remove(daemon: Daemon, size_bytes: int, digest: bytes) -> None:
     """Check what the newest job is said to have written, and make room for the next."""
     async with daemon.client() as client:
         job = await newest_job(client)
-        require_recorded(job, size_bytes, digest)
+        require_recorded(job, Stream.STDOUT, size_bytes, digest)
         await client.remove(job.id)
 
 
@@ -100,9 +128,24 @@ BENCHMARKS = (
         over_ssh=True,
         figures=(
             Figure(
-                name="a stored log, given away",
+                name="a stored log of 1 GB, given away",
                 ours="`workerctl stream-log --past-events … > /dev/null`",
                 peer="`ssh host cat file > /dev/null`",
+                unit="MB/s",
+                goals=(Goal("≥", 1.3, of_peer=True),),
+            ),
+        ),
+    ),
+    Benchmark(
+        name="stored-to-file",
+        prepare=functools.partial(stored, to_file=True),
+        rounds=5,
+        over_ssh=True,
+        figures=(
+            Figure(
+                name="a stored log of 1 GB, to a file",
+                ours="`workerctl stream-log --past-events … > copy`",
+                peer="`ssh host cat file > copy`",
                 unit="MB/s",
                 goals=(Goal("≥", 1.3, of_peer=True),),
             ),
@@ -115,11 +158,31 @@ BENCHMARKS = (
         over_ssh=True,
         figures=(
             Figure(
-                name="a live job, captured on the way",
+                name="a live job of 1 GB, captured on the way",
                 ours="`workerctl run -- head -c 1G /dev/zero`",
                 peer="`ssh host head -c 1G /dev/zero`",
                 unit="MB/s",
                 goals=(Goal("≥", 1.0, of_peer=True),),
+            ),
+        ),
+    ),
+    Benchmark(
+        name="capture",
+        prepare=captured,
+        rounds=5,
+        figures=(
+            Figure(
+                name="2 GB captured alone",
+                ours="`head -c 2G /dev/zero`, from the spawn until its end is known",
+                peer="`head -c 2G /dev/zero | cat > file`",
+                unit="MB/s",
+                goals=(Goal("≥", 1.3, of_peer=True),),
+            ),
+            Figure(
+                name="2 GB captured alone, both on the disk at the end",
+                ours="the same: a job's log is on the disk before its end is told",
+                peer="the same, with fdatasync(2)",
+                unit="MB/s",
             ),
         ),
     ),

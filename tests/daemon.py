@@ -1,12 +1,16 @@
 """A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from pki.store import PkiFolder
 from workerctl.client import Client
@@ -15,6 +19,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User
 
 USER = "acrimon"
+_SECOND_NS = 10**9
 
 
 @dataclass
@@ -110,6 +115,20 @@ def end_jobs(state: Path) -> None:
         folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
         with contextlib.suppress(FileNotFoundError), folder.wait_lock():
             pass
+
+
+def multiply(model: JobFolder, count: int) -> None:
+    """Make copies of an ended job's folder, each with an id and a time of its own."""
+    spec = model.read_spec()
+    files = {path.name: path.read_bytes() for path in model.path.iterdir() if path.is_file() and path != model.spec}
+    for number in range(1, count + 1):
+        copy = JobFolder(model.path.with_name(str(uuid.uuid4())))
+        copy.path.mkdir(mode=0o700)
+        new = msgspec.structs.replace(spec, id=copy.path.name, created_ns=spec.created_ns - number * _SECOND_NS)
+        copy.write_spec(new)
+        for name, data in files.items():
+            (copy.path / name).write_bytes(data)
+        os.mkfifo(copy.control)
 
 
 @contextlib.contextmanager

@@ -1,25 +1,20 @@
 """Ten thousand jobs that have ended do not delay the first answer, whether the catalogue knows them or not."""
 
 import itertools
-import os
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from worker_api.worker.v1 import SpawnRequest
 
-from tests.daemon import Daemon, running_daemon
-from workerd.engine.folder import JobFolder
+from tests.daemon import Daemon, multiply, running_daemon
 
 COUNT = 10_000
 START_SECONDS = 2.0
 ANSWER_SECONDS = 1.0
-SECOND_NS = 10**9
 ROOM_BYTES = COUNT * 100_000
 
 
@@ -32,20 +27,6 @@ def state(tmp_path: Path) -> Iterator[Path]:
             yield Path(folder, "state")
     else:
         yield tmp_path / "state"
-
-
-def multiply(model: JobFolder, count: int) -> None:
-    """Make copies of an ended job's folder, each with an id and a time of its own."""
-    spec = model.read_spec()
-    files = {path.name: path.read_bytes() for path in model.path.iterdir() if path.is_file() and path != model.spec}
-    for number in range(1, count + 1):
-        copy = JobFolder(model.path.with_name(str(uuid.uuid4())))
-        copy.path.mkdir(mode=0o700)
-        new = msgspec.structs.replace(spec, id=copy.path.name, created_ns=spec.created_ns - number * SECOND_NS)
-        copy.write_spec(new)
-        for name, data in files.items():
-            (copy.path / name).write_bytes(data)
-        os.mkfifo(copy.control)
 
 
 def start(daemon: Daemon) -> float:
