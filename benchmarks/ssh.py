@@ -26,6 +26,7 @@ StrictModes no
 PermitRootLogin prohibit-password
 PasswordAuthentication no
 PermitUserRC no
+SetEnv HOME={folder}
 MaxStartups 200
 MaxSessions 200
 LogLevel ERROR
