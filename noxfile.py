@@ -1,10 +1,12 @@
 """How the project is checked: `nox` runs lint, types and tests; `nox -l` lists the rest."""
 
 import filecmp
+import os
 import shutil
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2.9"
 nox.options.sessions = ["lint", "types", "tests"]
@@ -94,6 +96,29 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: minutes. `nox -s bench -- --only live --output live.json`; `-- --profile live` shows where time goes."""
+    install(session, "bench", project=True)
+    install_sshd(session)
+    session.run("python", "-m", "benchmarks", *session.posargs)
+
+
+def install_sshd(session: nox.Session) -> None:
+    """Install the peer of many benchmarks where that can be done; without it they say that it was not measured."""
+    if shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        session.warn("there is no sshd, and only root can install Debian's openssh-server: ssh will not be measured")
+        return
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        session.run("apt-get", "update", external=True, silent=True)
+        session.run("apt-get", "install", "--yes", "openssh-server", env=quiet, external=True, silent=True)
+    except CommandFailed:
+        session.warn("Debian's openssh-server could not be installed: ssh will not be measured")
+
+
+@nox.session
 def generate(session: nox.Session) -> None:
     """Make generated/worker_api from api.proto; lint says when that is due."""
     install(session, "generate", project=False)
@@ -124,7 +149,7 @@ def stale_files(committed: Path, fresh: Path) -> set[str]:
 def pin(session: nox.Session) -> None:
     """Pin every dependency group anew, with hashes, into requirements/."""
     session.install("pip-tools>=7.5", "dependency-groups")
-    for group in ("generate", "lint", "tests", "types"):
+    for group in ("bench", "generate", "lint", "tests", "types"):
         source = Path(session.create_tmp()) / f"{group}.in"
         listed = session.run("python", "-m", "dependency_groups", group, silent=True)
         source.write_text(str(listed))

@@ -1,7 +1,6 @@
 """Output in a million small pieces, from both streams in turn."""
 
 import contextlib
-import functools
 import shlex
 import subprocess
 import sys
@@ -42,7 +41,7 @@ def chatter(bench: Bench) -> Iterator[Chatter]:
         stream: xxhash.xxh3_128(b"".join(map(alternate.line, range(first, count, 2)))).digest()
         for stream, first in streams.items()
     }
-    chatty = functools.partial(Chatter, program=program, stream_bytes=count // 2 * alternate.LINE_BYTES, digests=digests)
+    stream_bytes = count // 2 * alternate.LINE_BYTES
     with bench.daemon() as daemon:
 
         async def store() -> Job:
@@ -50,10 +49,9 @@ def chatter(bench: Bench) -> Iterator[Chatter]:
                 return await client.status(await run_to_end(client, *program))
 
         job = run(store())
-        stored_job = chatty(daemon=daemon, job_id=job.id)
         for stream, digest in digests.items():
-            require_recorded(job, stream, stored_job.stream_bytes, digest)
-        yield stored_job
+            require_recorded(job, stream, stream_bytes, digest)
+        yield Chatter(daemon, job.id, program, stream_bytes, digests)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,8 @@ def time_lines(bench: Bench, follower: list[str], printer: Printer) -> Reading:
         bench.timed() as spent,
         subprocess.Popen(follower, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process,
     ):
-        assert process.stdout is not None
+        if process.stdout is None:
+            raise AssertionError("a pipe was asked for")
         require(process.stdout.readline() == stamp.READY, "the program did not begin")
         printer.open_gate()
         for text in process.stdout:

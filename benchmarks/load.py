@@ -1,13 +1,14 @@
 """A client that costs next to nothing: it makes the same gRPC call again and again and compares the answers.
 
-A real client takes as much of the processors as the daemon that is measured. This one encodes its request once, and reads
-frames (RFC 9113) without decoding what is in them.
+A real client takes as much of the processors as the daemon that is measured. This one encodes its request once, and
+reads frames (RFC 9113) without decoding what is in them.
 """
 
 import asyncio
 import ssl
 import struct
 from typing import cast
+
 from hpack import Encoder
 
 from benchmarks.check import Damaged, require

@@ -2,8 +2,8 @@
 
     stamp.py GATE COUNT SECONDS SIZE
 
-It prints the line `ready`, waits until somebody opens and closes the FIFO GATE, and then prints COUNT lines of SIZE bytes,
-one every SECONDS, each with one write(2).
+It prints the line `ready`, waits until somebody opens and closes the FIFO GATE, and then prints COUNT lines of SIZE
+bytes, one every SECONDS, each with one write(2).
 """
 
 import os
