@@ -28,7 +28,7 @@ class Connection(asyncio.Protocol):
         encoder = Encoder()
         headers = [
             *((":method", "POST"), (":scheme", "https"), (":authority", authority), (":path", path)),
-            *(("te", "trailers"), ("content-type", "application/grpc")),
+            *(("te", "trailers"), ("content-type", "application/grpc")),  # codespell:ignore te
         ]
         self._first_headers = encoder.encode(headers)
         self._headers = encoder.encode(headers)  # all in the dynamic table by now, and the same for ever
