@@ -74,7 +74,7 @@ class Ssh:
             try:
                 if process.stdout is None or process.stdout.readline() != b"open\n":
                     raise SshUnavailable("the multiplexed connection did not open")
-                yield self.command(host=_MULTIPLEXED)
+                yield self.command(host=_MULTIPLEXED, options=("-o", "ProxyCommand=false"))  # through it or not at all
             finally:
                 process.terminate()
 

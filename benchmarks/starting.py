@@ -50,11 +50,11 @@ def ask_status(bench: Bench) -> Iterator[Sides]:
 @contextlib.contextmanager
 def many(bench: Bench) -> Iterator[Sides]:
     """Run many short programs over one connection."""
-    with bench.daemon() as daemon, contextlib.ExitStack() as stack:
+    with bench.daemon() as daemon:
 
         def peer() -> Reading:
-            connection = stack.enter_context(bench.ssh.multiplexed())
-            return start_through(bench, connection)
+            with bench.ssh.multiplexed() as connection:
+                return start_through(bench, connection)
 
         yield Sides(ours=lambda: run(spawn_many(bench, daemon)), peer=peer)
 
