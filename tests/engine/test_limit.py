@@ -8,7 +8,7 @@ import pytest
 import xxhash
 
 from tests.daemon import Daemon
-from tests.engine.logs import read_log, run, shell
+from tests.engine.logs import log_events, read_log, run, shell
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import Lost, Stream, StreamSummary
@@ -43,7 +43,7 @@ async def test_the_newest_output_is_kept_and_the_rest_is_a_gap(engine: Engine) -
 
 async def test_a_lost_job_over_its_limit_keeps_what_it_had(engine: Engine) -> None:
     job_id = await engine.spawn(shell(f"{PRINT}; exec sleep 1000", max_log_bytes=MIN_LOG_BYTES))
-    async for event in engine.read_log(job_id, Start(), frozenset({Stream.STDERR}), follow=True):
+    async for event in log_events(engine, job_id, streams={Stream.STDERR}):
         if isinstance(event, Output):
             break
     supervisor = parent_of(engine.status(job_id).status.pid)

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
+from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
 from workerctl.client import Client
 from workerctl.errors import CallFailed, Refused, Unreachable
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import Patience
 
@@ -90,8 +91,8 @@ async def following(client: Client, job_id: str, count: int) -> AsyncIterator[li
     async def follow() -> bytes:
         received = b""
         async for event in client.stream_log(job_id):
-            if event.output is not None:
-                received += event.output.data
+            if isinstance(event, Output):
+                received += event.data
         return received
 
     followers = [asyncio.create_task(follow()) for _ in range(count)]
@@ -199,7 +200,7 @@ async def test_without_processes_spawns_are_turned_away_until_there_are_some_aga
 
             for job_id in jobs[:3]:
                 await asyncio.to_thread(daemon.workerctl, "stop", "--grace-seconds", "0", "--uuid", job_id)
-                assert [event async for event in client.stream_log(job_id)][-1].end is not None
+                assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
             async with asyncio.timeout(30):
                 # The end is told just before the supervisor has gone, which is a process too.
                 while (again := await asyncio.to_thread(spawn_by_command, daemon)).returncode != 0:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, Job, JobState, SpawnRequest, Stream
+from worker_api.worker.v1 import ErrorReason, Gap, Job, JobEnd, JobState, SpawnRequest, Stream
 
 from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
 from workerctl.client import Client
 from workerctl.errors import CallFailed
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
 
@@ -91,12 +92,12 @@ async def read(client: Client, job_id: str) -> bytes:
     received = bytearray()
     check = LogCheck([Stream.STDOUT, Stream.STDERR], from_start=True)
     async for event in client.stream_log(job_id):
-        assert event.gap is None
-        if event.output is not None:
-            check.output(event.output)
-            received += event.output.data
-        if event.end is not None:
-            check.end(event.end)
+        assert not isinstance(event, Gap)
+        if isinstance(event, Output):
+            check.output(event)
+            received += event.data
+        if isinstance(event, JobEnd):
+            check.end(event)
             return bytes(received)
     raise AssertionError("the log stopped before its end")
 

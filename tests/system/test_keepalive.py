@@ -18,6 +18,7 @@ from tests.daemon import USER, Daemon, running_daemon
 from tests.proxy import Fault, Proxy
 from workerctl.client import Client
 from workerctl.errors import GaveUp
+from workerctl.events import Output
 from workerctl.retry import Patience
 from workerctl.target import Target
 
@@ -86,8 +87,8 @@ async def test_a_follower_whose_connection_goes_silent_connects_again_and_gets_e
             job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", f"echo before; cat {gate}; echo after"]))
             async with contextlib.aclosing(client.stream_log(job_id)) as events:
                 async for event in events:
-                    if event.output is not None:
-                        output += event.output.data
+                    if isinstance(event, Output):
+                        output += event.data
                     if output == b"before\n":
                         proxy.stall()
                         began = time.monotonic()

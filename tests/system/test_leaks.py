@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpclib.exceptions import StreamTerminatedError
-from worker_api.worker.v1 import SpawnRequest, StreamLogRequest, WorkerServiceStub
+from worker_api.worker.v1 import JobEnd, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
 from pki.store import PkiFolder
 from pki.tls import server_context
@@ -86,7 +86,7 @@ async def repeat(act: Callable[[], Awaitable[None]], count: int) -> None:
 async def run_a_job(client: Client) -> None:
     """Run a job, and follow it to its end."""
     job_id = await client.spawn(SpawnRequest(program="true"))
-    assert [event async for event in client.stream_log(job_id)][-1].end is not None
+    assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
 
 
 async def leave_a_stream(client: Client, job_id: str) -> None:
@@ -112,7 +112,7 @@ async def use(client: Client, target: Target, count: int) -> None:
     await repeat(lambda: leave_a_stream(client, job_id), count // 2)
     await repeat(lambda: cut_a_stream(target, job_id), count // 2)
     await client.stop(job_id)
-    assert [event async for event in client.stream_log(job_id)][-1].end is not None
+    assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
 
 
 async def test_a_thousand_jobs_and_a_thousand_broken_streams_leave_nothing_in_the_daemon(daemon: Daemon) -> None:

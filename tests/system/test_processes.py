@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest, StreamLogRequest, WorkerServiceStub
+from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
 from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
@@ -80,7 +80,7 @@ async def test_every_process_answers_for_every_job(several: Daemon) -> None:
     async with several.client() as client:
         await client.stop(job_id)
     async with several.client() as client:
-        assert [event.end is not None async for event in client.stream_log(job_id)] == [False, True]
+        assert [isinstance(event, JobEnd) async for event in client.stream_log(job_id)] == [False, True]
 
 
 async def test_one_key_through_several_processes_at_once_starts_one_job(several: Daemon, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_a_spawn_that_fails_in_several_processes_at_once_fails_alike_and_f
         async with several.client() as client:
             await client.status(await client.spawn(SpawnRequest(program="true", request_key=f"good {key}")))
             job_id = await client.spawn(SpawnRequest(program="true", request_key=key))
-            assert [event.end is not None async for event in client.stream_log(job_id)] == [True]
+            assert [isinstance(event, JobEnd) async for event in client.stream_log(job_id)] == [True]
         for name in [path.name for path in (several.state / "jobs").iterdir()]:
             async with several.client() as client:
                 assert [event async for event in client.stream_log(name)]

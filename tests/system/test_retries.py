@@ -19,6 +19,7 @@ from tests.daemon import USER, Daemon, end_jobs
 from tests.proxy import Fault, Proxy
 from workerctl.client import Client
 from workerctl.errors import CallFailed, ConnectionLost, GaveUp, JobNotFound, Unreachable
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import Patience
 from workerctl.target import Target
@@ -74,7 +75,7 @@ async def test_a_spawn_that_is_cut_at_any_byte_of_the_answer_runs_once(
             spawned += 1
             async with contextlib.aclosing(client.stream_log(job_id)) as events:
                 async for event in events:
-                    assert event.output is None
+                    assert not isinstance(event, Output)
         assert file.read_text() == "x\n" * spawned, f"cut after {number} bytes"
     assert len(proxy.connections) > spawned
 
@@ -113,10 +114,10 @@ async def test_a_log_that_is_cut_again_and_again_is_neither_doubled_nor_lost(
             contextlib.aclosing(client.stream_log(job_id)) as events,
         ):
             async for event in events:
-                if event.output is not None:
-                    assert event.output.offset_bytes == offset
-                    offset += len(event.output.data)
-                    received[event.output.stream] += event.output.data
+                if isinstance(event, Output):
+                    assert event.offset_bytes == offset
+                    offset += len(event.data)
+                    received[event.stream] += event.data
         assert received == expected
     assert sum(connection.fault is None and not connection.open for connection in proxy.connections) > 5
 

@@ -31,6 +31,7 @@ from pki.authority import Credential, issue_client, issue_server, make_authority
 from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder, key_path
 from tests.daemon import USER, Daemon
 from workerctl.client import Client
+from workerctl.events import Output
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
@@ -352,10 +353,10 @@ async def test_follower_that_was_served_once_takes_no_cut_for_a_refusal(shared_d
             )
             async with contextlib.aclosing(client.stream_log(job_id)) as events:
                 async for event in events:
-                    if event.output is None:
+                    if not isinstance(event, Output):
                         continue
-                    said.append(event.output.data)
-                    if event.output.data == b"before\n":
+                    said.append(event.data)
+                    if event.data == b"before\n":
                         cutter.cut()
                         await asyncio.to_thread(gate.write_text, "go\n")
     assert (said, cutter.connections) == ([b"before\n", b"after\n"], 3)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -225,7 +225,7 @@ class Engine:
 
     async def read_log(
         self, job_id: str, start: Start, streams: Collection[Stream], *, follow: bool
-    ) -> AsyncGenerator[Output | Gap | JobEnd, None]:
+    ) -> AsyncGenerator[Sequence[Output | Gap | JobEnd], None]:
         """Read a job's output from any position.
 
         Args:
@@ -235,7 +235,8 @@ class Engine:
             follow: whether to go on with what is yet to come.
 
         Yields:
-            Events in the order in which the output arrived. The end comes last, and only when the job has ended.
+            Events in the order in which the output arrived, one or more at a time. The end comes last, and only when
+            the job has ended.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
@@ -251,8 +252,8 @@ class Engine:
             while True:
                 changed.clear()
                 position = reader.position
-                for event in reader.read():
-                    yield event
+                if events := reader.read():
+                    yield events
                 if reader.complete:
                     break
                 if not follow and reader.position >= limit:
@@ -264,7 +265,7 @@ class Engine:
         end = self.status(job_id).status.end
         if end is None:
             raise AssertionError("a log was complete before its job had ended")
-        yield end
+        yield [end]
 
     async def list_jobs(
         self, owner: str, *, states: Collection[JobState], name: str, size: int, after: tuple[int, str] | None
