@@ -195,7 +195,7 @@ async def test_a_daemon_that_breaks_every_connection_is_given_up(shared_daemon: 
     async with client_through(proxy, shared_daemon, Patience(retry_seconds=1)) as client:
         await client.whoami()
         heard = proxy.connections[0].passed["down"]
-        proxy.otherwise(Fault("cut", heard - 20))
+        proxy.otherwise(Fault("cut", heard - 80))
         proxy.cut()
         with pytest.raises(GaveUp):
             await client.whoami()
