@@ -177,7 +177,7 @@ class Keeper:
         """Take up every job that is there, whoever started it."""
         try:
             ended = {job.id for job in self._catalog.ended()}
-            gone = set(ended)
+            gone = ended.union(self._catalog.unended())
             with os.scandir(self._shelf.jobs) as entries:
                 for entry in entries:
                     gone.discard(entry.name)
@@ -189,7 +189,8 @@ class Keeper:
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
             for job_id in gone:
-                self._catalog.remove(job_id)
+                if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
+                    self._catalog.remove(job_id)
             self._catalog.mark_complete()
         except (CatalogFailed, OSError) as error:
             log.error("the jobs could not be taken up", error=str(error))
@@ -215,7 +216,10 @@ class Keeper:
             self._job_ended.clear()
             try:
                 ended = self._catalog.ended()
-                others = sum(disk_bytes(self._shelf.jobs / job_id) for job_id in self._catalog.unended())
+                others = 0
+                for job_id in self._catalog.unended():
+                    with contextlib.suppress(FileNotFoundError):  # it was not started, or removed
+                        others += disk_bytes(self._shelf.folder(job_id).path)
                 chosen = choose_removals(ended, others, self._storage, time.time_ns())
                 for job_id in chosen:
                     with contextlib.suppress(FileNotFoundError):  # somebody else removed it

@@ -1,5 +1,6 @@
 """How much of the disk jobs may take, for how long, and how soon what they print is safe from a power cut."""
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -57,6 +58,14 @@ def check_file_system(directory: Path) -> None:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Tell how much of the disk the files in a job's folder take."""
+    """Tell how much of the disk the files in a job's folder take, in bytes; the job may run meanwhile.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    blocks = 0
     with os.scandir(folder) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_blocks for entry in entries) * 512  # stat(2): units of 512
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed or removed since
+                blocks += entry.stat(follow_symlinks=False).st_blocks
+    return blocks * 512  # stat(2): units of 512
