@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -169,7 +169,9 @@ class Engine:
             JobIdMalformed, JobNotFound: there is no such job.
         """
         folder = self._folder(self.status(job_id).id)
-        with self._shelf.watcher.watch(folder.path) as changed:
+        with contextlib.ExitStack() as stack:
+            with _found(job_id):
+                changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
             ordered = False
             while True:
                 changed.clear()
@@ -245,7 +247,10 @@ class Engine:
         job = self.status(job_id)
         folder = self._folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
-        with self._shelf.watcher.watch(folder.index) as changed, LogReader(folder, frozenset(streams)) as reader:
+        with contextlib.ExitStack() as stack:
+            with _found(job_id):
+                changed = stack.enter_context(self._shelf.watcher.watch(folder.index))
+                reader = stack.enter_context(LogReader(folder, frozenset(streams)))
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
             while True:
@@ -361,3 +366,12 @@ class Engine:
                     task.cancel()
                 await asyncio.wait(given_up)
         watching.cancel()
+
+
+@contextlib.contextmanager
+def _found(job_id: str) -> Iterator[None]:
+    """Take a file that is not there for a job that another process has just removed."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise JobNotFound(job_id) from None
