@@ -1,5 +1,6 @@
 """The catalogue may be deleted, damaged or of an older make: the folders give it back."""
 
+import asyncio
 import shutil
 import sqlite3
 from pathlib import Path
@@ -18,6 +19,25 @@ FILES = ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm")
 async def listed(engine: Engine) -> list[str]:
     page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
     return [job.id for job in page.jobs]
+
+
+async def test_a_long_list_leaves_others_their_turn(engine: Engine) -> None:
+    count = 5
+    for _ in range(count):
+        await read_log(engine, await engine.spawn(shell("true")))
+    await engine.wait_scanned()
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(take_turns())
+    assert len(await listed(engine)) == count
+    assert turns >= count - 1
+    other.cancel()
 
 
 @pytest.mark.parametrize("files", [FILES, FILES[:1]], ids=["all", "alone"])

@@ -287,6 +287,7 @@ class Engine:
         jobs: list[Job] = []
         only_unended = bool(states) and JobState.ENDED not in states
         for _, job_id in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
+            await asyncio.sleep(0)  # a long list leaves the others their turn
             try:
                 job = self.status(job_id)
             except JobNotFound:  # being made, or being removed
