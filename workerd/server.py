@@ -70,9 +70,11 @@ async def answering(
     )
     _raise_descriptor_limit()
     await server.start(sock=listening, ssl=server_context(folder))
-    yield gate
-    await gate.close(_CLOSE_SECONDS)
-    server.close()
+    try:
+        yield gate
+    finally:
+        await gate.close(_CLOSE_SECONDS)
+        server.close()
 
 
 def prepare(settings: Settings) -> None:

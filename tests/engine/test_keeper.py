@@ -243,6 +243,12 @@ async def test_a_drain_waits_for_a_job_that_is_only_being_started(tmp_path: Path
         await asyncio.wait_for(drained, 60)
 
 
+async def test_a_drain_whose_progress_has_no_room_comes_to_its_end(tmp_path: Path) -> None:
+    async with Keeper(tmp_path) as keeper:
+        (tmp_path / "drain").symlink_to("/dev/full")
+        await asyncio.wait_for(keeper.wait_drained(), 30)
+
+
 async def test_the_next_keeper_waits_for_processes_that_a_killed_one_left(tmp_path: Path) -> None:
     """They hold the state directory, and end with the process that is named in the lock, which has gone."""
     holder = await asyncio.create_subprocess_exec("true")

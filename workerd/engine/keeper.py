@@ -114,8 +114,13 @@ class Keeper:
         await self._changed.wait()
 
     def _write_progress(self) -> None:
-        with contextlib.suppress(FileNotFoundError), open(self._drain, "r+b", buffering=0) as file:
-            file.write(b"%-20d\n" % len(self._guards))  # of one length: whoever reads meanwhile finds a whole number
+        try:
+            with open(self._drain, "r+b", buffering=0) as file:
+                file.write(b"%-20d\n" % len(self._guards))  # of one length: who reads meanwhile finds a whole number
+        except FileNotFoundError:
+            pass  # the drain was called off
+        except OSError as error:  # no room on the disk, say: it is for people, and the drain goes on
+            log.warning("how far the drain is could not be written", jobs=len(self._guards), error=str(error))
 
     async def _take_news(self, news: asyncinotify.Inotify) -> None:
         async for event in news:
