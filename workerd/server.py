@@ -144,7 +144,7 @@ def listen(settings: Settings, *, shared: bool = False) -> Iterator[socket.socke
         try:
             listening.listen(_BACKLOG)
         except OSError as error:
-            raise cannot_listen(settings, error) from error
+            raise _cannot_listen(settings, error) from error
         yield listening
 
 
@@ -170,11 +170,11 @@ def bind(settings: Settings, *, shared: bool) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise cannot_listen(settings, error) from error
+        raise _cannot_listen(settings, error) from error
     return bound
 
 
-def cannot_listen(settings: Settings, error: OSError) -> CannotListen:
+def _cannot_listen(settings: Settings, error: OSError) -> CannotListen:
     """Say that an address cannot be listened on."""
     return CannotListen(settings.host, settings.port, error.strerror or str(error))
 

@@ -67,7 +67,7 @@ class Keeper:
         directory = self._shelf.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
-            self.hold = await stack.enter_async_context(_hold(directory))
+            self.hold = await stack.enter_async_context(_hold(self._shelf))
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             self._catalog = stack.enter_context(self._shelf).catalog
@@ -131,7 +131,7 @@ class Keeper:
                 await self._scan()
             elif str(event.name) == self._drain.name:
                 self._changed.set()
-            elif str(event.name) == "catalog.sqlite":  # somebody deleted it
+            elif str(event.name) == self._shelf.catalog_file.name:  # somebody deleted it
                 await self._scan()
 
     def _guard(self, folder: JobFolder) -> None:
@@ -250,10 +250,10 @@ def _is_job_id(name: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _hold(directory: Path) -> AsyncIterator[int]:
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+async def _hold(shelf: Shelf) -> AsyncIterator[int]:
+    descriptor = os.open(shelf.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        await _lock(descriptor, directory)
+        await _lock(descriptor, shelf.directory)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield descriptor

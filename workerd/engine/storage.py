@@ -51,10 +51,7 @@ def check_file_system(directory: Path) -> None:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            raise StorageUnfit(
-                f"the file system of {directory} cannot release the oldest output of a log (fallocate: "
-                f"{os.strerror(error.errno)}): choose another state directory, or no limit for logs"
-            ) from error
+            raise StorageUnfit(directory, str(error.strerror)) from error
 
 
 def disk_bytes(folder: Path) -> int:
