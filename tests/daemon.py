@@ -46,6 +46,10 @@ class Daemon:
         return PkiFolder(self.state / "pki")
 
     @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
+
+    @property
     def pid(self) -> int:
         if self.process is None:
             raise AssertionError("the daemon does not run")
@@ -78,20 +82,24 @@ class Daemon:
         """What it has said on standard error."""
         return self._errors.read_text()
 
-    def target(self, user: str = USER) -> Target:
-        return Target(self.endpoint, user, self.pki.path)
+    def target(self, user: str = USER, endpoint: str | None = None) -> Target:
+        """The daemon as a user sees it, through an endpoint that leads there if it is not its own."""
+        return Target(endpoint or self.endpoint, user, self.pki.path)
 
     def client(self, user: str = USER) -> Client:
         return Client(self.target(user))
 
-    def command(self, *arguments: str, user: str = USER) -> list[str]:
+    def command(self, *arguments: str, user: str = USER, endpoint: str | None = None) -> list[str]:
         """The command line of a workerctl that talks to this daemon."""
-        options = ("--endpoint", self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
+        options = ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
         return [sys.executable, "-m", "workerctl", *options, *arguments]
 
-    def workerctl(self, *arguments: str, user: str = USER, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+    def workerctl(
+        self, *arguments: str, user: str = USER, endpoint: str | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run workerctl against this daemon."""
-        return subprocess.run(self.command(*arguments, user=user), capture_output=True, timeout=timeout, check=False)
+        command = self.command(*arguments, user=user, endpoint=endpoint)
+        return subprocess.run(command, capture_output=True, timeout=60, check=False)
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.state / "jobs" / job_id)

@@ -122,8 +122,7 @@ async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp
                 await turned_away(other.spawn(TRUE))
 
                 # Connections that nothing is said on take what is left. A client may wait or be cut off, no more.
-                port = int(daemon.endpoint.rpartition(":")[2])
-                strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+                strangers = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(20)]
                 before = cpu_seconds(daemon.pid)
                 refused = await asyncio.to_thread(daemon.workerctl, "whoami")
                 await asyncio.sleep(WATCHING_SECONDS)

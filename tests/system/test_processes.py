@@ -38,7 +38,7 @@ def api_processes(daemon: Daemon) -> list[int]:
 
 def listeners(daemon: Daemon) -> int:
     """How many sockets listen on the daemon's port (proc_net_tcp(5): the state 0A is LISTEN)."""
-    port = f":{int(daemon.endpoint.rpartition(':')[2]):04X}"
+    port = f":{daemon.port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(row[1].endswith(port) and row[3] == "0A" for row in rows)
 
@@ -167,9 +167,8 @@ def test_api_processes_end_with_the_main_process_and_the_next_daemon_takes_over_
     job_id = several.workerctl("spawn", "--", "sh", "-c", "echo ready; exec sleep 1000").stdout.decode().strip()
     old = api_processes(several)
     os.kill(old[0], signal.SIGSTOP)  # which keeps nobody from being killed
-    port = several.endpoint.rpartition(":")[2]
+    several.listen = f"127.0.0.1:{several.port}"
     several.stop(number)
-    several.listen = f"127.0.0.1:{port}"
     several.start()
     assert all(has_ended(pid) for pid in old)
     stop = several.workerctl("stop", "--grace-seconds", "0", "--uuid", job_id)
@@ -206,8 +205,7 @@ async def test_sigterm_ends_all_processes_and_leaves_jobs_running(several: Daemo
 
 def test_a_port_that_is_in_use_is_refused_in_one_line(several: Daemon, tmp_path: Path) -> None:
     """Another daemon's shared port could be taken, and each would get some of the other's calls."""
-    other = Daemon(tmp_path / "other", ("--processes", "2"), several.endpoint.removeprefix("https://localhost"))
-    other.listen = f"127.0.0.1:{several.endpoint.rpartition(':')[2]}"
+    other = Daemon(tmp_path / "other", ("--processes", "2"), f"127.0.0.1:{several.port}")
     with pytest.raises(AssertionError, match="cannot listen on"):
         other.start()
     assert other.process is not None

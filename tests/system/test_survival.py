@@ -84,10 +84,9 @@ def test_a_follower_goes_through_a_restart_without_loss_or_doubling(
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
             assert follower.stdout is not None
             assert follower.stdout.readline() == b"before\n"
-            port = daemon.endpoint.rpartition(":")[2]
+            daemon.listen = f"127.0.0.1:{daemon.port}"
             daemon.stop(number)
             gate.write_text("meanwhile\n")
-            daemon.listen = f"127.0.0.1:{port}"
             daemon.start()
             rest, errors = follower.communicate(timeout=60)
         assert rest == b"meanwhile\nafter\n"

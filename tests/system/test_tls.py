@@ -101,9 +101,8 @@ def plain_context(daemon: Daemon, folder: PkiFolder | None) -> ssl.SSLContext:
 @contextlib.contextmanager
 def connection(daemon: Daemon, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
     """Connect to a daemon."""
-    port = int(daemon.endpoint.rpartition(":")[2])
     with (
-        socket.create_connection(("127.0.0.1", port), SECONDS) as plain,
+        socket.create_connection(("127.0.0.1", daemon.port), SECONDS) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connected,
     ):
         yield connected
@@ -305,7 +304,7 @@ class Cutter:
     """
 
     def __init__(self, daemon: Daemon) -> None:
-        self._port = int(daemon.endpoint.rpartition(":")[2])
+        self._port = daemon.port
         self._first: asyncio.StreamWriter | None = None
         self.connections = 0
 
