@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
+from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed, Refused, Unreachable
 from workerctl.exit_codes import ExitCode
@@ -41,13 +42,6 @@ def cpu_seconds(pid: int) -> float:
 def descriptors(pid: int) -> int:
     """Tell how many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    """Wait until something holds that nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def turned_away(call: Awaitable[object]) -> str:
