@@ -1,18 +1,23 @@
 """A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
 
 import contextlib
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pki.store import PkiFolder
 from workerctl.client import Client
 from workerctl.target import Target
+from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User
+from workerd.registry import load_routes
+from workerd.server import answering, listen
+from workerd.settings import Settings
 
 USER = "acrimon"
 
@@ -129,3 +134,19 @@ def running_daemon(state: Path, *options: str, prefix: tuple[str, ...] = ()) -> 
         yield daemon
     finally:
         daemon.close()
+
+
+@contextlib.asynccontextmanager
+async def daemon_in_this_process(state: Path) -> AsyncIterator[Target]:
+    """Serve as the daemon does, within the loop of the test, where its tasks can be counted and faults be made."""
+    settings = Settings("127.0.0.1", 0, state, state / "pki")
+    PkiFolder(settings.pki_directory).initialize(users=[USER])
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a daemon raises for itself
+    try:
+        async with Engine(state) as engine:
+            with listen(settings) as listening:
+                async with answering(engine, settings, load_routes(), listening):
+                    yield Target(f"https://localhost:{listening.getsockname()[1]}", USER, settings.pki_directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        end_jobs(state)
