@@ -62,13 +62,13 @@ def workerd(
     Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
     """
     settings = make_settings(
-        listen,
-        Path(state_dir) if state_dir else None,
-        Path(pki_dir) if pki_dir else None,
-        grace_seconds,
-        Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
-        keepalive_seconds,
-        processes,
+        listen=listen,
+        state_dir=Path(state_dir) if state_dir else None,
+        pki_dir=Path(pki_dir) if pki_dir else None,
+        grace_seconds=grace_seconds,
+        storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
+        keepalive_seconds=keepalive_seconds,
+        processes=processes,
     )
     try:
         if drain:
