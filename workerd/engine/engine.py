@@ -17,6 +17,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.errors import (
+    SHORTAGES,
     CannotStart,
     CatalogBusy,
     CatalogFailed,
@@ -141,6 +142,7 @@ class Engine:
             CannotStart: the program does not run; nothing is left of the job.
             Draining: no new jobs are taken.
             LauncherFailed: the supervisor failed.
+            OSError: the state directory cannot be used.
         """
         request.check(self._storage)
         key = request.request_key
@@ -318,6 +320,8 @@ class Engine:
             if lock is not None:
                 await self._start(spec, lock)
         except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
             raise ResourcesExhausted(spec.program, f"{error.filename or 'the system'}: {error.strerror}") from error
 
     async def _claim(self, spec: JobSpec) -> int | None:

@@ -22,7 +22,16 @@ EngineError
 └── WatchesExhausted
 """
 
+import errno
 from pathlib import Path
+
+SHORTAGES = frozenset(
+    {
+        *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    }
+)
+"""The numbers of system errors that say that the machine lacks something (errno(3))."""
 
 
 class EngineError(Exception):
