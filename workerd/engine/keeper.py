@@ -62,6 +62,7 @@ class Keeper:
         self._guards: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._job_ended = asyncio.Event()
+        self._rescanning: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         directory = self._shelf.directory
@@ -101,7 +102,8 @@ class Keeper:
                 await self._wait_changed()
             log.info("draining: no new jobs are taken")
             await self.wait_scanned()
-            await self._scan()
+            if not await self._try_scan():
+                await self._rescan()
             while self._drain.exists():
                 self._write_progress()
                 if not self._guards:
@@ -179,7 +181,19 @@ class Keeper:
             await self._shelf.forget(folder)
 
     async def _scan(self) -> None:
-        """Take up every job that is there, whoever started it."""
+        """Take up every job that is there, whoever started it; again later, if that fails."""
+        if not await self._try_scan() and (self._rescanning is None or self._rescanning.done()):
+            self._rescanning = self._tasks.create_task(self._rescan(), name="rescan")
+
+    async def _rescan(self) -> None:
+        """Scan anew, after a pause, until it succeeds."""
+        scanned = False
+        while not scanned:
+            await asyncio.sleep(_PAUSES_SECONDS[-1])
+            scanned = await self._try_scan()
+
+    async def _try_scan(self) -> bool:
+        """Take up every job that is there; return whether that could be done."""
         try:
             ended = {job.id for job in self._catalog.ended()}
             gone = ended.union(self._catalog.unended())
@@ -198,15 +212,18 @@ class Keeper:
                     self._catalog.remove(job_id)
             self._catalog.mark_complete()
         except (CatalogFailed, OSError) as error:
-            log.error("the jobs could not be taken up", error=str(error))
+            log.error("the jobs could not be taken up yet", error=str(error))
+            return False
+        return True
 
     async def _take_up(self, folder: JobFolder) -> None:
         status = folder.read_status()
         if status is not None and status.state is JobState.ENDED and has_end(folder):
             self._enter_ended(folder)
         elif status is not None:
-            self._catalog.add_found(folder.read_spec())
+            spec = folder.read_spec()
             self._guard(folder)
+            self._catalog.add_found(spec)
         elif folder.lock.exists() and folder.is_locked():
             self._guard(folder)
         elif folder.path.name not in self._guards:
@@ -240,6 +257,8 @@ class Keeper:
     def _finish(self, *tasks: asyncio.Task[None]) -> None:
         for task in (*tasks, self._scanning, *self._guards.values()):
             task.cancel()
+        if self._rescanning is not None:
+            self._rescanning.cancel()
 
 
 def _is_job_id(name: str) -> bool:
