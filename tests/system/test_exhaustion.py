@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
+from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed, Refused, Unreachable
 from workerctl.events import Output
@@ -42,13 +43,6 @@ def cpu_seconds(pid: int) -> float:
 def descriptors(pid: int) -> int:
     """Tell how many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    """Wait until something holds that nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def turned_away(call: Awaitable[object]) -> str:
@@ -123,8 +117,7 @@ async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp
                 await turned_away(other.spawn(TRUE))
 
                 # Connections that nothing is said on take what is left. A client may wait or be cut off, no more.
-                port = int(daemon.endpoint.rpartition(":")[2])
-                strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+                strangers = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(20)]
                 before = cpu_seconds(daemon.pid)
                 refused = await asyncio.to_thread(daemon.workerctl, "whoami")
                 await asyncio.sleep(WATCHING_SECONDS)

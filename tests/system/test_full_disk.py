@@ -7,7 +7,7 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from worker_api.worker.v1 import ErrorReason, Gap, Job, JobEnd, JobState, SpawnR
 
 from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
+from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed
 from workerctl.events import Output
@@ -68,13 +69,6 @@ def fill(disk: Path) -> None:
 def make_room(disk: Path) -> None:
     for name in ("ballast", "more"):
         (disk / name).unlink(missing_ok=True)
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    """Wait until something holds that nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def wait_held_up(client: Client, job_id: str) -> Job:
