@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import xxhash
-from worker_api.worker.v1 import Job, Stream
+from worker_api.worker.v1 import Job, JobEnd, Stream
 
 from benchmarks.bench import Bench
 from benchmarks.check import require, require_file
@@ -17,6 +17,7 @@ from benchmarks.programs import ALTERNATE, alternate
 from benchmarks.service import require_recorded, run, run_to_end, workerctl
 from benchmarks.streaming import MEGA, copy
 from tests.daemon import Daemon
+from workerctl.events import Output
 from workerctl.log import LogCheck
 
 
@@ -81,10 +82,10 @@ async def replay(bench: Bench, job: Chatter) -> Reading:
     with bench.timed() as spent:
         async with job.daemon.client() as client:
             async for event in client.stream_log(job.job_id):
-                if event.output is not None:
-                    check.output(event.output)
-                elif event.end is not None:
-                    check.end(event.end)
+                if isinstance(event, Output):
+                    check.output(event)
+                elif isinstance(event, JobEnd):
+                    check.end(event)
                     ended = True
     require(ended, "the log stopped before its end")
     return Reading((spent.per_second(2 * job.stream_bytes / MEGA),), spent.cpu_seconds)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker_api.worker.v1 import SpawnRequest, Stream
+from worker_api.worker.v1 import JobEnd, SpawnRequest, Stream
 
 from benchmarks.bench import Bench
 from benchmarks.check import require
@@ -19,6 +19,7 @@ from benchmarks.kernel import cpu_seconds_of
 from benchmarks.programs import STAMP, stamp
 from benchmarks.service import run, workerctl
 from tests.daemon import Daemon
+from workerctl.events import Output
 from workerctl.log import LogCheck
 
 _LINE_BYTES = 40
@@ -138,13 +139,13 @@ async def follow(daemon: Daemon, job_id: str, printer: Printer, ready: asyncio.B
     received, lines, slowest = bytearray(), 0, 0.0
     async with daemon.client() as client:
         async for event in client.stream_log(job_id):
-            if event.end is not None:
-                check.end(event.end)
+            if isinstance(event, JobEnd):
+                check.end(event)
                 break
-            if event.output is None:
+            if not isinstance(event, Output):
                 continue
-            check.output(event.output)
-            received += event.output.data
+            check.output(event)
+            received += event.data
             if lines == 0 and received == stamp.READY:
                 received.clear()
                 await ready.wait()

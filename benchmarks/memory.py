@@ -14,6 +14,7 @@ from benchmarks.kernel import memory_bytes, own_memory_bytes
 from benchmarks.service import run
 from tests.daemon import Daemon
 from workerctl.client import Client
+from workerctl.events import Output
 from workerd.engine.tree import descendants, parent_of
 
 _MEGA = 1e6
@@ -96,7 +97,7 @@ async def follow_first(client: Client, job_id: str, stack: contextlib.AsyncExitS
     """Follow a job until something has come, and stay."""
     events = await stack.enter_async_context(contextlib.aclosing(client.stream_log(job_id)))
     event = await anext(events)
-    require(event.output is not None and event.output.data == b"ready\n", "the first event is not the first output")
+    require(isinstance(event, Output) and event.data == b"ready\n", "the first event is not the first output")
 
 
 BENCHMARKS = (

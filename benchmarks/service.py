@@ -31,8 +31,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 async def end_of(client: Client, job_id: str) -> JobEnd:
     """Wait until a job has ended, without reading what it prints to standard output."""
     async for event in client.stream_log(job_id, streams=(Stream.STDERR,)):
-        if event.end is not None:
-            return event.end
+        if isinstance(event, JobEnd):
+            return event
     raise AssertionError("a log that is followed comes to its end")
 
 

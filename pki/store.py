@@ -182,15 +182,14 @@ class PkiFolder:
         from pki.authority import Credential
 
         path = key_path(certificate)
+        advice = f"put the key of {certificate.name} there"
         loaded = _load_certificate(certificate)
         try:
-            key = load_pem_private_key(read_bytes(path, f"put the key of {certificate.name} there"), password=None)
+            key = load_pem_private_key(read_bytes(path, advice), password=None)
         except (ValueError, TypeError) as error:
-            raise Missing(
-                path, "it holds no key that can be read", f"put the key of {certificate.name} there"
-            ) from error
+            raise Missing(path, "it holds no key that can be read", advice) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise Missing(path, "it holds no elliptic-curve key", f"put the key of {certificate.name} there")
+            raise Missing(path, "it holds no elliptic-curve key", advice)
         if loaded.public_key() != key.public_key():
             raise Missing(certificate, "it does not fit its key", f"put the key of {certificate.name} beside it")
         return Credential(key, loaded)

@@ -26,6 +26,13 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
+@pytest.fixture(params=["1", "2"], ids=["one process", "several processes"])
+def any_daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon of its own, one of each kind."""
+    with running_daemon(tmp_path / "state", "--processes", request.param) as daemon:
+        yield daemon
+
+
 @pytest.fixture(scope="module")
 def shared_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon for all tests of a module that do not harm it."""

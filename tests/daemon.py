@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +16,12 @@ import msgspec
 from pki.store import PkiFolder
 from workerctl.client import Client
 from workerctl.target import Target
+from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User
+from workerd.registry import load_routes
+from workerd.server import answering, listen
+from workerd.settings import Settings
 
 USER = "acrimon"
 _SECOND_NS = 10**9
@@ -51,6 +56,10 @@ class Daemon:
         return PkiFolder(self.state / "pki")
 
     @property
+    def port(self) -> int:
+        return int(self.endpoint.rpartition(":")[2])
+
+    @property
     def pid(self) -> int:
         if self.process is None:
             raise AssertionError("the daemon does not run")
@@ -83,20 +92,24 @@ class Daemon:
         """What it has said on standard error."""
         return self._errors.read_text()
 
-    def target(self, user: str = USER) -> Target:
-        return Target(self.endpoint, user, self.pki.path)
+    def target(self, user: str = USER, endpoint: str | None = None) -> Target:
+        """The daemon as a user sees it, through an endpoint that leads there if it is not its own."""
+        return Target(endpoint or self.endpoint, user, self.pki.path)
 
     def client(self, user: str = USER) -> Client:
         return Client(self.target(user))
 
-    def command(self, *arguments: str, user: str = USER) -> list[str]:
+    def command(self, *arguments: str, user: str = USER, endpoint: str | None = None) -> list[str]:
         """The command line of a workerctl that talks to this daemon."""
-        options = ("--endpoint", self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
+        options = ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
         return [sys.executable, "-m", "workerctl", *options, *arguments]
 
-    def workerctl(self, *arguments: str, user: str = USER, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+    def workerctl(
+        self, *arguments: str, user: str = USER, endpoint: str | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run workerctl against this daemon."""
-        return subprocess.run(self.command(*arguments, user=user), capture_output=True, timeout=timeout, check=False)
+        command = self.command(*arguments, user=user, endpoint=endpoint)
+        return subprocess.run(command, capture_output=True, timeout=60, check=False)
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.state / "jobs" / job_id)
@@ -140,3 +153,19 @@ def running_daemon(state: Path, *options: str, prefix: tuple[str, ...] = ()) -> 
         yield daemon
     finally:
         daemon.close()
+
+
+@contextlib.asynccontextmanager
+async def daemon_in_this_process(state: Path) -> AsyncIterator[Target]:
+    """Serve as the daemon does, within the loop of the test, where its tasks can be counted and faults be made."""
+    settings = Settings("127.0.0.1", 0, state, state / "pki")
+    PkiFolder(settings.pki_directory).initialize(users=[USER])
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a daemon raises for itself
+    try:
+        async with Engine(state) as engine:
+            with listen(settings) as listening:
+                async with answering(engine, settings, load_routes(), listening):
+                    yield Target(f"https://localhost:{listening.getsockname()[1]}", USER, settings.pki_directory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        end_jobs(state)

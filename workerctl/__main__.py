@@ -1,10 +1,14 @@
 """The command `workerctl`."""
 
+import atexit
+import gc
 import os
 import sys
+import threading
+from typing import NoReturn
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command."""
     # A standard descriptor that was closed is filled, or a connection would take its place and get what is printed.
     # What is written there fails as it did, with EBADF.
@@ -12,12 +16,27 @@ def main() -> None:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
     try:
+        gc.disable()  # nothing of what is imported is garbage
         from workerctl.app import main_with  # which takes a while, and Ctrl-C may come before it can be heard there
 
+        gc.freeze()
+        gc.enable()
         code = main_with(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process without taking the interpreter apart first, which is a sixth of a short command's time."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cyclopts
+import uvloop
 from cyclopts import App, Parameter
 
 from pki.errors import PkiError
@@ -78,7 +79,7 @@ def make_app(arguments: Sequence[str]) -> App:
             bound.arguments["context"] = context
         result = command(*bound.args, **bound.kwargs)
         if inspect.iscoroutine(result):
-            result = asyncio.run(result)
+            result = uvloop.run(result)
         return int(result or ExitCode.OK)
 
     return app

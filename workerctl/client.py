@@ -21,7 +21,9 @@ from typing import Self, TypeVar
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
+    Gap,
     Job,
+    JobEnd,
     JobState,
     ListRequest,
     ListResponse,
@@ -31,7 +33,6 @@ from worker_api.worker.v1 import (
     StopRequest,
     Stream,
     StreamLogRequest,
-    StreamLogResponse,
     WhoAmIRequest,
     WhoAmIResponse,
     WorkerServiceStub,
@@ -46,12 +47,14 @@ from workerctl.errors import (
     Unreachable,
     from_grpc,
 )
+from workerctl.events import LogEvent, Output, decode_event
 from workerctl.retry import Attempts, Patience
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
 T = TypeVar("T")
 
+_STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
 _FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError, DaemonNotStarted)
 
 
@@ -166,7 +169,7 @@ class Client:
         last_bytes: int | None = None,
         streams: Collection[Stream] = (),
         follow: bool = True,
-    ) -> AsyncGenerator[StreamLogResponse, None]:
+    ) -> AsyncGenerator[LogEvent, None]:
         """Read a job's log. A connection that breaks is taken up again where it was cut, without loss or doubling.
 
         Args:
@@ -175,6 +178,9 @@ class Client:
             last_bytes: begin so many bytes before the end as it stands instead; zero for only what is yet to come.
             streams: which streams; empty for all.
             follow: whether to go on until the job's end.
+
+        Yields:
+            Events in the order in which the output arrived; the end comes last, and only when the job has ended.
 
         Raises:
             GaveUp: the connection could not be taken up again for as long as the client's patience lasts.
@@ -189,17 +195,20 @@ class Client:
             channel = None
             try:
                 channel = await self._connect()
-                async with contextlib.aclosing(_stream_log(request, channel)) as events:
-                    async for event in events:
+                async with contextlib.aclosing(channel.receive(_STREAM_LOG, request)) as batches:
+                    async for messages in batches:
                         attempts.succeeded()
                         self.away = False
-                        if event.output is not None:
-                            offset = event.output.offset_bytes + len(event.output.data)
-                        elif event.gap is not None:
-                            offset = event.gap.to_offset_bytes
-                        yield event
-                        if event.end is not None:
-                            return
+                        for message in messages:
+                            event = decode_event(message)
+                            match event:
+                                case Output():
+                                    offset = event.offset_bytes + len(event.data)
+                                case Gap():
+                                    offset = event.to_offset_bytes
+                            yield event
+                            if isinstance(event, JobEnd):
+                                return
                 if follow:  # what is followed has an end: the call was cut off, however politely
                     raise StreamTerminatedError("the log stopped before its end")
             except _FAILURES as error:
@@ -275,13 +284,6 @@ def _translate(error: Exception, channel: WorkerChannel) -> Exception:
 
 async def _list(request: ListRequest, channel: WorkerChannel) -> ListResponse:
     return await WorkerServiceStub(channel).list(request)
-
-
-def _stream_log(request: StreamLogRequest, channel: WorkerChannel) -> AsyncGenerator[StreamLogResponse, None]:
-    events = WorkerServiceStub(channel).stream_log(request)
-    if not isinstance(events, AsyncGenerator):
-        raise AssertionError("betterproto2 streams with a generator")
-    return events
 
 
 def _job(job: Job | None) -> Job:

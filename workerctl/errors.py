@@ -15,6 +15,7 @@ ClientError
 │   ├── ProgramNotExecutable
 │   ├── Draining
 │   └── Unavailable
+├── EventUnknown
 └── LogDamaged
 """
 
@@ -127,6 +128,10 @@ class Draining(CallFailed):
 
 class Unavailable(CallFailed):
     """The daemon cannot serve now; the call may be made again."""
+
+
+class EventUnknown(ClientError):
+    """The daemon is newer, and says of a log what this client cannot make sense of."""
 
 
 class LogDamaged(ClientError):

@@ -3,9 +3,10 @@
 from collections.abc import Collection
 
 import xxhash
-from worker_api.worker.v1 import Gap, JobEnd, Output, Stream
+from worker_api.worker.v1 import Gap, JobEnd, Stream
 
 from workerctl.errors import LogDamaged
+from workerctl.events import Output
 
 
 class LogCheck:

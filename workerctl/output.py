@@ -15,14 +15,18 @@ import sys
 import threading
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import betterproto2
-from worker_api.worker.v1 import Exited, Job, JobEnd, Killed, Lost, Stopped, StreamLogResponse, TimedOut, User
+from worker_api.worker.v1 import Exited, Gap, Job, JobEnd, Killed, Lost, Stopped, TimedOut, User
 
+from workerctl.events import LogEvent, Output
 from workerctl.parameters import OutputFormat
 
 _LONGEST_COMMAND = 100  # characters, in a list
+_MOST_OUTSTANDING = 1 << 22  # bytes
+_SMALL_BYTES = 1 << 12  # what is cheaper to be put together than to be written by itself
 
 
 def print_result(message: betterproto2.Message, text: str, output: OutputFormat) -> None:
@@ -53,22 +57,29 @@ def to_plain(value: Any) -> Any:
             return value
 
 
-def event_to_plain(event: StreamLogResponse) -> dict[str, Any]:
+def event_to_plain(event: LogEvent) -> dict[str, Any]:
     """Turn an event of a log into one flat JSON object.
 
     The bytes of an output event are `text` where they are UTF-8, and otherwise `data_base64`.
     """
-    if event.output is not None:
-        plain = to_plain(event.output)
-        del plain["data"]
-        try:
-            content = {"text": event.output.data.decode()}
-        except UnicodeDecodeError:
-            content = {"data_base64": base64.b64encode(event.output.data).decode()}
-        return {"event": "output", **plain, **content}
-    if event.gap is not None:
-        return {"event": "gap", **to_plain(event.gap)}
-    return {"event": "end", **to_plain(event.end)}
+    match event:
+        case Output(data=data):
+            try:
+                content = {"text": data.decode()}
+            except UnicodeDecodeError:
+                content = {"data_base64": base64.b64encode(data).decode()}
+            return {
+                "event": "output",
+                "offset_bytes": event.offset_bytes,
+                "stream": to_plain(event.stream),
+                "time_unix_nano": event.time_unix_nano,
+                "stream_offset_bytes": event.stream_offset_bytes,
+                **content,
+            }
+        case Gap():
+            return {"event": "gap", **to_plain(event)}
+        case JobEnd():
+            return {"event": "end", **to_plain(event)}
 
 
 def describe_job(job: Job) -> str:
@@ -148,44 +159,82 @@ def write_all(descriptor: int, data: bytes) -> None:
 class Writer:
     """Writes in a thread of its own, so that a terminal or a pager that takes nothing stops nothing but the output.
 
-    Ctrl-C must be heard meanwhile, and the daemon's PINGs be answered. The thread is not waited for at the end of the
-    program (`threading.Thread.daemon`): it may be stuck for ever.
+    Ctrl-C must be heard meanwhile, and the daemon's PINGs be answered. An asynchronous context manager: it is left when
+    everything is written, but for a cancellation, which waits for nothing. The thread is not waited for at the end of
+    the program (`threading.Thread.daemon`): it may be stuck for ever.
     """
 
     def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[tuple[int, bytes, asyncio.Future[None]]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[list[tuple[int, list[bytes]]]] = queue.SimpleQueue()
+        self._collected: list[tuple[int, list[bytes]]] = []
+        self._outstanding = 0  # bytes, collected and ordered
+        self._progress = asyncio.Event()
+        self._problem: OSError | None = None
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._work, name="writer", daemon=True).start()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, asyncio.CancelledError | OSError):
+            await self.flush()
+
     async def write(self, descriptor: int, data: bytes) -> None:
-        """Write bytes as they are, and return when they are written.
+        """Write bytes as they are, soon: return at once, or when not too much is outstanding any more.
+
+        Raises:
+            OSError: as `write_all`, for what was to be written before.
+        """
+        if not self._collected:
+            self._loop.call_soon(self._order)  # whatever comes before the loop's next turn goes together
+        if len(data) < _SMALL_BYTES and self._collected and self._collected[-1][0] == descriptor:
+            self._collected[-1][1].append(data)
+        else:
+            self._collected.append((descriptor, [data]))
+        self._outstanding += len(data)
+        await self._wait(_MOST_OUTSTANDING)
+
+    async def flush(self) -> None:
+        """Return when everything is written.
 
         Raises:
             OSError: as `write_all`.
         """
-        done = self._loop.create_future()
-        self._orders.put((descriptor, data, done))
-        await done
+        await self._wait(0)
+
+    async def _wait(self, most: int) -> None:
+        while self._outstanding > most and self._problem is None:
+            self._progress.clear()
+            await self._progress.wait()
+        if self._problem is not None:
+            raise self._problem
+
+    def _order(self) -> None:
+        self._orders.put(self._collected)
+        self._collected = []
 
     def _work(self) -> None:
         while True:
-            descriptor, data, done = self._orders.get()
+            order = self._orders.get()
             problem: OSError | None = None
             try:
-                write_all(descriptor, data)
+                for descriptor, pieces in order:
+                    write_all(descriptor, pieces[0] if len(pieces) == 1 else b"".join(pieces))
             except OSError as error:
                 problem = error
+            written = sum(len(piece) for _, pieces in order for piece in pieces)
             with contextlib.suppress(RuntimeError):  # the loop was left meanwhile
-                self._loop.call_soon_threadsafe(_settle, done, problem)
+                self._loop.call_soon_threadsafe(self._settle, written, problem)
+            if problem is not None:
+                return
 
-
-def _settle(done: asyncio.Future[None], problem: OSError | None) -> None:
-    if done.cancelled():
-        return
-    if problem is None:
-        done.set_result(None)
-    else:
-        done.set_exception(problem)
+    def _settle(self, written: int, problem: OSError | None) -> None:
+        self._outstanding -= written
+        self._problem = problem
+        self._progress.set()
 
 
 def print_line(line: str) -> None:

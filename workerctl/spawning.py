@@ -13,7 +13,7 @@ from workerctl.errors import UsageInvalid
 from workerctl.output import print_line
 
 
-def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
+def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
     """Take `a,b` and repetitions of the option as one list."""
     del kind
     return [part for token in tokens for part in token.value.split(",")]
@@ -30,7 +30,7 @@ class JobOptions:
     args: Annotated[
         list[str] | None,
         Parameter(
-            converter=split_at_commas,
+            converter=_split_at_commas,
             allow_leading_hyphen=True,
             negative=(),
             n_tokens=1,
@@ -40,7 +40,7 @@ class JobOptions:
     envs: Annotated[
         list[str] | None,
         Parameter(
-            converter=split_at_commas,
+            converter=_split_at_commas,
             negative=(),
             n_tokens=1,
             help="Environment variables NAME=VALUE, split at commas; may be repeated.",
@@ -70,7 +70,7 @@ class JobOptions:
 
         Args:
             command: the program and its arguments, as they stand after `--`.
-            request_key: what makes a repeated spawn find the first job.
+            request_key: what makes a repeated spawn find the first job; empty for one that the client makes up.
 
         Raises:
             UsageInvalid: there is no program, or there are two, or a variable has no value.

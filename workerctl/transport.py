@@ -9,6 +9,7 @@
   which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
   grpclib's PINGs (`grpclib.protocol.Connection._ping`) end with a polite close, which waits for the peer that has gone,
   and stop after two when nothing is sent, which is all that a reader does.
+- The messages of a stream are taken as they come in, many at once: grpclib takes them one at a time.
 - A connection that is lost between two steps of a call ends the call, which grpclib would leave waiting.
 """
 
@@ -17,16 +18,19 @@ import errno
 import ssl
 import time
 from asyncio import BaseTransport, Transport
+from collections.abc import AsyncGenerator
 from typing import Any, cast
 
+from betterproto2 import Message
 from grpclib.client import Channel, Handler
 from grpclib.config import Configuration
-from grpclib.const import Status
+from grpclib.const import Cardinality, Status
 from grpclib.encoding.base import StatusDetailsCodecBase
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from h2.config import H2Configuration
+from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame
 from worker_api.google.rpc import Status as StatusMessage
 
@@ -34,6 +38,9 @@ from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS
 
 _CLOSE_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
+# A daemon's largest messages of output fit into one frame; every frame costs both sides some (RFC 9113 §4.2).
+_FRAME_BYTES = 1 << 19
+_PREFIX_BYTES = 5
 _TURNS = 4
 _PING = b"workerct"  # any eight bytes (RFC 9113 §6.7)
 
@@ -83,6 +90,8 @@ class _Protocol(H2Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         self.transport = cast("Transport", transport)
         super().connection_made(transport)
+        self.connection._connection.update_settings({SettingCodes.MAX_FRAME_SIZE: _FRAME_BYTES})
+        self.connection.flush()
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -157,6 +166,38 @@ class WorkerChannel(Channel):
             raise StreamTerminatedError("Connection lost")
         return protocol
 
+    async def receive(self, path: str, request: Message) -> AsyncGenerator[list[memoryview], None]:
+        """Call an RPC that answers with a stream of messages.
+
+        Args:
+            path: of the RPC, `/package.Service/Method`.
+
+        Yields:
+            Messages as they went over the wire, one or more at a time.
+
+        Raises:
+            GRPCError, StreamTerminatedError: as from a call with a stub.
+        """
+        cardinality = Cardinality.UNARY_STREAM
+        async with self.request(path, cardinality, type(request), type(request)) as stream:  # answers are not decoded
+            await stream.send_message(request, end=True)
+            await stream.recv_initial_metadata()
+            buffer = stream._stream.buffer
+            taken = 0
+            rest = b""
+            while True:
+                with stream._wrapper:  # raises what ended the connection
+                    buffer._ack_callback(taken)
+                    data, _, taken = await buffer._unacked.get()
+                if not taken:
+                    break
+                messages, rest = _split(rest + data if rest else data)
+                if messages:
+                    yield messages
+            if rest:
+                raise StreamTerminatedError("the last message is cut off")
+            await stream.recv_trailing_metadata()
+
     async def aclose(self) -> None:
         """Close the connection, and wait until it is closed."""
         self.close()
@@ -192,3 +233,23 @@ class WorkerChannel(Channel):
             said = (reason.reason or "").lower().replace("_", " ")
             return f"it refused the certificate ({said}): is it expired, or of another authority?"
         return "the connection was closed" if reason is None else f"the connection was lost: {reason}"
+
+
+def _split(data: bytes) -> tuple[list[memoryview], bytes]:
+    """Split what was received into whole messages and the rest.
+
+    Before each message stands whether it is compressed, and its length in four bytes, big-endian
+    (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message").
+    """
+    messages = []
+    view = memoryview(data)
+    start = 0
+    while start + _PREFIX_BYTES <= len(data):
+        if data[start]:
+            raise StreamTerminatedError("the daemon sent a compressed message, which was not asked for")
+        end = start + _PREFIX_BYTES + int.from_bytes(view[start + 1 : start + _PREFIX_BYTES])
+        if end > len(data):
+            break
+        messages.append(view[start + _PREFIX_BYTES : end])
+        start = end
+    return messages, data[start:]

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from pki.errors import PkiError
 from workerd.engine.errors import EngineError
-from workerd.engine.job import Durability
-from workerd.engine.storage import DEFAULT_MAX_LOG_BYTES, Storage
+from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
+from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.errors import ConfigurationInvalid, DaemonError
 from workerd.log import configure_log
 from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
@@ -31,17 +31,21 @@ def workerd(
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
     state_dir: Annotated[str | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
     pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
-    grace_seconds: Annotated[float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")] = 10.0,
+    grace_seconds: Annotated[
+        float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")
+    ] = DEFAULT_GRACE_SECONDS,
     max_log_bytes: Annotated[
         int, Parameter(help="What one log may take of the disk; beyond it the oldest output goes. 0: any amount.")
-    ] = DEFAULT_MAX_LOG_BYTES,
+    ] = DEFAULT_STORAGE.max_log_bytes,
     max_total_bytes: Annotated[
         int, Parameter(help="What all jobs may take; beyond it those that ended first are removed. 0: any amount.")
-    ] = 0,
-    max_age_seconds: Annotated[float, Parameter(help="How long after their end jobs are removed. 0: never.")] = 0.0,
+    ] = DEFAULT_STORAGE.max_total_bytes,
+    max_age_seconds: Annotated[
+        float, Parameter(help="How long after their end jobs are removed. 0: never.")
+    ] = DEFAULT_STORAGE.max_age_seconds,
     durability: Annotated[
         Durability, Parameter(help="When logs are forced to the disk: at a job's end, or also every 5 s.")
-    ] = Durability.INTERVAL,
+    ] = DEFAULT_STORAGE.durability,
     keepalive_seconds: Annotated[
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
@@ -58,13 +62,13 @@ def workerd(
     Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
     """
     settings = make_settings(
-        listen,
-        Path(state_dir) if state_dir else None,
-        Path(pki_dir) if pki_dir else None,
-        grace_seconds,
-        Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
-        keepalive_seconds,
-        processes,
+        listen=listen,
+        state_dir=Path(state_dir) if state_dir else None,
+        pki_dir=Path(pki_dir) if pki_dir else None,
+        grace_seconds=grace_seconds,
+        storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
+        keepalive_seconds=keepalive_seconds,
+        processes=processes,
     )
     try:
         if drain:

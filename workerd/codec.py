@@ -14,22 +14,16 @@ from workerd.wire import check
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A message in its wire format, made without building the message."""
+    """One or more messages of a stream as they go over the wire, each with its length before it."""
 
     data: bytes
 
 
 class Codec(ProtoCodec):
-    """Protocol buffers; what is `Encoded` passes through."""
-
-    def encode(self, message: Any, message_type: Any) -> bytes:
-        """Encode one message."""
-        if type(message) is Encoded:
-            return message.data
-        return super().encode(message, message_type)
+    """Protocol buffers, strictly decoded."""
 
     def decode(self, data: bytes, message_type: Any) -> Any:
-        """Decode one message, strictly: betterproto2 alone passes over what is cut off or of another type.
+        """Decode one message: betterproto2 alone passes over what is cut off or of another type.
 
         Raises:
             ValueError: the bytes are no message of this type.

@@ -26,8 +26,8 @@ def drain(state_directory: Path) -> int:
     Raises:
         DrainFailed: there is no daemon, or it ended, or went on, with jobs left.
     """
-    marker = Shelf(state_directory).drain
-    daemon = _find_daemon(state_directory)
+    shelf = Shelf(state_directory)
+    marker, daemon = shelf.drain, _find_daemon(shelf)
     progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         left = _wait(daemon, marker, progress)
@@ -66,9 +66,9 @@ def _wait(daemon: int, marker: Path, progress: int) -> str:
                 pass
 
 
-def _find_daemon(state_directory: Path) -> int:
+def _find_daemon(shelf: Shelf) -> int:
     """Give a descriptor that can be read once the daemon of a state directory has ended (pidfd_open(2))."""
-    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError), open(state_directory / "lock") as lock:
+    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError), open(shelf.lock) as lock:
         daemon = os.pidfd_open(int(lock.read()))
         try:
             # After the process was opened: if the lock is held now, that process is the one that holds it.
@@ -76,7 +76,7 @@ def _find_daemon(state_directory: Path) -> int:
         except BlockingIOError:
             return daemon
         os.close(daemon)
-    raise DrainFailed(f"no workerd serves the state directory {state_directory}")
+    raise DrainFailed(f"no workerd serves the state directory {shelf.directory}")
 
 
 def _jobs(left: str) -> str:

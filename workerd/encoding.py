@@ -1,37 +1,70 @@
-"""The wire format of output events, written without building messages: nearly every byte sent goes through here.
+"""The wire format of a log's events, several at a time: nearly every byte sent goes through here.
 
-Field numbers and types are those of `StreamLogResponse` and `Output` in api.proto; a test compares the bytes with what
-betterproto2 makes of the same event.
+Output events are written without building messages. Field numbers and types are those of `StreamLogResponse` and
+`Output` in api.proto; a test compares the bytes with what betterproto2 makes of the same event.
 """
 
+from collections.abc import Iterable
+
+from worker_api.worker.v1 import Gap, StreamLogResponse
+
 from workerd.codec import Encoded
-from workerd.engine.reader import Output
+from workerd.engine import reader
+from workerd.engine.job import JobEnd
+from workerd.translate import to_end
 
 # Tags: field number << 3 | wire type (https://protobuf.dev/programming-guides/encoding, "Message Structure").
 _RESPONSE_OUTPUT = b"\x0a"
 _OFFSET, _STREAM, _TIME, _STREAM_OFFSET, _DATA = b"\x08", b"\x10", b"\x18", b"\x20", b"\x2a"
+# What stands before each message: that it is not compressed, and its length in four bytes, big-endian
+# (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message").
+_UNCOMPRESSED = b"\0"
 
 
-def encode_output(output: Output) -> Encoded:
-    """Encode a StreamLogResponse that holds an output event; zeros are left out, as proto3 has it."""
-    head = b"".join(
-        tag + _varint(value)
-        for tag, value in (
-            (_OFFSET, output.offset),
-            (_STREAM, output.stream),
-            (_TIME, output.time_ns),
-            (_STREAM_OFFSET, output.stream_offset),
-        )
-        if value
-    )
-    head += _DATA + _varint(len(output.data))
-    return Encoded(b"".join((_RESPONSE_OUTPUT, _varint(len(head) + len(output.data)), head, output.data)))
+def encode_events(events: Iterable[reader.Output | reader.Gap | JobEnd]) -> Encoded:
+    """Encode events, each as one StreamLogResponse."""
+    parts: list[bytes] = []
+    for event in events:
+        match event:
+            case reader.Output(data=data):
+                head = _head(event)
+                parts += (_UNCOMPRESSED, (len(head) + len(data)).to_bytes(4), head, data)
+            case reader.Gap(start=start, end=end):
+                parts += _framed(StreamLogResponse(gap=Gap(from_offset_bytes=start, to_offset_bytes=end)))
+            case JobEnd():
+                parts += _framed(StreamLogResponse(end=to_end(event)))
+    return Encoded(b"".join(parts))
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
+def _framed(message: StreamLogResponse) -> tuple[bytes, ...]:
+    data = bytes(message)
+    return _UNCOMPRESSED, len(data).to_bytes(4), data
+
+
+def _head(output: reader.Output) -> bytes:
+    """Encode a StreamLogResponse that holds an output event, all but the data, which comes last.
+
+    Zeros are left out, as proto3 has it.
+    """
+    fields = bytearray()
+    for tag, value in (
+        (_OFFSET, output.offset),
+        (_STREAM, output.stream),
+        (_TIME, output.time_ns),
+        (_STREAM_OFFSET, output.stream_offset),
+    ):
+        if value:
+            fields += tag
+            _add_varint(fields, value)
+    fields += _DATA
+    _add_varint(fields, len(output.data))
+    head = bytearray(_RESPONSE_OUTPUT)
+    _add_varint(head, len(fields) + len(output.data))
+    return bytes(head + fields)
+
+
+def _add_varint(out: bytearray, value: int) -> None:
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     out.append(value)
-    return bytes(out)

@@ -24,7 +24,7 @@ from workerd.errors import NotPermitted, ShuttingDown, to_grpc
 from workerd.handler import Call
 from workerd.policy import allows
 from workerd.registry import Route
-from workerd.transport import bound_request
+from workerd.transport import bound_request, send
 
 log = structlog.get_logger()
 
@@ -109,7 +109,7 @@ class Gate:
             if route.method.cardinality.server_streaming:
                 async with contextlib.aclosing(route.handler.function(call, request)) as responses:
                     async for response in responses:
-                        await stream.send_message(response)
+                        await send(stream, response)
             else:
                 await stream.send_message(await route.handler.function(call, request))
         except (GRPCError, StreamTerminatedError):

@@ -127,9 +127,15 @@ class ApiProcesses:
         return [process.pid for process in self._running.values()]
 
     async def _keep(self, slot: int) -> None:
-        deaths = 0  # one after another, each soon after its start
+        deaths = 0  # one after another, each soon after its start, or before it
         while not self._ending.is_set():
-            process, report = self._start()
+            try:
+                process, report = self._start()
+            except OSError as error:  # no process, no memory, no descriptor: that may pass
+                deaths += 1
+                log.error("an API process cannot be started yet", error=str(error))
+                await self._pause(_pause_seconds(deaths))
+                continue
             self._running[slot] = process
             answer = await read_to_end(report)
             if answer == SERVING:
@@ -143,17 +149,19 @@ class ApiProcesses:
                 raise ConfigurationInvalid(answer.decode(errors="replace"))
             settled = answer == SERVING and asyncio.get_running_loop().time() - began >= _SETTLED_SECONDS
             deaths = 0 if settled else deaths + 1
-            pause = 0.0 if deaths <= 1 else min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** (deaths - 2))
             log.warning(
                 "an API process ended and is replaced",
                 process=process.pid,
                 how=_how(process.returncode),
                 ended_soon_after_start=deaths,
-                wait_seconds=pause,
+                wait_seconds=_pause_seconds(deaths),
             )
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._ending.wait()
+            await self._pause(_pause_seconds(deaths))
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
 
     def _start(self) -> tuple[subprocess.Popen[bytes], int]:
         report, theirs = os.pipe()
@@ -197,6 +205,10 @@ async def _wait_end(process: subprocess.Popen[bytes]) -> None:
         asyncio.get_running_loop().remove_reader(handle)
         os.close(handle)
     process.wait()
+
+
+def _pause_seconds(deaths: int) -> float:
+    return 0.0 if deaths <= 1 else min(_LONGEST_PAUSE_SECONDS, _FIRST_PAUSE_SECONDS * 2.0 ** min(deaths - 2, 9))
 
 
 def _how(code: int) -> str:

@@ -70,9 +70,11 @@ async def answering(
     )
     _raise_descriptor_limit()
     await server.start(sock=listening, ssl=server_context(folder))
-    yield gate
-    await gate.close(_CLOSE_SECONDS)
-    server.close()
+    try:
+        yield gate
+    finally:
+        await gate.close(_CLOSE_SECONDS)
+        server.close()
 
 
 def prepare(settings: Settings) -> None:
@@ -142,7 +144,7 @@ def listen(settings: Settings, *, shared: bool = False) -> Iterator[socket.socke
         try:
             listening.listen(_BACKLOG)
         except OSError as error:
-            raise cannot_listen(settings, error) from error
+            raise _cannot_listen(settings, error) from error
         yield listening
 
 
@@ -168,11 +170,11 @@ def bind(settings: Settings, *, shared: bool) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise cannot_listen(settings, error) from error
+        raise _cannot_listen(settings, error) from error
     return bound
 
 
-def cannot_listen(settings: Settings, error: OSError) -> CannotListen:
+def _cannot_listen(settings: Settings, error: OSError) -> CannotListen:
     """Say that an address cannot be listened on."""
     return CannotListen(settings.host, settings.port, error.strerror or str(error))
 

@@ -44,6 +44,7 @@ class Settings:
 
 
 def make_settings(
+    *,
     listen: str,
     state_dir: Path | None,
     pki_dir: Path | None,
@@ -76,5 +77,12 @@ def make_settings(
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
     return Settings(
-        host, int(port), state_directory, pki_directory, grace_seconds, storage, keepalive_seconds, processes
+        host=host,
+        port=int(port),
+        state_directory=state_directory,
+        pki_directory=pki_directory,
+        grace_seconds=grace_seconds,
+        storage=storage,
+        keepalive_seconds=keepalive_seconds,
+        processes=processes,
     )

@@ -2,6 +2,7 @@
 
 - A call of an RPC that nobody serves is answered in full: grpclib's own answer lacks the content type, which its own
   client then takes for the failure (`grpclib.server._abort`).
+- Messages that are encoded already are sent as they are, many at once: grpclib sends one at a time.
 - A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
   is not acknowledged, so HTTP/2's flow control bounds what comes of it.
 - A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
@@ -20,6 +21,8 @@ from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
 
+from workerd.codec import Encoded
+
 _TURNS = 4
 _PING = b"workerd\0"  # any eight bytes (RFC 9113 §6.7)
 # Above all arguments and variables that the kernel takes together, three quarters of 8 MiB (execve(2)).
@@ -36,6 +39,16 @@ def bound_request(stream: Stream[Any, Any]) -> None:
         return await receive(size)
 
     stream._stream.recv_data = receive_bounded  # type: ignore[method-assign]
+
+
+async def send(stream: Stream[Any, Any], response: Any) -> None:
+    """Send a message, or the messages that are `Encoded`."""
+    if type(response) is not Encoded:
+        await stream.send_message(response)
+        return
+    if not stream._send_initial_metadata_done:
+        await stream.send_initial_metadata()
+    await stream._stream.send_data(response.data)
 
 
 class _Routes(dict[str, Handler]):

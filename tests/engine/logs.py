@@ -1,7 +1,9 @@
 """Reading whole logs in tests."""
 
 import asyncio
+import contextlib
 import sys
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,12 +35,29 @@ class Log:
         return self.data(Stream.STDERR)
 
 
+async def log_events(
+    engine: Engine,
+    job_id: str,
+    start: Start | None = None,
+    streams: Collection[Stream] = frozenset(Stream),
+    *,
+    follow: bool = True,
+) -> AsyncGenerator[Output | Gap | JobEnd, None]:
+    """Read a log event by event."""
+    log = engine.read_log(job_id, start or Start(), streams, follow=follow)
+    async with contextlib.aclosing(log) as batches:
+        async for events in batches:
+            assert events
+            for event in events:
+                yield event
+
+
 async def read_log(
     engine: Engine, job_id: str, start: Start | None = None, streams: frozenset[Stream] = frozenset(Stream)
 ) -> Log:
     """Read a log to its end; an event after the end is an error."""
     log = Log()
-    async for event in engine.read_log(job_id, start or Start(), streams, follow=True):
+    async for event in log_events(engine, job_id, start, streams):
         assert log.end is None, "an event came after the end"
         if isinstance(event, JobEnd):
             log.end = event
@@ -51,7 +70,7 @@ async def read_log(
 async def wait_for_output(engine: Engine, job_id: str, text: bytes) -> bytes:
     """Wait until a job has printed something on its standard output; return all that it has printed by then."""
     printed = b""
-    async for event in engine.read_log(job_id, Start(), frozenset({Stream.STDOUT}), follow=True):
+    async for event in log_events(engine, job_id, streams={Stream.STDOUT}):
         assert isinstance(event, Output), f"the job ended before it printed {text!r}: {event}"
         printed += event.data
         if text in printed:

@@ -1,13 +1,17 @@
 """The catalogue may be deleted, damaged or of an older make: the folders give it back."""
 
+import asyncio
+import shutil
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell
+from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
+from workerd.engine.folder import JobFolder
 
 FILES = ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm")
 
@@ -15,6 +19,25 @@ FILES = ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm")
 async def listed(engine: Engine) -> list[str]:
     page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
     return [job.id for job in page.jobs]
+
+
+async def test_a_long_list_leaves_others_their_turn(engine: Engine) -> None:
+    count = 5
+    for _ in range(count):
+        await read_log(engine, await engine.spawn(shell("true")))
+    await engine.wait_scanned()
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    other = asyncio.create_task(take_turns())
+    assert len(await listed(engine)) == count
+    assert turns >= count - 1
+    other.cancel()
 
 
 @pytest.mark.parametrize("files", [FILES, FILES[:1]], ids=["all", "alone"])
@@ -54,15 +77,16 @@ async def test_one_that_is_damaged_or_older_is_made_again(tmp_path: Path) -> Non
 
 
 async def test_a_folder_that_somebody_deleted_is_forgotten(tmp_path: Path) -> None:
+    """Whether its job was known to have ended or not."""
     async with Engine(tmp_path) as engine:
         ids = [await engine.spawn(shell("true")) for _ in range(2)]
         for job_id in ids:
             await read_log(engine, job_id)
-    gone = tmp_path / "jobs" / ids[0]
-    for path in gone.iterdir():
-        path.unlink()
-    gone.rmdir()
+    shutil.rmtree(tmp_path / "jobs" / ids[0])
+    with Catalog(tmp_path / FILES[0]) as catalog:
+        spec = JobFolder(tmp_path / "jobs" / ids[1]).read_spec()
+        catalog.add(msgspec.structs.replace(spec, id="00000000-0000-4000-8000-000000000000"))
     async with Engine(tmp_path) as engine:
         assert await listed(engine) == ids[1:]
-        assert engine._shelf.catalog.ended()[0].id == ids[1]
-    end_jobs(tmp_path)
+        assert [job.id for job in engine._shelf.catalog.ended()] == ids[1:]
+        assert engine._shelf.catalog.unended() == []

@@ -14,8 +14,9 @@ import pytest
 
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell, wait_for_output
+from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
-from workerd.engine.errors import CannotStart, Draining, ProgramNotFound
+from workerd.engine.errors import CannotStart, CatalogFailed, Draining, ProgramNotFound
 from workerd.engine.job import JobState, Lost
 from workerd.engine.keeper import Keeper
 from workerd.engine.request import SpawnRequest
@@ -201,6 +202,43 @@ async def test_a_busy_catalogue_fails_no_spawn(engines: list[Engine], tmp_path: 
             await asyncio.sleep(0.01)
 
 
+async def test_a_scan_that_failed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.05,))
+    mark, failures = Catalog.mark_complete, [CatalogFailed(tmp_path, "no room"), OSError("no descriptor")]
+
+    def fail(catalog: Catalog) -> None:
+        if failures:
+            raise failures.pop()
+        mark(catalog)
+
+    monkeypatch.setattr(Catalog, "mark_complete", fail)
+    async with Engine(tmp_path) as engine, asyncio.timeout(30):
+        page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+        assert page.jobs == ()
+    assert failures == []
+
+
+async def test_a_job_that_the_catalogue_does_not_take_is_watched_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("echo ready; exec sleep 1000"))
+        await wait_for_output(engine, job_id, b"ready")
+
+    def fail(*_: object) -> None:
+        raise CatalogFailed(tmp_path, "no room")
+
+    monkeypatch.setattr(Catalog, "add_found", fail)
+    async with Engine(tmp_path) as engine:
+        await engine.wait_scanned()
+        supervisor = parent_of(engine.status(job_id).status.pid)
+        assert supervisor
+        os.kill(supervisor, signal.SIGKILL)
+        end = (await asyncio.wait_for(read_log(engine, job_id), 30)).end
+    assert end is not None
+    assert isinstance(end.cause, Lost)
+
+
 async def test_a_catalogue_that_is_deleted_is_made_again_for_every_engine(
     engines: list[Engine], tmp_path: Path
 ) -> None:
@@ -241,6 +279,12 @@ async def test_a_drain_waits_for_a_job_that_is_only_being_started(tmp_path: Path
         gate.write_text("")
         await read_log(engine, job_id)
         await asyncio.wait_for(drained, 60)
+
+
+async def test_a_drain_whose_progress_has_no_room_comes_to_its_end(tmp_path: Path) -> None:
+    async with Keeper(tmp_path) as keeper:
+        (tmp_path / "drain").symlink_to("/dev/full")
+        await asyncio.wait_for(keeper.wait_drained(), 30)
 
 
 async def test_the_next_keeper_waits_for_processes_that_a_killed_one_left(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A job that prints more than its log may take."""
 
+import errno
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -8,9 +10,10 @@ import pytest
 import xxhash
 
 from tests.daemon import Daemon
-from tests.engine.logs import read_log, run, shell
+from tests.engine.logs import log_events, read_log, run, shell
+from workerd.engine import linux
 from workerd.engine.engine import Engine, Start
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, StorageUnfit
 from workerd.engine.job import Lost, Stream, StreamSummary
 from workerd.engine.reader import Gap, Output
 from workerd.engine.storage import MIN_LOG_BYTES, Storage
@@ -43,7 +46,7 @@ async def test_the_newest_output_is_kept_and_the_rest_is_a_gap(engine: Engine) -
 
 async def test_a_lost_job_over_its_limit_keeps_what_it_had(engine: Engine) -> None:
     job_id = await engine.spawn(shell(f"{PRINT}; exec sleep 1000", max_log_bytes=MIN_LOG_BYTES))
-    async for event in engine.read_log(job_id, Start(), frozenset({Stream.STDERR}), follow=True):
+    async for event in log_events(engine, job_id, streams={Stream.STDERR}):
         if isinstance(event, Output):
             break
     supervisor = parent_of(engine.status(job_id).status.pid)
@@ -56,6 +59,20 @@ async def test_a_lost_job_over_its_limit_keeps_what_it_had(engine: Engine) -> No
     assert PRINTED.endswith(log.stdout)
     assert log.stderr == b"end\n"
     assert log.end.stdout == StreamSummary(len(PRINTED), ""), "nobody can tell the digest of what has gone"
+
+
+async def test_a_file_system_that_cannot_release_parts_of_a_file_is_refused_unless_logs_have_no_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(linux, "punch_hole", refuse)
+    with pytest.raises(StorageUnfit, match=re.escape(str(tmp_path))):
+        async with Engine(tmp_path):
+            pass
+    async with Engine(tmp_path, Storage(max_log_bytes=0)) as engine:
+        assert (await run(engine, shell("echo hi"))).stdout == b"hi\n"
 
 
 async def test_no_job_may_ask_for_more_than_is_allowed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.logs import ME, Log, program, read_log, run, shell
+from tests.engine.logs import ME, Log, log_events, program, read_log, run, shell
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import JobEnd, Stream
@@ -67,7 +67,7 @@ async def _read_later(
     engine: Engine, job_id: str, when: int, where: float, streams: frozenset[Stream]
 ) -> tuple[int, Log]:
     size = 0
-    async for event in engine.read_log(job_id, Start(), frozenset(Stream), follow=True):
+    async for event in log_events(engine, job_id):
         if isinstance(event, Output):
             size = event.offset + len(event.data)
         if size >= when or isinstance(event, JobEnd):
@@ -113,10 +113,10 @@ async def test_a_hundred_followers_get_the_same(engine: Engine) -> None:
 
 async def test_without_follow_a_running_jobs_log_ends_where_it_is(engine: Engine) -> None:
     job_id = await engine.spawn(shell("echo ready; exec sleep 1000"))
-    async for event in engine.read_log(job_id, Start(), list(Stream), follow=True):
+    async for event in log_events(engine, job_id):
         assert isinstance(event, Output)
         break
-    events = [event async for event in engine.read_log(job_id, Start(), list(Stream), follow=False)]
+    events = [event async for event in log_events(engine, job_id, follow=False)]
     assert [event.data for event in events if isinstance(event, Output)] == [b"ready\n"]
     assert not any(isinstance(event, JobEnd) for event in events)
     await engine.stop(job_id, ME, 0)
@@ -125,7 +125,7 @@ async def test_without_follow_a_running_jobs_log_ends_where_it_is(engine: Engine
 async def test_without_follow_an_ended_jobs_log_has_its_end(engine: Engine) -> None:
     job_id = await engine.spawn(shell("echo over"))
     await read_log(engine, job_id)
-    events = [event async for event in engine.read_log(job_id, Start(), list(Stream), follow=False)]
+    events = [event async for event in log_events(engine, job_id, follow=False)]
     assert isinstance(events[-1], JobEnd)
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.daemon import end_jobs
-from tests.engine.logs import ME, has_ended, program
+from tests.engine.logs import ME, has_ended, log_events, program
 from tests.programs.obey import pattern
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import JobNotFound
@@ -228,7 +228,7 @@ class Machine(RuleBasedStateMachine):
         events: list[Output | Gap | JobEnd] = []
 
         async def run() -> None:
-            async for event in self.engine.read_log(job.id, Start(start), set(Stream), follow=True):
+            async for event in log_events(self.engine, job.id, Start(start)):
                 events.append(event)  # noqa: PERF401 - one by one, for those that came before a crash count
 
         async def begin() -> asyncio.Task[None]:
@@ -328,17 +328,17 @@ class Machine(RuleBasedStateMachine):
     async def captured(self, job: Model) -> None:
         end = len(job.printed)
         position = end - job.streams[-1][1]
-        async for event in self.engine.read_log(job.id, Start(position), set(Stream), follow=True):
+        async for event in log_events(self.engine, job.id, Start(position)):
             assert not isinstance(event, JobEnd)
             position = event.end if isinstance(event, Gap) else event.offset + len(event.data)
             if position == end:
                 return
 
     async def collect(self, job: Model, start: int, streams: set[Stream]) -> list[Output | Gap | JobEnd]:
-        return [event async for event in self.engine.read_log(job.id, Start(start), streams, follow=False)]
+        return [event async for event in log_events(self.engine, job.id, Start(start), streams, follow=False)]
 
     async def end_of(self, job: Model) -> JobEnd:
-        async for event in self.engine.read_log(job.id, Start(last=0), set(), follow=True):
+        async for event in log_events(self.engine, job.id, Start(last=0), set()):
             if isinstance(event, JobEnd):
                 return event
         raise AssertionError("the log stopped before its end")

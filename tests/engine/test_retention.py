@@ -1,14 +1,16 @@
 """Which jobs are removed by themselves, and which never are."""
 
 import asyncio
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell, wait_for_output
-from workerd.engine.catalog import EndedJob
+from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
 from workerd.engine.retention import choose_removals, seconds_until_next
@@ -78,6 +80,37 @@ async def test_the_total_is_kept_to_also_by_an_engine_that_comes_later(tmp_path:
         await removed(engine, jobs[1])
         assert {path.name for path in (tmp_path / "jobs").iterdir()} == set(jobs[2:])
         assert len((await read_log(engine, jobs[2])).stdout) == 1_000_000
+
+
+async def test_the_total_is_kept_to_though_a_job_that_counts_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one does whose spawn fails just when its folder is to be measured."""
+    monkeypatch.setattr(Catalog, "unended", lambda _: ["00000000-0000-4000-8000-000000000000"])
+    async with Engine(tmp_path, Storage(max_total_bytes=1)) as engine:
+        job_id = await engine.spawn(shell("echo over"))
+        await removed(engine, job_id)
+
+
+def test_a_file_that_vanishes_while_it_is_measured_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `status.new` does, whenever a supervisor says where its job stands."""
+    with (tmp_path / "output").open("wb") as output:
+        os.posix_fallocate(output.fileno(), 0, 8192)
+    size = disk_bytes(tmp_path)
+    (tmp_path / "status.new").touch()
+    scandir = os.scandir
+
+    @contextlib.contextmanager
+    def scan_late(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        (path / "status.new").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", scan_late)
+    assert disk_bytes(tmp_path) == size > 0
 
 
 async def test_what_was_left_half_removed_is_removed_at_the_next_start(tmp_path: Path) -> None:

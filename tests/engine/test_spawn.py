@@ -89,6 +89,13 @@ async def test_a_file_of_no_format_is_not_executable(engine: Engine, tmp_path: P
         await engine.spawn(SpawnRequest(owner=ME, program=str(script)))
 
 
+async def test_a_state_directory_that_is_broken_is_no_want_of_room(engine: Engine, tmp_path: Path) -> None:
+    """Nobody is told to make room, which would not help."""
+    (tmp_path / "state" / "drafts").rmdir()
+    with pytest.raises(FileNotFoundError):
+        await engine.spawn(shell("true"))
+
+
 async def test_a_missing_working_directory_fails_the_spawn(engine: Engine) -> None:
     with pytest.raises(WorkingDirectoryUnusable):
         await engine.spawn(shell("true", working_directory="/no/such/directory"))

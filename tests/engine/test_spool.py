@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import ANY
@@ -17,7 +18,7 @@ from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Stream
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output, measure
-from workerd.engine.record import RECORD_SIZE
+from workerd.engine.record import RECORD_SIZE, Record
 from workerd.engine.spool import SpoolWriter
 
 WRITES = st.tuples(st.just("write"), st.sampled_from(Stream), st.binary(min_size=1, max_size=300))
@@ -48,15 +49,14 @@ def test_every_reader_gets_exactly_what_was_written(steps: list[tuple[str, objec
                     readers.append((reader, start, streams, []))
                 case "read", int(which), int(count) if readers:
                     reader, _, _, got = readers[which % len(readers)]
-                    for event, _ in zip(reader.read(), range(count), strict=False):
-                        got.append(event)
+                    got += [event for _ in range(count) for event in reader.read()]
         writer.end()
         kept_from = measure(folder).kept_from
         assert kept_from == 0 if limit == 0 else len(written) - kept_from <= max(limit, 600)
         for reader, start, streams, got in readers:
             while not reader.complete:
                 got.extend(reader.read())
-            assert list(reader.read()) == []
+            assert reader.read() == []
             _check(written, start, streams, got, kept_from)
 
 
@@ -108,7 +108,7 @@ def test_a_log_over_its_limit_gives_the_disk_back(tmp_path: Path) -> None:
         digest.update(b"x" * 200)
     assert writer.summary(Stream.STDOUT).xxh3_128 == digest.hexdigest()
     with LogReader(folder) as reader:
-        events = list(reader.read())
+        events = reader.read()
         while not reader.complete:
             events += reader.read()
     assert isinstance(events[0], Gap)
@@ -117,20 +117,36 @@ def test_a_log_over_its_limit_gives_the_disk_back(tmp_path: Path) -> None:
     assert not any(isinstance(event, Gap) for event in events[1:])
 
 
-def test_a_reader_that_is_overtaken_finds_a_gap_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["between two reads", "after the records, before the bytes", "after the bytes"])
+def test_a_reader_that_is_overtaken_finds_a_gap_and_goes_on(tmp_path: Path, moment: str) -> None:
     folder = JobFolder(tmp_path)
     writer = SpoolWriter(folder, 2000)
-    with LogReader(folder) as reader:
-        writer.append(Stream.STDOUT, memoryview(b"a" * 500))
-        writer.append(Stream.STDERR, memoryview(b"b" * 500))
-        events = reader.read()
-        assert next(events) == Output(0, Stream.STDOUT, ANY, 0, b"a" * 500)
+
+    def overtake() -> None:
         for _ in range(10):
             writer.append(Stream.STDOUT, memoryview(b"c" * 500))
-        gap = next(events)
+
+    class Overtaken(LogReader):
+        def _records(self) -> Iterator[Record]:
+            yield from super()._records()
+            if moment == "after the records, before the bytes" and self.position == 500:
+                overtake()
+
+    with Overtaken(folder) as reader:
+        writer.append(Stream.STDOUT, memoryview(b"a" * 500))
+        assert reader.read() == [Output(0, Stream.STDOUT, ANY, 0, b"a" * 500)]
+        writer.append(Stream.STDERR, memoryview(b"b" * 500))
+        if moment == "between two reads":
+            overtake()
+        events = reader.read()
+        if moment == "after the bytes":
+            assert events == [Output(500, Stream.STDERR, ANY, 0, b"b" * 500)]
+            overtake()
+            events = reader.read()
+        (gap,) = events
         assert isinstance(gap, Gap)
-        assert gap.start == 500
-        after = [*events, *reader.read()][0]
+        assert gap.start == reader.position - (gap.end - gap.start) == (1000 if moment == "after the bytes" else 500)
+        after = reader.read()[0]
         assert isinstance(after, Output)
         assert (after.offset, set(after.data)) == (gap.end, {ord("c")})
 
@@ -170,7 +186,7 @@ def test_neighbouring_writes_of_one_stream_come_as_few_events(tmp_path: Path) ->
         writer.append(Stream.STDOUT, memoryview(b"a line\n"))
     writer.end()
     with LogReader(folder) as reader:
-        assert len(list(reader.read())) == 1
+        assert len(reader.read()) == 1
 
 
 def test_a_record_that_is_being_written_is_read_later(tmp_path: Path) -> None:
@@ -199,4 +215,4 @@ def test_a_damaged_record_in_the_middle_is_an_error_and_no_endless_wait(tmp_path
     with LogReader(folder) as reader:
         assert [event.data for event in reader.read() if isinstance(event, Output)] == [b"first"]
         with pytest.raises(SpoolCorrupt):
-            list(reader.read())
+            reader.read()

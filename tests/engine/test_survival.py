@@ -1,9 +1,11 @@
 """Jobs belong to no engine: what happens when engines, zygotes and supervisors end."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ import pytest
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, has_ended, program, read_log, shell, wait_for_output
 from workerd.engine.engine import Engine
-from workerd.engine.errors import LauncherFailed, StateDirectoryInUse
+from workerd.engine.errors import JobNotFound, LauncherFailed, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Exited, JobState, JobStatus, Lost, Stopped
+from workerd.engine.job import Exited, JobState, JobStatus, Lost, Stopped, Stream
+from workerd.engine.reader import LogReader
 from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import DEFAULT_STORAGE
 from workerd.engine.tree import parent_of
+from workerd.engine.watcher import Watcher
 
 
 async def test_a_job_outlives_the_engine_and_another_one_takes_it_up(tmp_path: Path) -> None:
@@ -108,6 +112,38 @@ async def test_a_folder_of_a_job_that_was_never_started_is_removed(tmp_path: Pat
     async with Engine(tmp_path) as engine:
         await engine.wait_scanned()
     assert not abandoned.exists()
+
+
+async def test_a_job_that_another_process_removes_just_then_is_not_found(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its status was read, and before anything else of it is."""
+    job_ids = [await engine.spawn(shell("true")) for _ in range(3)]
+    for job_id in job_ids:
+        await read_log(engine, job_id)
+    watch, opened = Watcher.watch, LogReader.__init__
+
+    def remove() -> None:
+        job_id = job_ids.pop()
+        (tmp_path / "state" / "jobs" / job_id).rename(tmp_path / job_id)
+
+    def watch_late(self: Watcher, path: Path) -> AbstractContextManager[asyncio.Event]:
+        remove()
+        return watch(self, path)
+
+    def open_late(self: LogReader, folder: JobFolder, streams: frozenset[Stream]) -> None:
+        remove()
+        opened(self, folder, streams)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watcher, "watch", watch_late)
+        with pytest.raises(JobNotFound):
+            await engine.stop(job_ids[-1], ME, 0)
+        with pytest.raises(JobNotFound):
+            await read_log(engine, job_ids[-1])
+    monkeypatch.setattr(LogReader, "__init__", open_late)
+    with pytest.raises(JobNotFound):
+        await read_log(engine, job_ids[-1])
 
 
 async def test_two_engines_do_not_share_a_state_directory(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tests.faults.jobs import Job
 from tests.faults.processes import processes_of_jobs, wait_until
 from tests.faults.record import Record
 from tests.faults.world import World
+from workerctl.events import Output
 
 _READ_SECONDS = 60.0
 _GONE_SECONDS = 30.0
@@ -67,8 +68,11 @@ async def _read_anew(world: World, job: Job) -> tuple[Record, JobEnd | None, byt
         async with asyncio.timeout(_READ_SECONDS), world.client(direct=True) as client:
             async for event in client.stream_log(job.id or ""):
                 record.event(event)
-                pieces.append(event.output.data if event.output is not None else b"")
-                end = event.end
+                match event:
+                    case Output(data=data):
+                        pieces.append(data)
+                    case JobEnd():
+                        end = event
     except TimeoutError:
         record.problems.append(f"waited {_READ_SECONDS} s for a fresh reader; it came to byte {record.position}")
     return record, end, b"".join(pieces)

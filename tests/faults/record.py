@@ -5,7 +5,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from worker_api.worker.v1 import JobEnd, Stream, StreamLogResponse
+from worker_api.worker.v1 import Gap, JobEnd, Stream
+
+from workerctl.events import LogEvent, Output
 
 
 class Record:
@@ -32,15 +34,15 @@ class Record:
         self._both = both
         self.position: int | None = None
 
-    def event(self, event: StreamLogResponse) -> None:
+    def event(self, event: LogEvent) -> None:
         """Take in an event."""
-        if event.output is not None:
-            output = event.output
-            self.output(output.offset_bytes, Stream(output.stream), output.stream_offset_bytes, output.data)
-        elif event.gap is not None:
-            self._complain(f"a gap: {event.gap}")
-        else:
-            self._take_end(event.end or {})
+        match event:
+            case Output():
+                self.output(event.offset_bytes, event.stream, event.stream_offset_bytes, event.data)
+            case Gap():
+                self._complain(f"a gap: {event}")
+            case JobEnd():
+                self._take_end(event)
 
     def line(self, line: bytes) -> None:
         """Take in an event as `workerctl stream-log --stream-type raw` prints it."""

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from worker_api.worker.v1 import Stream
 
-from tests.daemon import USER, Daemon, end_jobs
+from tests.daemon import Daemon, end_jobs
 from tests.faults import repeating
 from tests.faults.followers import BOTH, Follower, LibraryFollower, ProcessFollower, RunFollower
 from tests.faults.jobs import Job
@@ -20,7 +20,6 @@ from tests.faults.processes import Pauses, processes_of_jobs, wait_until
 from tests.faults.schedule import RepeatSpawn, StartFollower, StartJob
 from tests.proxy import Proxy
 from workerctl.client import Client
-from workerctl.target import Target
 from workerd.engine.reader import measure
 
 # How many API processes the daemon has.
@@ -57,7 +56,7 @@ class World:
     async def __aenter__(self) -> Self:
         try:
             await self.start_daemon()
-            self.proxy = Proxy(int(self.daemon.endpoint.rpartition(":")[2])).__enter__()
+            self.proxy = Proxy(self.daemon.port).__enter__()
         except BaseException:
             self._end_processes()
             raise
@@ -150,7 +149,7 @@ class World:
 
     def client(self, *, direct: bool, on_retry: Callable[[str], None] | None = None) -> Client:
         """Make a client, through the proxy or past it."""
-        return Client(Target(self._endpoint(direct=direct), USER, self.daemon.pki.path), on_retry)
+        return Client(self.daemon.target(endpoint=self._endpoint(direct=direct)), on_retry)
 
     # How it is done
 
@@ -211,8 +210,7 @@ class World:
         await follower.run()
 
     def _workerctl(self, *arguments: str, direct: bool) -> Sequence[str]:
-        endpoint = self._endpoint(direct=direct)
-        return [word.replace(self.daemon.endpoint, endpoint) for word in self.daemon.command(*arguments)]
+        return self.daemon.command(*arguments, endpoint=self._endpoint(direct=direct))
 
     def _endpoint(self, *, direct: bool) -> str:
         return self.daemon.endpoint if direct else self.proxy.endpoint

@@ -8,6 +8,7 @@ from worker_api.worker.v1 import ErrorReason, SpawnRequest
 
 from tests.daemon import Daemon
 from workerctl.errors import CallFailed, JobNotFound
+from workerctl.events import Output
 
 
 async def test_a_job_that_has_ended_is_removed_with_its_log(shared_daemon: Daemon) -> None:
@@ -24,7 +25,7 @@ async def test_a_job_that_has_ended_is_removed_with_its_log(shared_daemon: Daemo
             await client.remove(job_id)
         again = await client.spawn(SpawnRequest(program="echo", args=["hi"], request_key="once"))
         assert again == job_id, "the key is free again, and means the same id"
-        assert [event.output.data async for event in client.stream_log(job_id) if event.output] == [b"hi\n"]
+        assert [event.data async for event in client.stream_log(job_id) if isinstance(event, Output)] == [b"hi\n"]
 
 
 async def test_a_job_that_runs_is_not_removed(shared_daemon: Daemon) -> None:

@@ -8,6 +8,7 @@ from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
 from tests.daemon import USER, Daemon
 from workerctl.errors import CallFailed, JobNotFound
+from workerctl.events import Output
 
 
 async def test_a_running_job_is_described(shared_daemon: Daemon) -> None:
@@ -22,8 +23,8 @@ async def test_a_running_job_is_described(shared_daemon: Daemon) -> None:
         job_id = await client.spawn(wish)
         received = 0
         async for event in client.stream_log(job_id):
-            assert event.output is not None
-            received += len(event.output.data)
+            assert isinstance(event, Output)
+            received += len(event.data)
             if received == 8:
                 break
         job = await client.status(job_id)

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest, Stopped
+from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest, Stopped
 
 from tests.daemon import USER, Daemon
 from workerctl.errors import CallFailed
@@ -16,8 +16,8 @@ async def test_stop_answers_with_the_job_and_the_end_names_who_asked(shared_daem
         assert job.state in (JobState.STOPPING, JobState.ENDED)
         events = [event async for event in client.stream_log(job_id)]
         again = await client.stop(job_id)
-    end = events[-1].end
-    assert end is not None
+    end = events[-1]
+    assert isinstance(end, JobEnd)
     assert isinstance(end.stopped, Stopped)
     assert end.stopped.by is not None
     assert end.stopped.by.name == USER

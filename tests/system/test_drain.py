@@ -5,21 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
-from tests.daemon import Daemon, running_daemon
+from tests.daemon import Daemon
 from workerctl.errors import Draining
-
-
-@pytest.fixture(params=["1", "2"], ids=["one process", "several processes"])
-def drained(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """A daemon to be drained."""
-    with running_daemon(tmp_path / "state", "--processes", request.param) as daemon:
-        yield daemon
 
 
 def drain(state: Path) -> "subprocess.Popen[str]":
@@ -48,27 +40,27 @@ def spawn_waiting(daemon: Daemon, gate: Path) -> str:
 
 
 async def test_a_drained_daemon_takes_no_jobs_serves_those_it_has_and_ends_with_the_last(
-    drained: Daemon, tmp_path: Path
+    any_daemon: Daemon, tmp_path: Path
 ) -> None:
-    job_id = spawn_waiting(drained, tmp_path / "gate")
-    async with drained.client() as client:
+    job_id = spawn_waiting(any_daemon, tmp_path / "gate")
+    async with any_daemon.client() as client:
         other = await client.spawn(SpawnRequest(program="sleep", args=["1000"], request_key="k"))
-    follow = drained.command("stream-log", "--past-events", "--uuid", job_id)
+    follow = any_daemon.command("stream-log", "--past-events", "--uuid", job_id)
     with (
         subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower,
-        drain(drained.state) as draining,
+        drain(any_daemon.state) as draining,
     ):
         assert next_line(draining) == "workerd: waiting for 2 jobs left\n"
         for _ in range(4):  # connections, so with every process
-            async with drained.client() as client:
+            async with any_daemon.client() as client:
                 with pytest.raises(Draining, match="drained") as caught:
                     await client.spawn(SpawnRequest(program="true"))
                 assert caught.value.reason is ErrorReason.DRAINING
                 assert await client.spawn(SpawnRequest(program="true", request_key="k")) == other
                 assert {job.id async for job in client.list_jobs()} == {job_id, other}
                 assert (await client.status(job_id)).state is JobState.RUNNING
-        assert len(list((drained.state / "jobs").iterdir())) == 2
-        async with drained.client() as client:
+        assert len(list((any_daemon.state / "jobs").iterdir())) == 2
+        async with any_daemon.client() as client:
             await client.stop(other)
         assert next_line(draining) == "workerd: waiting for 1 job left\n"
         (tmp_path / "gate").write_text("meanwhile\n")
@@ -76,60 +68,60 @@ async def test_a_drained_daemon_takes_no_jobs_serves_those_it_has_and_ends_with_
         assert (output, errors, follower.returncode) == (b"before\nmeanwhile\nafter\n", b"", 0)
         assert next_line(draining) == "workerd: no job is left; the daemon ends\n"
         assert draining.wait(60) == 0
-    assert wait_code(drained) == 0
-    drained.start()
-    assert drained.workerctl("run", "--", "echo", "again").stdout == b"again\n"
+    assert wait_code(any_daemon) == 0
+    any_daemon.start()
+    assert any_daemon.workerctl("run", "--", "echo", "again").stdout == b"again\n"
 
 
-def test_a_daemon_without_jobs_is_drained_at_once(drained: Daemon) -> None:
-    with drain(drained.state) as draining:
+def test_a_daemon_without_jobs_is_drained_at_once(any_daemon: Daemon) -> None:
+    with drain(any_daemon.state) as draining:
         assert draining.wait(60) == 0
-    assert wait_code(drained) == 0
+    assert wait_code(any_daemon) == 0
 
 
-def test_interrupting_the_wait_leaves_the_daemon_draining(drained: Daemon, tmp_path: Path) -> None:
-    spawn_waiting(drained, tmp_path / "gate")
-    with drain(drained.state) as draining:
+def test_interrupting_the_wait_leaves_the_daemon_draining(any_daemon: Daemon, tmp_path: Path) -> None:
+    spawn_waiting(any_daemon, tmp_path / "gate")
+    with drain(any_daemon.state) as draining:
         assert next_line(draining) == "workerd: waiting for 1 job left\n"
         draining.send_signal(signal.SIGINT)
         _, errors = draining.communicate(timeout=60)
     assert draining.returncode == 130
     assert errors.startswith("workerd: the daemon goes on draining: `workerd --drain --state-dir ")
     assert errors.count("\n") == 1
-    assert b"drained" in drained.workerctl("spawn", "--", "true").stderr
-    with drain(drained.state) as draining:
+    assert b"drained" in any_daemon.workerctl("spawn", "--", "true").stderr
+    with drain(any_daemon.state) as draining:
         assert next_line(draining) == "workerd: waiting for 1 job left\n"
         (tmp_path / "gate").write_text("")
         assert draining.wait(60) == 0
-    assert wait_code(drained) == 0
+    assert wait_code(any_daemon) == 0
 
 
-def test_a_drain_that_is_called_off_leaves_the_daemon_as_it_was(drained: Daemon, tmp_path: Path) -> None:
-    spawn_waiting(drained, tmp_path / "gate")
-    with drain(drained.state) as draining:
+def test_a_drain_that_is_called_off_leaves_the_daemon_as_it_was(any_daemon: Daemon, tmp_path: Path) -> None:
+    spawn_waiting(any_daemon, tmp_path / "gate")
+    with drain(any_daemon.state) as draining:
         next_line(draining)
         draining.send_signal(signal.SIGINT)
-    (drained.state / "drain").unlink()
-    assert drained.workerctl("run", "--", "echo", "again").stdout == b"again\n"
+    (any_daemon.state / "drain").unlink()
+    assert any_daemon.workerctl("run", "--", "echo", "again").stdout == b"again\n"
     (tmp_path / "gate").write_text("")
-    assert drained.workerctl("run", "--", "echo", "still").stdout == b"still\n"
+    assert any_daemon.workerctl("run", "--", "echo", "still").stdout == b"still\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_drain_whose_daemon_ends_before_its_jobs_fails_and_the_next_daemon_takes_jobs(
-    drained: Daemon, tmp_path: Path, number: signal.Signals
+    any_daemon: Daemon, tmp_path: Path, number: signal.Signals
 ) -> None:
-    job_id = spawn_waiting(drained, tmp_path / "gate")
-    with drain(drained.state) as draining:
+    job_id = spawn_waiting(any_daemon, tmp_path / "gate")
+    with drain(any_daemon.state) as draining:
         next_line(draining)
-        drained.stop(number)
+        any_daemon.stop(number)
         _, errors = draining.communicate(timeout=60)
     assert draining.returncode == 1
     assert errors == "workerd: the daemon ended with 1 job left\n"
-    drained.start()
-    assert drained.workerctl("run", "--", "echo", "again").stdout == b"again\n"
+    any_daemon.start()
+    assert any_daemon.workerctl("run", "--", "echo", "again").stdout == b"again\n"
     (tmp_path / "gate").write_text("")
-    log = drained.workerctl("stream-log", "--past-events", "--uuid", job_id)
+    log = any_daemon.workerctl("stream-log", "--past-events", "--uuid", job_id)
     assert log.stdout == b"before\nafter\n"
 
 

@@ -14,16 +14,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
+from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
+from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed, Refused, Unreachable
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import Patience
 
@@ -41,13 +43,6 @@ def cpu_seconds(pid: int) -> float:
 def descriptors(pid: int) -> int:
     """Tell how many descriptors a process has open."""
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
-    """Wait until something holds that nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def turned_away(call: Awaitable[object]) -> str:
@@ -90,8 +85,8 @@ async def following(client: Client, job_id: str, count: int) -> AsyncIterator[li
     async def follow() -> bytes:
         received = b""
         async for event in client.stream_log(job_id):
-            if event.output is not None:
-                received += event.output.data
+            if isinstance(event, Output):
+                received += event.data
         return received
 
     followers = [asyncio.create_task(follow()) for _ in range(count)]
@@ -122,8 +117,7 @@ async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp
                 await turned_away(other.spawn(TRUE))
 
                 # Connections that nothing is said on take what is left. A client may wait or be cut off, no more.
-                port = int(daemon.endpoint.rpartition(":")[2])
-                strangers = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+                strangers = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(20)]
                 before = cpu_seconds(daemon.pid)
                 refused = await asyncio.to_thread(daemon.workerctl, "whoami")
                 await asyncio.sleep(WATCHING_SECONDS)
@@ -199,7 +193,7 @@ async def test_without_processes_spawns_are_turned_away_until_there_are_some_aga
 
             for job_id in jobs[:3]:
                 await asyncio.to_thread(daemon.workerctl, "stop", "--grace-seconds", "0", "--uuid", job_id)
-                assert [event async for event in client.stream_log(job_id)][-1].end is not None
+                assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
             async with asyncio.timeout(30):
                 # The end is told just before the supervisor has gone, which is a process too.
                 while (again := await asyncio.to_thread(spawn_by_command, daemon)).returncode != 0:

@@ -7,17 +7,19 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, Job, JobState, SpawnRequest, Stream
+from worker_api.worker.v1 import ErrorReason, Gap, Job, JobEnd, JobState, SpawnRequest, Stream
 
 from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
+from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
 
@@ -69,13 +71,6 @@ def make_room(disk: Path) -> None:
         (disk / name).unlink(missing_ok=True)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    """Wait until something holds that nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.05)
-
-
 async def wait_held_up(client: Client, job_id: str) -> Job:
     """Wait until a job is said to be held up by the full disk."""
 
@@ -91,12 +86,12 @@ async def read(client: Client, job_id: str) -> bytes:
     received = bytearray()
     check = LogCheck([Stream.STDOUT, Stream.STDERR], from_start=True)
     async for event in client.stream_log(job_id):
-        assert event.gap is None
-        if event.output is not None:
-            check.output(event.output)
-            received += event.output.data
-        if event.end is not None:
-            check.end(event.end)
+        assert not isinstance(event, Gap)
+        if isinstance(event, Output):
+            check.output(event)
+            received += event.data
+        if isinstance(event, JobEnd):
+            check.end(event)
             return bytes(received)
     raise AssertionError("the log stopped before its end")
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from worker_api.worker.v1 import SpawnRequest
 
-from tests.daemon import USER, Daemon, running_daemon
+from tests.daemon import Daemon, running_daemon
 from tests.proxy import Fault, Proxy
 from workerctl.client import Client
 from workerctl.errors import GaveUp
+from workerctl.events import Output
 from workerctl.retry import Patience
-from workerctl.target import Target
 
 SECONDS = 2.0
 LATE = 15.0  # what a loaded machine may add to any time
@@ -34,18 +34,13 @@ def watchful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def proxy(watchful: Daemon) -> Iterator[Proxy]:
-    with Proxy(int(watchful.endpoint.rpartition(":")[2])) as proxy:
+    with Proxy(watchful.port) as proxy:
         yield proxy
 
 
 def client_through(proxy: Proxy, daemon: Daemon, keepalive_seconds: float) -> Client:
     patience = Patience(keepalive_seconds=keepalive_seconds)
-    return Client(Target(proxy.endpoint, USER, daemon.pki.path), patience=patience)
-
-
-def command_through(proxy: Proxy, daemon: Daemon, *arguments: str) -> list[str]:
-    options = ("--endpoint", proxy.endpoint, "--username", USER, "--pki-dir", str(daemon.pki.path))
-    return [sys.executable, "-m", "workerctl", *options, *arguments]
+    return Client(daemon.target(endpoint=proxy.endpoint), patience=patience)
 
 
 def held(daemon: Daemon) -> tuple[int, int]:
@@ -59,9 +54,8 @@ def held(daemon: Daemon) -> tuple[int, int]:
 
 def is_connected(daemon: Daemon) -> bool:
     """Whether anybody is connected to the daemon (proc_pid_net(5)): its port is the local one, the state 01."""
-    port = int(daemon.endpoint.rpartition(":")[2])
     rows = [row.split() for row in Path(f"/proc/{daemon.pid}/net/tcp").read_text().splitlines()[1:]]
-    return any(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+    return any(row[1].endswith(f":{daemon.port:04X}") and row[3] == "01" for row in rows)
 
 
 async def wait_until(condition: Callable[[], bool], seconds: float) -> float:
@@ -81,13 +75,13 @@ async def test_a_follower_whose_connection_goes_silent_connects_again_and_gets_e
     os.mkfifo(gate)
     output = b""
     began = time.monotonic()
-    with Proxy(int(shared_daemon.endpoint.rpartition(":")[2])) as proxy:
+    with Proxy(shared_daemon.port) as proxy:
         async with client_through(proxy, shared_daemon, SECONDS) as client:
             job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", f"echo before; cat {gate}; echo after"]))
             async with contextlib.aclosing(client.stream_log(job_id)) as events:
                 async for event in events:
-                    if event.output is not None:
-                        output += event.output.data
+                    if isinstance(event, Output):
+                        output += event.data
                     if output == b"before\n":
                         proxy.stall()
                         began = time.monotonic()
@@ -157,7 +151,8 @@ def test_a_reader_that_takes_nothing_for_long_is_not_taken_for_dead(
     else:
         job_id = watchful.workerctl("spawn", *program).stdout.decode().strip()
         arguments = ("stream-log", "--past-events", "--uuid", job_id)
-    running = command_through(proxy, watchful, "--keepalive-seconds", str(SECONDS), *arguments)
+    keepalive = ("--keepalive-seconds", str(SECONDS))
+    running = watchful.command(*keepalive, *arguments, endpoint=proxy.endpoint)
     with subprocess.Popen(running, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
         assert reader.stdout is not None
         first = reader.stdout.read(1)
@@ -169,7 +164,7 @@ def test_a_reader_that_takes_nothing_for_long_is_not_taken_for_dead(
 
 def test_a_reader_that_is_stopped_is_dropped_and_goes_on_afterwards(watchful: Daemon, proxy: Proxy) -> None:
     size = 50_000_000
-    command = command_through(proxy, watchful, "run", "--", "head", "-c", str(size), "/dev/zero")
+    command = watchful.command("run", "--", "head", "-c", str(size), "/dev/zero", endpoint=proxy.endpoint)
     with subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reader:
         assert reader.stdout is not None
         first = reader.stdout.read(1)

@@ -4,26 +4,18 @@ import asyncio
 import contextlib
 import os
 import re
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from grpclib.exceptions import StreamTerminatedError
-from worker_api.worker.v1 import SpawnRequest, StreamLogRequest, WorkerServiceStub
+from worker_api.worker.v1 import JobEnd, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
-from pki.store import PkiFolder
-from pki.tls import server_context
-from tests.daemon import USER, Daemon, end_jobs
+from tests.daemon import Daemon, daemon_in_this_process
 from workerctl.client import Client
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
-from workerd.codec import Codec, StatusDetailsCodec
-from workerd.engine.engine import Engine
 from workerd.engine.tree import descendants
-from workerd.gate import Gate
-from workerd.registry import load_routes
-from workerd.transport import WorkerServer
 
 AT_ONCE = 5
 WARM_UP = 400
@@ -86,7 +78,7 @@ async def repeat(act: Callable[[], Awaitable[None]], count: int) -> None:
 async def run_a_job(client: Client) -> None:
     """Run a job, and follow it to its end."""
     job_id = await client.spawn(SpawnRequest(program="true"))
-    assert [event async for event in client.stream_log(job_id)][-1].end is not None
+    assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
 
 
 async def leave_a_stream(client: Client, job_id: str) -> None:
@@ -112,7 +104,7 @@ async def use(client: Client, target: Target, count: int) -> None:
     await repeat(lambda: leave_a_stream(client, job_id), count // 2)
     await repeat(lambda: cut_a_stream(target, job_id), count // 2)
     await client.stop(job_id)
-    assert [event async for event in client.stream_log(job_id)][-1].end is not None
+    assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
 
 
 async def test_a_thousand_jobs_and_a_thousand_broken_streams_leave_nothing_in_the_daemon(daemon: Daemon) -> None:
@@ -136,25 +128,6 @@ async def test_a_thousand_jobs_and_a_thousand_broken_streams_leave_nothing_in_th
     assert "error" not in daemon.errors()
 
 
-@contextlib.asynccontextmanager
-async def daemon_in_this_process(state: Path) -> AsyncIterator[Target]:
-    """Serve as the daemon does, within the loop of the test, where its tasks can be counted."""
-    folder = PkiFolder(state / "pki")
-    folder.initialize()
-    folder.issue_client(USER)
-    async with Engine(state) as engine:
-        gate = Gate(engine, load_routes(), trust_domain=folder.trust_domain(), grace_seconds=10)
-        server = WorkerServer([gate], codec=Codec(), status_details_codec=StatusDetailsCodec(), keepalive_seconds=20.0)
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            await server.start(sock=listening, ssl=server_context(folder))
-            try:
-                yield Target(f"https://localhost:{listening.getsockname()[1]}", USER, folder.path)
-            finally:
-                await gate.close(5)
-                server.close()
-                await server.wait_closed()
-
-
 def tasks_by_name() -> list[str]:
     """Name what the tasks that have not ended run."""
     return sorted(getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
@@ -167,4 +140,3 @@ async def test_jobs_and_broken_streams_leave_no_task(tmp_path: Path) -> None:
         await use(client, target, 100)
         await settle(tasks_by_name, before)
         print(f"tasks: {before}")
-    end_jobs(tmp_path)

@@ -11,6 +11,7 @@ from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import (
     ErrorDetail,
     ErrorReason,
+    JobEnd,
     ListRequest,
     ListResponse,
     SpawnRequest,
@@ -24,6 +25,7 @@ from worker_api.worker.v1 import (
 from pki.store import key_path
 from tests.daemon import USER, Daemon
 from workerctl.client import Client
+from workerctl.events import Output
 from workerctl.transport import WorkerChannel
 
 SPINNER = ("sh", "-c", "echo secret; exec sleep 1000")
@@ -83,7 +85,7 @@ async def wait_printed(client: Client, job_id: str) -> None:
     """Wait until a job has printed something."""
     async with contextlib.aclosing(client.stream_log(job_id)) as events:
         async for event in events:
-            assert event.output is not None
+            assert isinstance(event, Output)
             return
 
 
@@ -188,10 +190,10 @@ async def test_renamed_user_keeps_its_jobs(shared_daemon: Daemon, other: str) ->
         assert (await after.status(job_id)).owner == user  # the name of the time
         await after.stop(job_id)
         events = [event async for event in after.stream_log(job_id)]
-        assert events[0].output is not None
-        assert events[0].output.data == b"secret\n"
-        end = events[-1].end
-        assert end is not None
+        assert isinstance(events[0], Output)
+        assert events[0].data == b"secret\n"
+        end = events[-1]
+        assert isinstance(end, JobEnd)
         assert end.stopped is not None
         assert end.stopped.by == User(id=user.id, name=f"{other}-married")
 

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from tests.daemon import Daemon
+from tests.waiting import wait_until
 
 
 def test_run_passes_on_both_streams_and_the_exit_code(shared_daemon: Daemon) -> None:
@@ -31,11 +32,14 @@ def test_an_interrupt_before_the_job_has_started_stops_it_too(daemon: Daemon) ->
     assert daemon.workerctl("run", "--", "true").returncode == 0
     (zygote,) = map(int, Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split())
     os.kill(zygote, signal.SIGSTOP)
+
+    def taken() -> bool:
+        return any(b'"sleep"' in path.read_bytes() for path in (daemon.state / "jobs").glob("*/spec"))
+
     try:
         command = daemon.command("run", "--", "sleep", "1000")
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
-            while not any(b'"sleep"' in path.read_bytes() for path in (daemon.state / "jobs").glob("*/spec")):
-                pass  # until the daemon has taken the spawn
+            wait_until(taken, "the daemon took no spawn")
             run.send_signal(signal.SIGINT)
             assert run.stderr is not None
             assert b"as soon as the daemon has started it" in run.stderr.readline()

@@ -31,6 +31,7 @@ from pki.authority import Credential, issue_client, issue_server, make_authority
 from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder, key_path
 from tests.daemon import USER, Daemon
 from workerctl.client import Client
+from workerctl.events import Output
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
@@ -101,9 +102,8 @@ def plain_context(daemon: Daemon, folder: PkiFolder | None) -> ssl.SSLContext:
 @contextlib.contextmanager
 def connection(daemon: Daemon, context: ssl.SSLContext) -> Iterator[ssl.SSLSocket]:
     """Connect to a daemon."""
-    port = int(daemon.endpoint.rpartition(":")[2])
     with (
-        socket.create_connection(("127.0.0.1", port), SECONDS) as plain,
+        socket.create_connection(("127.0.0.1", daemon.port), SECONDS) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connected,
     ):
         yield connected
@@ -137,23 +137,17 @@ def workerctl(endpoint: str, folder: PkiFolder, *arguments: str) -> subprocess.C
 
 
 @contextlib.contextmanager
-def tls_server(credential: Credential, path: Path, version: ssl.TLSVersion | None = None) -> Iterator[str]:
-    """Serve nothing but handshakes on a loopback port, and give the endpoint."""
-    save(path / "stranger.crt", credential)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path / "stranger.crt", path / "stranger.key")
-    context.set_alpn_protocols(["h2"])
-    if version is not None:
-        context.maximum_version = version
+def one_after_another(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Answer connections to a loopback port in some way, and give the endpoint."""
 
     def serve() -> None:
         while True:
             try:
-                plain, _ = listening.accept()
+                connected, _ = listening.accept()
             except OSError:
                 return
-            with plain, contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as connected:
-                connected.recv(1)
+            with connected:
+                answer(connected)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=serve)
@@ -163,6 +157,24 @@ def tls_server(credential: Credential, path: Path, version: ssl.TLSVersion | Non
         finally:
             listening.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
             thread.join()
+
+
+@contextlib.contextmanager
+def tls_server(credential: Credential, path: Path, version: ssl.TLSVersion | None = None) -> Iterator[str]:
+    """Serve nothing but handshakes on a loopback port, and give the endpoint."""
+    save(path / "stranger.crt", credential)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path / "stranger.crt", path / "stranger.key")
+    context.set_alpn_protocols(["h2"])
+    if version is not None:
+        context.maximum_version = version
+
+    def shake_hands(plain: socket.socket) -> None:
+        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as connected:
+            connected.recv(1)
+
+    with one_after_another(shake_hands) as endpoint:
+        yield endpoint
 
 
 def expired(authority: Credential) -> Credential:
@@ -305,7 +317,7 @@ class Cutter:
     """
 
     def __init__(self, daemon: Daemon) -> None:
-        self._port = int(daemon.endpoint.rpartition(":")[2])
+        self._port = daemon.port
         self._first: asyncio.StreamWriter | None = None
         self.connections = 0
 
@@ -352,10 +364,10 @@ async def test_follower_that_was_served_once_takes_no_cut_for_a_refusal(shared_d
             )
             async with contextlib.aclosing(client.stream_log(job_id)) as events:
                 async for event in events:
-                    if event.output is None:
+                    if not isinstance(event, Output):
                         continue
-                    said.append(event.output.data)
-                    if event.output.data == b"before\n":
+                    said.append(event.data)
+                    if event.data == b"before\n":
                         cutter.cut()
                         await asyncio.to_thread(gate.write_text, "go\n")
     assert (said, cutter.connections) == ([b"before\n", b"after\n"], 3)
@@ -457,29 +469,6 @@ def test_workerctl_says_that_the_certificate_names_no_user(
     assert "the client certificate names no user of this daemon" in line
 
 
-@contextlib.contextmanager
-def port_of_another_program(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Serve something that is not TLS, and give the endpoint."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connected, _ = listening.accept()
-            except OSError:
-                return
-            with connected:
-                answer(connected)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"https://localhost:{listening.getsockname()[1]}"
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
-            thread.join()
-
-
 def listen_until_they_leave(connected: socket.socket) -> None:
     """Say nothing at all."""
     with contextlib.suppress(ConnectionError):
@@ -499,7 +488,7 @@ def listen_until_they_leave(connected: socket.socket) -> None:
 def test_port_of_another_program_is_told_as_that(
     shared_daemon: Daemon, answer: Callable[[socket.socket], object], told: str
 ) -> None:
-    with port_of_another_program(answer) as endpoint:
+    with one_after_another(answer) as endpoint:
         line = one_line(workerctl(endpoint, shared_daemon.pki, "--keepalive-seconds", "2", "whoami"))
     assert endpoint in line
     assert told in line

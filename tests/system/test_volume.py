@@ -6,9 +6,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from worker_api.worker.v1 import SpawnRequest
+from worker_api.worker.v1 import JobEnd, SpawnRequest
 
 from tests.daemon import Daemon
+from workerctl.events import Output
 
 SIZE = 500_000_000
 
@@ -49,9 +50,9 @@ async def test_a_hundred_followers_over_ten_connections_get_every_byte(shared_da
     async def follow(number: int) -> list[tuple[int, bytes]]:
         received: list[tuple[int, bytes]] = []
         async for event in clients[number % 10].stream_log(job_id):
-            if event.output is not None:
-                received += [(event.output.stream, bytes([byte])) for byte in event.output.data]
-        assert event.end is not None
+            if isinstance(event, Output):
+                received += [(event.stream, bytes([byte])) for byte in event.data]
+        assert isinstance(event, JobEnd)
         return received
 
     logs = await asyncio.gather(*(follow(number) for number in range(100)))

@@ -2,16 +2,17 @@
 
 import pytest
 import xxhash
-from worker_api.worker.v1 import Gap, JobEnd, Output, Stream, StreamSummary
+from worker_api.worker.v1 import Gap, JobEnd, Stream, StreamSummary
 
 from workerctl.errors import LogDamaged
+from workerctl.events import Output
 from workerctl.log import LogCheck
 
 OUT, ERR = Stream.STDOUT, Stream.STDERR
 
 
 def output(stream: Stream, offset: int, data: bytes) -> Output:
-    return Output(stream=stream, stream_offset_bytes=offset, data=data)
+    return Output(0, stream, 0, offset, data)
 
 
 def end(out: bytes, err: bytes = b"") -> JobEnd:

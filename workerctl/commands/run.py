@@ -9,11 +9,12 @@ from types import TracebackType
 from typing import Annotated, Self
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
+from worker_api.worker.v1 import Exited, Gap, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
 
 from workerctl.client import Client
 from workerctl.context import warn
 from workerctl.errors import ClientError
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
 from workerctl.output import Writer, describe_end
@@ -59,17 +60,19 @@ async def run(
 
 async def _copy_output(client: Client, job_id: str) -> JobEnd:
     check = LogCheck((Stream.STDOUT, Stream.STDERR), from_start=True)
-    writer = Writer()
-    async with contextlib.aclosing(client.stream_log(job_id)) as events:
+    async with Writer() as writer, contextlib.aclosing(client.stream_log(job_id)) as events:
         async for event in events:
-            if event.output is not None:
-                check.output(event.output)
-                await writer.write(_DESCRIPTORS[event.output.stream], event.output.data)
-            elif event.gap is not None:
-                warn(check.gap(event.gap))
-            elif event.end is not None:
-                check.end(event.end)
-                return event.end
+            match event:
+                case Output(stream=stream, data=data):
+                    check.output(event)
+                    await writer.write(_DESCRIPTORS[stream], data)
+                case Gap():
+                    await writer.flush()
+                    warn(check.gap(event))
+                case JobEnd():
+                    await writer.flush()
+                    check.end(event)
+                    return event
     raise ClientError(f"the log of job {job_id} stopped before its end")
 
 

@@ -1,6 +1,6 @@
 """spawn: start a program and leave."""
 
-import uuid
+import json
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -22,7 +22,7 @@ async def spawn(
 
     Example: `workerctl spawn -- /usr/bin/make -C /src test`
     """
-    request = options.request(command, request_key or str(uuid.uuid4()))
+    request = options.request(command, request_key)
     async with context.client() as client:
         job_id = await client.spawn(request)
-    print_started(job_id, f'{{"job_id": "{job_id}"}}' if output == "json" else job_id)
+    print_started(job_id, json.dumps({"job_id": job_id}) if output == "json" else job_id)

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import JobEnd, Stream
+from worker_api.worker.v1 import Gap, JobEnd, Stream
 
 from workerctl.context import warn
 from workerctl.errors import UsageInvalid
+from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
 from workerctl.output import Writer, event_to_plain
@@ -51,29 +52,31 @@ async def stream_log(
         last_bytes = 0
     printed = False
     check = LogCheck(_STREAMS[stream_type], from_start=offset == 0)
-    writer = Writer()
-    async with context.client() as client:
-        log = client.stream_log(
-            uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
-        )
-        try:
+    try:
+        async with context.client() as client, Writer() as writer:
+            log = client.stream_log(
+                uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
+            )
             async with contextlib.aclosing(log) as events:
                 async for event in events:
-                    if event.output is not None:
-                        printed = True
-                        check.output(event.output)
                     if stream_type == "raw":
                         await writer.write(1, json.dumps(event_to_plain(event)).encode() + b"\n")
-                    elif event.output is not None:
-                        await writer.write(1, event.output.data)
-                    if event.gap is not None:
-                        warn(check.gap(event.gap))
-                    if event.end is not None:
-                        check.end(event.end)
-                        if from_now_on and not printed:
-                            _tell_of_the_past(event.end, _STREAMS[stream_type])
-        except BrokenPipeError:
-            return ExitCode.OUTPUT_CLOSED
+                    match event:
+                        case Output(data=data):
+                            printed = True
+                            check.output(event)
+                            if stream_type != "raw":
+                                await writer.write(1, data)
+                        case Gap():
+                            await writer.flush()
+                            warn(check.gap(event))
+                        case JobEnd():
+                            await writer.flush()
+                            check.end(event)
+                            if from_now_on and not printed:
+                                _tell_of_the_past(event, _STREAMS[stream_type])
+    except BrokenPipeError:
+        return ExitCode.OUTPUT_CLOSED
     return ExitCode.OK
 
 

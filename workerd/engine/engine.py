@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.errors import (
+    SHORTAGES,
     CannotStart,
     CatalogBusy,
     CatalogFailed,
@@ -141,6 +142,7 @@ class Engine:
             CannotStart: the program does not run; nothing is left of the job.
             Draining: no new jobs are taken.
             LauncherFailed: the supervisor failed.
+            OSError: the state directory cannot be used.
         """
         request.check(self._storage)
         key = request.request_key
@@ -169,7 +171,9 @@ class Engine:
             JobIdMalformed, JobNotFound: there is no such job.
         """
         folder = self._folder(self.status(job_id).id)
-        with self._shelf.watcher.watch(folder.path) as changed:
+        with contextlib.ExitStack() as stack:
+            with _found(job_id):
+                changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
             ordered = False
             while True:
                 changed.clear()
@@ -225,7 +229,7 @@ class Engine:
 
     async def read_log(
         self, job_id: str, start: Start, streams: Collection[Stream], *, follow: bool
-    ) -> AsyncGenerator[Output | Gap | JobEnd, None]:
+    ) -> AsyncGenerator[Sequence[Output | Gap | JobEnd], None]:
         """Read a job's output from any position.
 
         Args:
@@ -235,7 +239,8 @@ class Engine:
             follow: whether to go on with what is yet to come.
 
         Yields:
-            Events in the order in which the output arrived. The end comes last, and only when the job has ended.
+            Events in the order in which the output arrived, one or more at a time. The end comes last, and only when
+            the job has ended.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
@@ -245,14 +250,17 @@ class Engine:
         job = self.status(job_id)
         folder = self._folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
-        with self._shelf.watcher.watch(folder.index) as changed, LogReader(folder, frozenset(streams)) as reader:
+        with contextlib.ExitStack() as stack:
+            with _found(job_id):
+                changed = stack.enter_context(self._shelf.watcher.watch(folder.index))
+                reader = stack.enter_context(LogReader(folder, frozenset(streams)))
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
             while True:
                 changed.clear()
                 position = reader.position
-                for event in reader.read():
-                    yield event
+                if events := reader.read():
+                    yield events
                 if reader.complete:
                     break
                 if not follow and reader.position >= limit:
@@ -264,7 +272,7 @@ class Engine:
         end = self.status(job_id).status.end
         if end is None:
             raise AssertionError("a log was complete before its job had ended")
-        yield end
+        yield [end]
 
     async def list_jobs(
         self, owner: str, *, states: Collection[JobState], name: str, size: int, after: tuple[int, str] | None
@@ -282,6 +290,7 @@ class Engine:
         jobs: list[Job] = []
         only_unended = bool(states) and JobState.ENDED not in states
         for _, job_id in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
+            await asyncio.sleep(0)  # a long list leaves the others their turn
             try:
                 job = self.status(job_id)
             except JobNotFound:  # being made, or being removed
@@ -312,6 +321,8 @@ class Engine:
             if lock is not None:
                 await self._start(spec, lock)
         except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
             raise ResourcesExhausted(spec.program, f"{error.filename or 'the system'}: {error.strerror}") from error
 
     async def _claim(self, spec: JobSpec) -> int | None:
@@ -361,3 +372,12 @@ class Engine:
                     task.cancel()
                 await asyncio.wait(given_up)
         watching.cancel()
+
+
+@contextlib.contextmanager
+def _found(job_id: str) -> Iterator[None]:
+    """Take a file that is not there for a job that another process has just removed."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise JobNotFound(job_id) from None

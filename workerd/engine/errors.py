@@ -22,7 +22,16 @@ EngineError
 └── WatchesExhausted
 """
 
+import errno
 from pathlib import Path
+
+SHORTAGES = frozenset(
+    {
+        *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    }
+)
+"""The numbers of system errors that say that the machine lacks something (errno(3))."""
 
 
 class EngineError(Exception):
@@ -156,7 +165,14 @@ class JobNotEnded(EngineError):
 
 
 class StorageUnfit(EngineError):
-    """The file system of the state directory cannot do what a setting asks for."""
+    """The file system of the state directory cannot release parts of a file, which a limit for logs needs."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        super().__init__(
+            f"the file system of {path} cannot release the oldest output of a log ({problem}): choose another state"
+            " directory, or no limit for logs"
+        )
 
 
 class CatalogFailed(EngineError):
@@ -164,6 +180,10 @@ class CatalogFailed(EngineError):
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"the catalogue {path} failed: {problem}")
+
+
+class CatalogBusy(CatalogFailed):
+    """Somebody else has held the catalogue for longer than anybody should."""
 
 
 class WatchesExhausted(EngineError):
@@ -174,7 +194,3 @@ class WatchesExhausted(EngineError):
             "the daemon's account has no inotify watch left: let some followers end, or raise"
             " fs.inotify.max_user_watches, and try again"
         )
-
-
-class CatalogBusy(CatalogFailed):
-    """Somebody else has held the catalogue for longer than anybody should."""

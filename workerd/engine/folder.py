@@ -40,6 +40,12 @@ class _Version(msgspec.Struct):
     format: int
 
 
+# Made once, where the zygote is started: every supervisor shares them.
+_decode_version = msgspec.json.Decoder(_Version).decode
+_decode_spec = msgspec.json.Decoder(JobSpec).decode
+_decode_status = msgspec.json.Decoder(JobStatus).decode
+
+
 @dataclass(frozen=True, slots=True)
 class JobFolder:
     """The files of one job."""
@@ -99,10 +105,10 @@ class JobFolder:
         """
         data = self.spec.read_bytes()
         try:
-            version = msgspec.json.decode(data, type=_Version).format
+            version = _decode_version(data).format
             if version > FORMAT_VERSION:
                 raise FormatTooNew(self.spec, version)
-            return msgspec.json.decode(data, type=JobSpec)
+            return _decode_spec(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.spec, str(error)) from error
 
@@ -155,7 +161,7 @@ class JobFolder:
         except FileNotFoundError:
             return None
         try:
-            return msgspec.json.decode(data, type=JobStatus)
+            return _decode_status(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.status, str(error)) from error
 

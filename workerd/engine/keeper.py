@@ -62,12 +62,13 @@ class Keeper:
         self._guards: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self._job_ended = asyncio.Event()
+        self._rescanning: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         directory = self._shelf.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
-            self.hold = await stack.enter_async_context(_hold(directory))
+            self.hold = await stack.enter_async_context(_hold(self._shelf))
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             self._catalog = stack.enter_context(self._shelf).catalog
@@ -101,7 +102,8 @@ class Keeper:
                 await self._wait_changed()
             log.info("draining: no new jobs are taken")
             await self.wait_scanned()
-            await self._scan()
+            if not await self._try_scan():
+                await self._rescan()
             while self._drain.exists():
                 self._write_progress()
                 if not self._guards:
@@ -114,8 +116,13 @@ class Keeper:
         await self._changed.wait()
 
     def _write_progress(self) -> None:
-        with contextlib.suppress(FileNotFoundError), open(self._drain, "r+b", buffering=0) as file:
-            file.write(b"%-20d\n" % len(self._guards))  # of one length: whoever reads meanwhile finds a whole number
+        try:
+            with open(self._drain, "r+b", buffering=0) as file:
+                file.write(b"%-20d\n" % len(self._guards))  # of one length: who reads meanwhile finds a whole number
+        except FileNotFoundError:
+            pass  # the drain was called off
+        except OSError as error:  # no room on the disk, say: it is for people, and the drain goes on
+            log.warning("how far the drain is could not be written", jobs=len(self._guards), error=str(error))
 
     async def _take_news(self, news: asyncinotify.Inotify) -> None:
         async for event in news:
@@ -126,7 +133,7 @@ class Keeper:
                 await self._scan()
             elif str(event.name) == self._drain.name:
                 self._changed.set()
-            elif str(event.name) == "catalog.sqlite":  # somebody deleted it
+            elif str(event.name) == self._shelf.catalog_file.name:  # somebody deleted it
                 await self._scan()
 
     def _guard(self, folder: JobFolder) -> None:
@@ -174,10 +181,22 @@ class Keeper:
             await self._shelf.forget(folder)
 
     async def _scan(self) -> None:
-        """Take up every job that is there, whoever started it."""
+        """Take up every job that is there, whoever started it; again later, if that fails."""
+        if not await self._try_scan() and (self._rescanning is None or self._rescanning.done()):
+            self._rescanning = self._tasks.create_task(self._rescan(), name="rescan")
+
+    async def _rescan(self) -> None:
+        """Scan anew, after a pause, until it succeeds."""
+        scanned = False
+        while not scanned:
+            await asyncio.sleep(_PAUSES_SECONDS[-1])
+            scanned = await self._try_scan()
+
+    async def _try_scan(self) -> bool:
+        """Take up every job that is there; return whether that could be done."""
         try:
             ended = {job.id for job in self._catalog.ended()}
-            gone = set(ended)
+            gone = ended.union(self._catalog.unended())
             with os.scandir(self._shelf.jobs) as entries:
                 for entry in entries:
                     gone.discard(entry.name)
@@ -189,18 +208,22 @@ class Keeper:
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
             for job_id in gone:
-                self._catalog.remove(job_id)
+                if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
+                    self._catalog.remove(job_id)
             self._catalog.mark_complete()
         except (CatalogFailed, OSError) as error:
-            log.error("the jobs could not be taken up", error=str(error))
+            log.error("the jobs could not be taken up yet", error=str(error))
+            return False
+        return True
 
     async def _take_up(self, folder: JobFolder) -> None:
         status = folder.read_status()
         if status is not None and status.state is JobState.ENDED and has_end(folder):
             self._enter_ended(folder)
         elif status is not None:
-            self._catalog.add_found(folder.read_spec())
+            spec = folder.read_spec()
             self._guard(folder)
+            self._catalog.add_found(spec)
         elif folder.lock.exists() and folder.is_locked():
             self._guard(folder)
         elif folder.path.name not in self._guards:
@@ -215,7 +238,10 @@ class Keeper:
             self._job_ended.clear()
             try:
                 ended = self._catalog.ended()
-                others = sum(disk_bytes(self._shelf.jobs / job_id) for job_id in self._catalog.unended())
+                others = 0
+                for job_id in self._catalog.unended():
+                    with contextlib.suppress(FileNotFoundError):  # it was not started, or removed
+                        others += disk_bytes(self._shelf.folder(job_id).path)
                 chosen = choose_removals(ended, others, self._storage, time.time_ns())
                 for job_id in chosen:
                     with contextlib.suppress(FileNotFoundError):  # somebody else removed it
@@ -231,6 +257,8 @@ class Keeper:
     def _finish(self, *tasks: asyncio.Task[None]) -> None:
         for task in (*tasks, self._scanning, *self._guards.values()):
             task.cancel()
+        if self._rescanning is not None:
+            self._rescanning.cancel()
 
 
 def _is_job_id(name: str) -> bool:
@@ -241,10 +269,10 @@ def _is_job_id(name: str) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _hold(directory: Path) -> AsyncIterator[int]:
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+async def _hold(shelf: Shelf) -> AsyncIterator[int]:
+    descriptor = os.open(shelf.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        await _lock(descriptor, directory)
+        await _lock(descriptor, shelf.directory)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield descriptor

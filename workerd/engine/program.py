@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from workerd.engine import cgroup, linux
 from workerd.engine.errors import (
+    SHORTAGES,
     ArgumentsTooLong,
     CannotStart,
     ProgramNotExecutable,
@@ -26,7 +27,6 @@ _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
 _FAILURE = struct.Struct("<Bi")
 _CHDIR, _EXEC, _OTHER = range(3)
-_EXHAUSTED = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC)
 
 
 def account() -> pwd.struct_passwd:
@@ -175,7 +175,7 @@ def _failure(spec: JobSpec, step: int, number: int) -> CannotStart:
         return WorkingDirectoryUnusable(spec.working_directory, problem)
     if number == errno.E2BIG:
         return ArgumentsTooLong(spec.program, "arguments and environment are too long")
-    if number in _EXHAUSTED:
+    if number in SHORTAGES:
         return ResourcesExhausted(spec.program, problem)
     if step == _EXEC and number == errno.ENOENT:
         return ProgramNotExecutable(spec.program, "the interpreter that it names does not exist")

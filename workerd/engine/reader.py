@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -98,32 +98,45 @@ class LogReader:
         self._next = 1 if offset < kept else find_record(self._index, numbers, lambda _, r: _ends_after(r, offset))
         self._offset = offset
 
-    def read(self) -> Iterator[Output | Gap]:
-        """Read what has been written since, in the order in which it was.
+    def read(self) -> list[Output | Gap]:
+        """Read what comes next, in the order in which it was written.
 
-        Neighbouring bytes of one stream come as one event of at most CHUNK_BYTES. It stops after a bounded number of
-        records or when there is nothing more as yet; an event that was not taken is read again next time. What has been
-        released comes as a gap.
+        Neighbouring bytes of one stream come as one event. What has been released comes as a gap.
 
         Returns:
-            Nothing when there is nothing new, or when `complete`.
+            At most CHUNK_BYTES of output and a bounded number of events, so that there may be more; none when there is
+            nothing new, when all that is new is of other streams, or when `complete`.
+
+        Raises:
+            SpoolCorrupt: the log is damaged.
         """
         if self._is_released():
-            yield from self._step_over_released()
-        run: list[Record] = []
+            return self._step_over_released()
+        spans: list[_Span] = []
+        position, count, ends = self._offset, 0, False
         for record in self._records():
             if record.kind is Kind.END:
-                if (yield from self._emit(run)):
-                    self.complete = True
-                return
+                ends = True
+                break
             if record.kind is not Kind.OUTPUT or record.stream is None:
                 raise SpoolCorrupt(self._path, f"a {record.kind.name} record after the first")
-            if run and (record.stream is not run[0].stream or record.end_offset - run[0].offset > CHUNK_BYTES):
-                if not (yield from self._emit(run)):
-                    return
-                run = []
-            run.append(record)
-        yield from self._emit(run)
+            if record.stream in self._streams and record.end_offset > position:
+                start = max(position, record.offset)
+                end = min(record.end_offset, (spans[0].start if spans else start) + CHUNK_BYTES)
+                if end > start:
+                    _append(spans, record, start, end)
+                    position = end
+                if end < record.end_offset:
+                    break
+            position = max(position, record.end_offset)
+            count += 1
+        data = os.pread(self._output, position - spans[0].start, spans[0].start) if spans else b""
+        if self._is_released():  # then the data may be blank
+            return self._step_over_released()
+        self._offset = position
+        self._next += count
+        self.complete = ends
+        return list(_cut(data, spans))
 
     def _records(self) -> Iterator[Record]:
         data = os.pread(self._index, _BATCH_RECORDS * RECORD_SIZE, self._next * RECORD_SIZE)
@@ -135,43 +148,47 @@ class LogReader:
         if count == 0 and len(data) >= 2 * RECORD_SIZE and not self._is_released():
             raise SpoolCorrupt(self._path, f"record {self._next} does not check")
 
-    def _emit(self, run: list[Record]) -> Generator[Output | Gap, None, bool]:
-        """Turn neighbouring records of one stream into events, and step over them as these are taken.
-
-        Returns:
-            Whether the record after them is the next; not if they were released meanwhile, or some of them.
-        """
-        if not run:
-            return True
-        first, last, stream = run[0], run[-1], run[0].stream
-        if stream is not None and stream in self._streams:
-            while self._offset < last.end_offset:
-                start = max(self._offset, first.offset)
-                length = min(last.end_offset - start, CHUNK_BYTES)
-                data = os.pread(self._output, length, start)
-                if self._is_released():  # then the data may be blank
-                    yield from self._step_over_released()
-                    return False
-                if not data:
-                    yield Gap(start, last.end_offset)
-                    self._offset = last.end_offset
-                    break
-                time_ns = next(record.time_ns for record in run if start < record.end_offset)
-                yield Output(start, stream, time_ns, first.stream_offset + start - first.offset, data)
-                self._offset = start + len(data)
-        self._offset = max(self._offset, last.end_offset)
-        self._next += len(run)
-        return True
-
     def _is_released(self) -> bool:
         return first_kept(self._index, self._path) > self._next
 
-    def _step_over_released(self) -> Iterator[Gap]:
+    def _step_over_released(self) -> list[Output | Gap]:
         number, kept = kept_from(self._index, self._path)
-        if self._offset < kept:
-            yield Gap(self._offset, kept)
-            self._offset = kept
+        start = self._offset
         self._next = number
+        self._offset = max(start, kept)
+        return [Gap(start, kept)] if start < kept else []
+
+
+@dataclass(slots=True)
+class _Span:
+    """Neighbouring bytes of one stream, from `start` to before `end` in the combined output."""
+
+    stream: Stream
+    start: int
+    end: int
+    stream_offset: int
+    time_ns: int
+
+
+def _append(spans: list[_Span], record: Record, start: int, end: int) -> None:
+    """Add a record's bytes from `start` to before `end`, to the last span if they go on with it."""
+    if record.stream is None:
+        raise AssertionError("only records of output have bytes")
+    if spans and spans[-1].stream is record.stream and spans[-1].end == start:
+        spans[-1].end = end
+    else:
+        spans.append(_Span(record.stream, start, end, record.stream_offset + start - record.offset, record.time_ns))
+
+
+def _cut(data: bytes, spans: list[_Span]) -> Iterator[Output | Gap]:
+    """Cut what was read from the first span on into events; what is missing at its end is a gap."""
+    for span in spans:
+        begin = spans[0].start
+        piece = data[span.start - begin : span.end - begin]
+        if piece:
+            yield Output(span.start, span.stream, span.time_ns, span.stream_offset, piece)
+        if len(piece) < span.end - span.start:
+            yield Gap(span.start + len(piece), span.end)
 
 
 def _ends_after(record: Record, offset: int) -> bool:

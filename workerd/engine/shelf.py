@@ -33,6 +33,8 @@ class Shelf:
     Attributes:
         jobs: the directory of the jobs' folders.
         drain: the file that is there while no new jobs are taken (`workerd.engine.keeper`).
+        lock: the file that the keeper holds, with its process's id.
+        catalog_file: where the catalogue is.
         catalog: the catalogue of the jobs, once entered.
         watcher: tells when something about a job changes, once entered, while its `run` runs.
     """
@@ -44,6 +46,8 @@ class Shelf:
         self.directory = state_directory
         self.jobs = state_directory / "jobs"
         self.drain = state_directory / "drain"
+        self.lock = state_directory / "lock"
+        self.catalog_file = state_directory / "catalog.sqlite"
         self._drafts = state_directory / "drafts"
         self._removed = state_directory / "removed"
 
@@ -52,7 +56,7 @@ class Shelf:
         for directory in (self.jobs, self._drafts, self._removed):
             directory.mkdir(mode=0o700, exist_ok=True)
         with contextlib.ExitStack() as stack:
-            self.catalog = stack.enter_context(Catalog(self.directory / "catalog.sqlite"))
+            self.catalog = stack.enter_context(Catalog(self.catalog_file))
             self.watcher = stack.enter_context(Watcher())
             self._stack = stack.pop_all()
         return self

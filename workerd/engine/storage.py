@@ -1,5 +1,6 @@
 """How much of the disk jobs may take, for how long, and how soon what they print is safe from a power cut."""
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -50,13 +51,18 @@ def check_file_system(directory: Path) -> None:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            raise StorageUnfit(
-                f"the file system of {directory} cannot release the oldest output of a log (fallocate: "
-                f"{os.strerror(error.errno)}): choose another state directory, or no limit for logs"
-            ) from error
+            raise StorageUnfit(directory, str(error.strerror)) from error
 
 
 def disk_bytes(folder: Path) -> int:
-    """Tell how much of the disk the files in a job's folder take."""
+    """Tell how much of the disk the files in a job's folder take, in bytes; the job may run meanwhile.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    blocks = 0
     with os.scandir(folder) as entries:
-        return sum(entry.stat(follow_symlinks=False).st_blocks for entry in entries) * 512  # stat(2): units of 512
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed or removed since
+                blocks += entry.stat(follow_symlinks=False).st_blocks
+    return blocks * 512  # stat(2): units of 512

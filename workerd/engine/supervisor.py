@@ -252,6 +252,7 @@ class Supervisor:
         for descriptor in list(self._pipes):
             while self._read(descriptor):
                 _wait_for_room(self._store)
+        ended_ns = time.time_ns()
         if self._syncing is not None:
             self._syncing.join()
         _wait_for_room(self._spool.sync)
@@ -259,7 +260,7 @@ class Supervisor:
         end = JobEnd(
             cause=self._cause(),
             started_ns=self._status.started_ns,
-            ended_ns=max(time.time_ns(), self._status.started_ns),
+            ended_ns=max(ended_ns, self._status.started_ns),
             user_cpu_seconds=usage.ru_utime,
             system_cpu_seconds=usage.ru_stime,
             peak_memory_bytes=usage.ru_maxrss * 1024,

@@ -3,32 +3,25 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
-from worker_api.worker.v1 import Gap, LogAnchor, StreamLogRequest, StreamLogResponse, WorkerServiceBase
+from worker_api.worker.v1 import LogAnchor, StreamLogRequest, WorkerServiceBase
 
 from workerd.codec import Encoded
-from workerd.encoding import encode_output
-from workerd.engine import reader
+from workerd.encoding import encode_events
 from workerd.engine.engine import Start
 from workerd.engine.errors import InvalidArgument
-from workerd.engine.job import JobEnd, Stream
+from workerd.engine.job import Stream
 from workerd.handler import Call, handles
-from workerd.translate import from_stream, to_end
+from workerd.translate import from_stream
 
 
 @handles(WorkerServiceBase, "StreamLog", right="stream-log")
-async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[StreamLogResponse | Encoded, None]:
-    """Send the job's log, event by event."""
+async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[Encoded, None]:
+    """Send the job's log."""
     streams = frozenset(map(from_stream, request.streams)) or frozenset(Stream)
     log = call.engine.read_log(call.require_job().id, _start(request), streams, follow=request.follow)
-    async with contextlib.aclosing(log) as events:
-        async for event in events:
-            match event:
-                case reader.Output():
-                    yield encode_output(event)
-                case reader.Gap(start=start, end=end):
-                    yield StreamLogResponse(gap=Gap(from_offset_bytes=start, to_offset_bytes=end))
-                case JobEnd():
-                    yield StreamLogResponse(end=to_end(event))
+    async with contextlib.aclosing(log) as batches:
+        async for events in batches:
+            yield encode_events(events)
 
 
 def _start(request: StreamLogRequest) -> Start:

@@ -5,7 +5,7 @@ from workerctl.parameters import Injected, Output, Uuid
 from workerd_disk_usage._pb.diskusage.v1 import DiskUsageServiceStub, MeasureRequest
 
 
-async def disk_usage(*, uuid: Uuid, output: Output = "text", context: Injected) -> None:
+async def disk_usage(uuid: Uuid, *, output: Output = "text", context: Injected) -> None:
     """Show how much of the daemon's disk the output of a job takes, and that of all of your jobs.
 
     Example: `workerctl disk-usage --uuid 123e4567-e89b-42d3-a456-426614174000`
