@@ -20,10 +20,13 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
+from h2.settings import SettingCodes
 
 from workerd.codec import Encoded
 
 _TURNS = 4
+# Calls on one connection at a time: a client waits with the next (RFC 9113 §5.1.2), which may be a stop. h2 says 100.
+_MAX_STREAMS = 1000
 _PING = b"workerd\0"  # any eight bytes (RFC 9113 §6.7)
 # Above all arguments and variables that the kernel takes together, three quarters of 8 MiB (execve(2)).
 MAX_REQUEST_BYTES = 1 << 23
@@ -81,6 +84,8 @@ class _Protocol(H2Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         self._transport = cast("Transport", transport)
         super().connection_made(transport)
+        self.connection._connection.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: _MAX_STREAMS})
+        self.connection.flush()
         self._arm()
 
     def data_received(self, data: bytes) -> None:

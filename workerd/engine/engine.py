@@ -258,17 +258,16 @@ class Engine:
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
             while True:
                 changed.clear()
-                position = reader.position
                 if events := reader.read():
                     yield events
                 if reader.complete:
                     break
                 if not follow and reader.position >= limit:
                     return
-                if reader.position > position:
-                    await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
-                else:
+                if reader.exhausted:
                     await changed.wait()
+                else:
+                    await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
         end = self.status(job_id).status.end
         if end is None:
             raise AssertionError("a log was complete before its job had ended")

@@ -47,6 +47,7 @@ class LogReader:
 
     Attributes:
         complete: whether the log's end has been read: there is nothing more, ever.
+        exhausted: whether the last read went up to what had been written when it began.
 
     Raises:
         FileNotFoundError: there is no log.
@@ -55,6 +56,7 @@ class LogReader:
 
     def __init__(self, folder: JobFolder, streams: frozenset[Stream] = frozenset(Stream)) -> None:
         self.complete = False
+        self.exhausted = False
         self._streams = streams
         self._path = folder.index
         self._offset = 0
@@ -104,16 +106,15 @@ class LogReader:
         Neighbouring bytes of one stream come as one event. What has been released comes as a gap.
 
         Returns:
-            At most CHUNK_BYTES of output and a bounded number of events, so that there may be more; none when there is
-            nothing new, when all that is new is of other streams, or when `complete`.
+            At most CHUNK_BYTES of output and a bounded number of events; none when there is nothing new, when all that
+            is new is of other streams, or when `complete`.
 
         Raises:
             SpoolCorrupt: the log is damaged.
         """
-        if self._is_released():
-            return self._step_over_released()
         spans: list[_Span] = []
         position, count, ends = self._offset, 0, False
+        self.exhausted = True
         for record in self._records():
             if record.kind is Kind.END:
                 ends = True
@@ -127,11 +128,15 @@ class LogReader:
                     _append(spans, record, start, end)
                     position = end
                 if end < record.end_offset:
+                    self.exhausted = False
                     break
             position = max(position, record.end_offset)
             count += 1
+        if count == _BATCH_RECORDS:
+            self.exhausted = False
         data = os.pread(self._output, position - spans[0].start, spans[0].start) if spans else b""
-        if self._is_released():  # then the data may be blank
+        if self._is_released():  # then the records may be blank, or the data
+            self.exhausted = False
             return self._step_over_released()
         self._offset = position
         self._next += count
