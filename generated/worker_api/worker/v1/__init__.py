@@ -727,8 +727,8 @@ class SpawnRequest(betterproto2.Message):
 
     max_log_bytes: "int" = betterproto2.field(8, betterproto2.TYPE_UINT64)
     """
-    How much of the daemon's disk the job's log may take, in bytes, at least 4194304 and at most what the daemon allows.
-    Beyond it the oldest output is released and becomes a gap. Zero: what the daemon is set to.
+    How much of the daemon's disk the job's log may take, in bytes: at least 4194304, and at most what the daemon
+    allows. Beyond it the oldest output is released and becomes a gap. Zero: what the daemon is set to.
     """
 
 
