@@ -85,6 +85,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),

@@ -16,8 +16,8 @@ from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell, wait_for_output
 from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
-from workerd.engine.errors import CannotStart, CatalogFailed, Draining, ProgramNotFound
-from workerd.engine.job import JobState, Lost
+from workerd.engine.errors import CannotStart, CatalogBusy, CatalogFailed, Draining, ProgramNotFound
+from workerd.engine.job import JobSpec, JobState, Lost
 from workerd.engine.keeper import Keeper
 from workerd.engine.request import SpawnRequest
 from workerd.engine.tree import parent_of
@@ -215,6 +215,30 @@ async def test_a_scan_that_failed_is_made_again(tmp_path: Path, monkeypatch: pyt
     async with Engine(tmp_path) as engine, asyncio.timeout(30):
         page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
         assert page.jobs == ()
+    assert failures == []
+
+
+async def test_a_job_that_a_held_catalogue_did_not_take_is_entered_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.05,))
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("exec sleep 1000"))
+    for path in tmp_path.glob("catalog.sqlite*"):
+        path.unlink()
+    add_found, failures = Catalog.add_found, [CatalogBusy(tmp_path, 2.0)]
+
+    def fail(catalog: Catalog, spec: JobSpec) -> None:
+        if failures:
+            raise failures.pop()
+        add_found(catalog, spec)
+
+    monkeypatch.setattr(Catalog, "add_found", fail)
+    async with Engine(tmp_path) as engine, asyncio.timeout(30):
+        page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+        assert [job.id for job in page.jobs] == [job_id]
+        await engine.stop(job_id, ME, 0)
+        await read_log(engine, job_id)
     assert failures == []
 
 

@@ -9,7 +9,7 @@ import pytest
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
-from workerd.engine.errors import CatalogFailed, ResourcesExhausted, WatchesExhausted
+from workerd.engine.errors import CatalogBusy, CatalogFailed, ResourcesExhausted, WatchesExhausted
 from workerd.errors import to_grpc
 
 
@@ -45,6 +45,13 @@ def test_what_the_machine_lacks_is_said_to_be_exhausted_and_what_to_do(error: Ex
     assert detail.reason is ErrorReason.RESOURCE_EXHAUSTED
     assert answer.message is not None
     assert any(advice in answer.message for advice in ("raise", "make room", "give it more"))
+
+
+def test_a_catalogue_that_somebody_holds_is_worth_another_try() -> None:
+    answer = to_grpc(CatalogBusy(Path("catalog"), 2.0))
+    assert answer.status is Status.UNAVAILABLE
+    assert answer.details == [ErrorDetail(reason=ErrorReason.BUSY)]
+    assert "another program has held it for 2 s: try again" in str(answer.message)
 
 
 @pytest.mark.parametrize(

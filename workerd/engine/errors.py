@@ -183,7 +183,15 @@ class CatalogFailed(EngineError):
 
 
 class CatalogBusy(CatalogFailed):
-    """Somebody else has held the catalogue for longer than anybody should."""
+    """Somebody else has held the catalogue for longer than anybody should.
+
+    Args:
+        path: the catalogue.
+        waited_seconds: for how long it was waited for.
+    """
+
+    def __init__(self, path: Path, waited_seconds: float) -> None:
+        super().__init__(path, f"another program has held it for {waited_seconds:g} s: try again")
 
 
 class WatchesExhausted(EngineError):

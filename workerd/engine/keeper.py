@@ -25,7 +25,7 @@ from typing import Self
 import asyncinotify
 import structlog
 
-from workerd.engine.errors import CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
+from workerd.engine.errors import CatalogBusy, CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, parse_job_id
 from workerd.engine.recovery import has_end, recover
@@ -204,6 +204,8 @@ class Keeper:
                         continue
                     try:
                         await self._take_up(JobFolder(Path(entry.path)))
+                    except CatalogBusy:
+                        raise  # each of the others would wait as long
                     except Exception as error:  # one damaged folder must not keep the others from being taken up
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
