@@ -158,3 +158,11 @@ def from_grpc(error: GRPCError) -> CallFailed:
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
     kind = _BY_REASON.get(detail.reason) or _BY_STATUS.get(error.status, CallFailed)
     return kind(error.status, detail.reason, error.message or error.status.name)
+
+
+def sentence(error: Exception) -> str:
+    """Say what went wrong in one line for people. An error of the system's names the file, if it is about one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    problem = error.strerror or str(error)
+    return problem if error.filename is None else f"{error.filename}: {problem}"

@@ -11,9 +11,10 @@ from typing import Annotated, Self
 from cyclopts import Parameter
 from worker_api.worker.v1 import Exited, Gap, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
 
+from pki.errors import PkiError
 from workerctl.client import Client
 from workerctl.context import warn
-from workerctl.errors import ClientError
+from workerctl.errors import ClientError, sentence
 from workerctl.events import Output
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
@@ -168,5 +169,5 @@ class Interrupts:
     async def _send_stop(self, grace: timedelta | None) -> None:
         try:
             await self._client.stop(self._job_id or "", grace)
-        except ClientError as error:
-            warn(f"could not stop the job: {error}")
+        except (ClientError, PkiError, OSError) as error:
+            warn(f"could not stop the job: {sentence(error)}")
