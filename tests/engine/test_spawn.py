@@ -13,11 +13,13 @@ from workerd.engine.errors import (
     ArgumentsTooLong,
     CannotStart,
     InvalidArgument,
+    LauncherFailed,
     ProgramNotExecutable,
     ProgramNotFound,
     WorkingDirectoryUnusable,
 )
-from workerd.engine.job import Exited, Killed
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import Exited, JobSpec, Killed
 from workerd.engine.request import SpawnRequest
 
 
@@ -93,6 +95,20 @@ async def test_a_state_directory_that_is_broken_is_no_want_of_room(engine: Engin
     """Nobody is told to make room, which would not help."""
     (tmp_path / "state" / "drafts").rmdir()
     with pytest.raises(FileNotFoundError):
+        await engine.spawn(shell("true"))
+
+
+async def test_a_fault_of_the_supervisors_is_no_want_of_room_either(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_spec = JobFolder.write_spec
+
+    def obstruct(folder: JobFolder, spec: JobSpec) -> None:
+        write_spec(folder, spec)
+        folder.output.mkdir()
+
+    monkeypatch.setattr(JobFolder, "write_spec", obstruct)
+    with pytest.raises(LauncherFailed, match="Is a directory"):
         await engine.spawn(shell("true"))
 
 

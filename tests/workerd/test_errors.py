@@ -9,7 +9,7 @@ import pytest
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
-from workerd.engine.errors import CatalogBusy, CatalogFailed, ResourcesExhausted, WatchesExhausted
+from workerd.engine.errors import SHORTAGES, CatalogBusy, CatalogFailed, ResourcesExhausted, WatchesExhausted
 from workerd.errors import to_grpc
 
 
@@ -22,11 +22,8 @@ def catalog_failed(problem: str, code: int) -> CatalogFailed:
     return failed
 
 
-SHORTAGES: list[Exception] = [
-    *(
-        OSError(number, os.strerror(number))
-        for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
-    ),
+LACKS: list[Exception] = [
+    *(OSError(number, os.strerror(number)) for number in SHORTAGES),
     MemoryError(),
     WatchesExhausted(),
     ResourcesExhausted("true", os.strerror(errno.EAGAIN)),
@@ -35,7 +32,7 @@ SHORTAGES: list[Exception] = [
 ]
 
 
-@pytest.mark.parametrize("error", SHORTAGES, ids=repr)
+@pytest.mark.parametrize("error", LACKS, ids=repr)
 def test_what_the_machine_lacks_is_said_to_be_exhausted_and_what_to_do(error: Exception) -> None:
     answer = to_grpc(error)
     assert answer.status is Status.RESOURCE_EXHAUSTED

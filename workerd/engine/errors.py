@@ -25,13 +25,11 @@ EngineError
 import errno
 from pathlib import Path
 
-SHORTAGES = frozenset(
-    {
-        *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS),
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    }
-)
-"""The numbers of system errors that say that the machine lacks something (errno(3))."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The numbers of system errors that say that there is no room on the disk (errno(3))."""
+
+SHORTAGES = NO_ROOM | {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS}
+"""The numbers of system errors that say that the machine lacks something."""
 
 
 class EngineError(Exception):

@@ -41,7 +41,7 @@ from pathlib import Path
 import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
-from workerd.engine.errors import CannotStart, ResourcesExhausted
+from workerd.engine.errors import SHORTAGES, CannotStart, ResourcesExhausted
 from workerd.engine.folder import JobFolder, is_no_room, sync_path
 from workerd.engine.job import (
     Cause,
@@ -113,10 +113,11 @@ def supervise(folder: JobFolder, lock: int, reply: int) -> None:
         folder.status.unlink(missing_ok=True)  # nothing was executed: without a status the folder says so
         _answer(reply, encode_failure(error))
         return
-    except OSError as error:  # no disk, no descriptors: before anything was executed
+    except OSError as error:  # before anything was executed
         folder.status.unlink(missing_ok=True)
-        problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
-        _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
+        if error.errno in SHORTAGES:
+            problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
+            _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
         raise
     supervisor.say_running()
     _answer(reply, STARTED)
