@@ -16,9 +16,9 @@ from workerd.engine.storage import Storage
 SUPERVISE = """
 import os, sys
 from pathlib import Path
-from workerd.engine import supervisor
+from workerd.engine import capture, supervisor
 
-supervisor._SYNC_SECONDS = 0.2
+capture._SYNC_SECONDS = 0.2
 folder, lock, reply = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 def noting(call):
