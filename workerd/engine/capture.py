@@ -52,6 +52,7 @@ class Capture:
         self._retry_at = self._sync_at = math.inf
         self._unsynced = 0
         self._syncing: threading.Thread | None = None
+        self._sync_problem = ""
 
     @property
     def waits_for_room(self) -> bool:
@@ -165,7 +166,9 @@ class Capture:
             sync_path(self._folder.spec)
             sync_path(self._folder.path)
         except OSError as error:
-            self._folder.report_fault(f"the log could not be forced to the disk: {error}\n")
+            if str(error) != self._sync_problem:  # a disk that fails does so each time: it is said once
+                self._sync_problem = str(error)
+                self._folder.report_fault(f"the log could not be forced to the disk: {error}\n")
 
 
 def try_write(write: Callable[[], None]) -> bool:

@@ -155,7 +155,10 @@ class Keeper:
                     self._enter_ended(folder)
                 except FileNotFoundError:
                     return  # somebody removed the job
-                except Exception as error:  # a full disk, a damaged file: what keeps one job from its end may pass
+                except SpoolCorrupt as error:  # which does not pass; the next scan looks again
+                    log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
+                    return
+                except Exception as error:  # a full disk, say: what keeps one job from its end may pass
                     log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
                     await asyncio.sleep(pause)
                 else:
