@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import select
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Self
 import asyncinotify
 import structlog
 
+from workerd.engine import pidfd
 from workerd.engine.errors import CatalogBusy, CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, parse_job_id
@@ -302,10 +302,7 @@ async def _lock(descriptor: int, directory: Path) -> None:
 
 def _is_alive(pid: str) -> bool:
     try:
-        handle = os.pidfd_open(int(pid))
+        with pidfd.hold(int(pid)) as handle:
+            return not pidfd.has_ended(handle)
     except (ValueError, ProcessLookupError):
         return False
-    try:
-        return not select.select([handle], [], [], 0)[0]  # readable: it has ended, reaped or not (pidfd_open(2))
-    finally:
-        os.close(handle)

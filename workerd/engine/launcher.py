@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from workerd.engine import pidfd
 from workerd.engine.errors import LauncherFailed
 from workerd.engine.folder import JobFolder
 from workerd.engine.reply import STARTED, decode_failure
@@ -125,12 +125,9 @@ class Launcher:
 
 def _wait_or_kill(pid: int) -> None:
     """Wait until a child that has been told to end does so, and end it if it was stopped, or starves."""
-    handle = os.pidfd_open(pid)
-    try:
-        if not select.select([handle], [], [], _STOP_SECONDS)[0]:
+    with pidfd.hold(pid) as handle:
+        if not pidfd.wait_ended(handle, _STOP_SECONDS):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-    finally:
-        os.close(handle)
 
 
 async def _wait_writable(there: socket.socket) -> None:
