@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.reply import STARTED, decode_failure
 
 _ATTEMPTS = 3
+_ENDED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)  # of a send: nobody is there any more
 _STOP_SECONDS = 1.0
 
 
@@ -47,6 +49,7 @@ class Launcher:
         Raises:
             CannotStart: with the reason.
             LauncherFailed: the supervisor ended without an answer.
+            OSError: the zygote could not be asked.
         """
         answer = b""
         for _ in range(_ATTEMPTS):
@@ -79,8 +82,10 @@ class Launcher:
                 self._restart()
             try:
                 await self._send_once(folder, lock, reply)
-            except OSError:  # it ended meanwhile: nothing of the request was taken
-                self._restart()
+            except OSError as error:
+                if error.errno not in _ENDED:
+                    raise
+                self._restart()  # nothing of the request was taken
                 await self._send_once(folder, lock, reply)
 
     async def _send_once(self, folder: Path, lock: int, reply: int) -> None:
