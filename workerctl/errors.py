@@ -27,9 +27,23 @@ from workerctl.exit_codes import ExitCode
 
 
 class ClientError(Exception):
-    """Anything that the client raises on purpose. Its text is one line for people."""
+    """Anything that the client raises on purpose. Its text is one line for people.
+
+    Args:
+        message: that line.
+        problem: what went wrong, without what it happened to; the same if not given.
+
+    Attributes:
+        exit_code: what a command exits with for it.
+        may_pass: whether the call may succeed when it is made again.
+    """
 
     exit_code = ExitCode.FAILED
+    may_pass = False
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        self.problem = problem or message
+        super().__init__(message)
 
 
 class UsageInvalid(ClientError):
@@ -41,9 +55,10 @@ class UsageInvalid(ClientError):
 class Unreachable(ClientError):
     """No daemon could be talked to at the endpoint."""
 
+    may_pass = True
+
     def __init__(self, endpoint: str, problem: str) -> None:
-        self.problem = problem
-        super().__init__(f"cannot reach a daemon at {endpoint}: {problem}")
+        super().__init__(f"cannot reach a daemon at {endpoint}: {problem}", problem)
 
 
 class ConnectionLost(Unreachable):
@@ -59,6 +74,8 @@ class GaveUp(Unreachable):
         tried_seconds: for how long.
     """
 
+    may_pass = False
+
     def __init__(self, endpoint: str, problem: str, tried_seconds: float) -> None:
         super().__init__(endpoint, f"{problem} (gave up after {tried_seconds:.0f} s)")
 
@@ -72,6 +89,8 @@ class Refused(ClientError):
 
 class DaemonNotStarted(ClientError):
     """The user's own daemon could not be started."""
+
+    may_pass = True
 
 
 class CallFailed(ClientError):
@@ -128,6 +147,8 @@ class Draining(CallFailed):
 
 class Unavailable(CallFailed):
     """The daemon cannot serve now; the call may be made again."""
+
+    may_pass = True
 
 
 class EventUnknown(ClientError):
