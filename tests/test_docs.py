@@ -1,18 +1,21 @@
 """What the documentation says is compared with what the programs do."""
 
+import importlib
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 import pytest
+from worker_api.worker.v1 import SpawnRequest
 
-from tests.daemon import USER, Daemon
+from tests.daemon import USER, Daemon, running_daemon
 from workerctl.exit_codes import ExitCode
 from workerd.registry import load_routes
 
@@ -190,28 +193,70 @@ def test_the_readmes_stream_log_shows_all_events(shared_daemon: Daemon, example:
     assert (end["event"], end["exited"]) == ("end", {"code": 0})
 
 
-def test_the_readmes_command_works_once_it_is_installed(shared_daemon: Daemon, example: str, tmp_path: Path) -> None:
-    """Its code and its entry point are taken from there; only the package around them is made up."""
-    [command] = [block for block in code(README, "python") if "async def last(" in block]
-    [table] = [block for block in code(README, "toml") if "workerctl.commands" in block]
-    entry_points = tomllib.loads(table)["project"]["entry-points"]["workerctl.commands"]
-    info = tmp_path / "example-1.0.dist-info"
+def install_example(folder: Path, group: str) -> None:
+    """Lay the README's code and entry point out as an installed package; only what is around them is made up."""
+    [table] = [block for block in code(README, "toml") if group in block]
+    [(name, target)] = tomllib.loads(table)["project"]["entry-points"][group].items()
+    module, _, function = target.partition(":")
+    [source] = [block for block in code(README, "python") if f"async def {function}(" in block]
+    (folder / f"{module}.py").write_text(source)
+    info = folder / "example-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: example\nVersion: 1.0\n")
-    lines = (f"{name} = {value}" for name, value in entry_points.items())
-    (info / "entry_points.txt").write_text("\n".join(("[workerctl.commands]", *lines, "")))
-    (tmp_path / "last.py").write_text(command)
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
+
+
+def compile_example(folder: Path) -> None:
+    """Make Python of the README's contract, as the page says."""
+    [contract] = code(README, "proto")
+    proto = folder / "count" / "v1" / "count.proto"
+    proto.parent.mkdir(parents=True)
+    proto.write_text(contract)
+    (folder / "count_api").mkdir()
+    command = [
+        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}"),
+        "--python_betterproto2_opt=client_generation=async,server_generation=async",
+        *(f"--python_betterproto2_out={folder / 'count_api'}", str(proto)),
+    ]
+    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
+    subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PATH": path}, timeout=60)
+
+
+def with_packages(folder: Path) -> str:
+    """A PYTHONPATH on which packages in a folder are found, too."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+
+
+def test_the_readmes_command_works_once_it_is_installed(shared_daemon: Daemon, example: str, tmp_path: Path) -> None:
+    install_example(tmp_path, "workerctl.commands")
     label = "newest"
     newest = shared_daemon.workerctl("spawn", "--name", label, "--", "true").stdout
     result = subprocess.run(
         shared_daemon.command("last", "--name", label),
         capture_output=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))},
+        env={**os.environ, "PYTHONPATH": with_packages(tmp_path)},
         timeout=60,
     )
     assert (result.returncode, result.stderr, result.stdout) == (0, b"", newest)
     assert newest.decode().strip() != example
+
+
+async def test_the_readmes_handler_works_once_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_example(tmp_path)
+    install_example(tmp_path, "workerd.handlers")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", with_packages(tmp_path))
+    api = importlib.import_module("count_api.count.v1")
+    script = "echo one; echo two >&2; printf three"
+    with running_daemon(tmp_path / "state") as daemon:
+        async with daemon.client() as client:
+            job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", script]))
+            async for _ in client.stream_log(job_id):
+                pass
+            request = api.CountRequest(job_id=job_id)
+            answer = await client.call(lambda channel: api.CountServiceStub(channel).count(request))
+    assert answer.lines == script.count("echo")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from pki.errors import PkiError
 from workerctl.context import Context, warn
-from workerctl.errors import ClientError
+from workerctl.errors import ClientError, sentence
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_RETRY_SECONDS, Patience
 from workerctl.target import Target
@@ -93,19 +93,15 @@ def main_with(arguments: Sequence[str]) -> int:
         warn(f"{_in_words(error)} See --help.")
         return ExitCode.USAGE
     except ClientError as error:
-        warn(str(error))
+        warn(sentence(error))
         return error.exit_code
     except BrokenPipeError:
         return ExitCode.OUTPUT_CLOSED
     except UnicodeError as error:  # a job id, a label or a host that cannot be sent as it is
         warn(f"an argument is not text that can be sent: {error}")
         return ExitCode.USAGE
-    except PkiError as error:
-        warn(str(error))
-        return ExitCode.FAILED
-    except OSError as error:
-        problem = error.strerror or str(error)
-        warn(problem if error.filename is None else f"{error.filename}: {problem}")
+    except (PkiError, OSError) as error:
+        warn(sentence(error))
         return ExitCode.FAILED
     except SystemExit as error:  # rich makes one of a reader of the help who has gone (Console.on_broken_pipe)
         if isinstance(error.__context__, BrokenPipeError):

@@ -39,11 +39,11 @@ from worker_api.worker.v1 import (
 )
 
 from workerctl.errors import (
+    ClientError,
     ConnectionLost,
     DaemonNotStarted,
     GaveUp,
     Refused,
-    Unavailable,
     Unreachable,
     from_grpc,
 )
@@ -52,10 +52,10 @@ from workerctl.retry import Attempts, Patience
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
-_FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError, DaemonNotStarted)
+_FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 
 class Client:
@@ -100,7 +100,7 @@ class Client:
             self._acquainted = self._acquainted or channel.heard_at is not None
             await channel.aclose()
 
-    async def call(self, make: Callable[[WorkerChannel], Awaitable[T]], *, repeat: bool = False) -> T:
+    async def call(self, make: Callable[[WorkerChannel], Awaitable[_T]], *, repeat: bool = False) -> _T:
         """Make any call of any service that answers with one message.
 
         Args:
@@ -112,13 +112,15 @@ class Client:
             ClientError: whatever else went wrong.
         """
         attempts = Attempts(self._patience)
+        intention = "trying again" if repeat else None
         while True:
-            channel = None
+            channel = await self._connect_patiently(attempts, intention)
             try:
-                channel = await self._connect()
                 response = await make(channel)
             except _FAILURES as error:
-                await self._bear(error, channel, attempts, "trying again" if repeat else None)
+                failure = _translate(error, channel)
+                if not await self._bear(failure, channel, attempts, intention):
+                    raise failure from error
             else:
                 self.away = False
                 return response
@@ -192,9 +194,8 @@ class Client:
         attempts = Attempts(self._patience)
         while True:
             request = StreamLogRequest(job_id=job_id, offset_bytes=offset, streams=list(streams), follow=follow)
-            channel = None
+            channel = await self._connect_patiently(attempts, f"trying again from byte {offset}")
             try:
-                channel = await self._connect()
                 async with contextlib.aclosing(channel.receive(_STREAM_LOG, request)) as batches:
                     async for messages in batches:
                         attempts.succeeded()
@@ -212,9 +213,24 @@ class Client:
                 if follow:  # what is followed has an end: the call was cut off, however politely
                     raise StreamTerminatedError("the log stopped before its end")
             except _FAILURES as error:
-                await self._bear(error, channel, attempts, f"trying again from byte {offset}")
+                failure = _translate(error, channel)
+                if not await self._bear(failure, channel, attempts, f"trying again from byte {offset}"):
+                    raise failure from error
             else:
                 return
+
+    async def _connect_patiently(self, attempts: Attempts, intention: str | None) -> WorkerChannel:
+        """Connect as `_connect` does, again and again while the user's own daemon cannot be started.
+
+        Args:
+            intention: as for `_bear`.
+        """
+        while True:
+            try:
+                return await self._connect()
+            except DaemonNotStarted as failure:
+                if not await self._bear(failure, None, attempts, intention):
+                    raise
 
     async def _connect(self) -> WorkerChannel:
         async with self._connecting:
@@ -227,41 +243,43 @@ class Client:
             return self._channel
 
     async def _bear(
-        self, error: Exception, channel: WorkerChannel | None, attempts: Attempts, intention: str | None
-    ) -> None:
-        """Return when it is time to make a call again that failed.
+        self, failure: ClientError, channel: WorkerChannel | None, attempts: Attempts, intention: str | None
+    ) -> bool:
+        """Take in that a call failed, and wait until it is time to make it again.
 
         Args:
             channel: what it was made through; None if it did not come so far.
             intention: what is going to be done, for people; None if the call may not be made again.
 
+        Returns:
+            False at once if it is not to be made again.
+
         Raises:
-            ClientError: it is not to be made again.
+            GaveUp: it has been made again for long enough.
         """
-        if channel is None and not isinstance(error, DaemonNotStarted):
-            raise error
-        failure = error if channel is None else _translate(error, channel)
-        passing = isinstance(failure, Unreachable | Unavailable | DaemonNotStarted)
-        if passing and channel is not None and self._channel is channel:
+        if failure.may_pass and channel is self._channel:
             await self.aclose()
-        hopeless = isinstance(failure, DaemonNotStarted) and not self._acquainted
-        if intention is None or not passing or hopeless or not self._patience.retry_seconds:
-            raise failure from (None if failure is error else error)
-        heard_at = None if channel is None else channel.heard_at
-        pause = attempts.failed(heard_at, acquainted=self._acquainted)
+        if intention is None or not failure.may_pass or not self._patience.retry_seconds:
+            return False
+        if isinstance(failure, DaemonNotStarted) and not self._acquainted:
+            return False  # it never ran: what keeps it from that does not pass
+        pause = attempts.failed(None if channel is None else channel.heard_at, acquainted=self._acquainted)
         if pause is None:
             self.away = False
-            name = self._target.name if channel is None else channel.endpoint
-            raise GaveUp(name, getattr(failure, "problem", str(failure)), attempts.tried_seconds) from failure
+            endpoint = self._target.name if channel is None else channel.endpoint
+            raise GaveUp(endpoint, failure.problem, attempts.tried_seconds) from failure
         if self._acquainted:
             self.away = True
             if attempts.first_failure and self._on_retry is not None:
                 self._on_retry(f"{failure}; {intention}")
         await asyncio.sleep(pause)
         attempts.again()
+        return True
 
 
-def _translate(error: Exception, channel: WorkerChannel) -> Exception:
+def _translate(
+    error: GRPCError | StreamTerminatedError | ProtocolError | OSError, channel: WorkerChannel
+) -> ClientError:
     """Turn what grpclib and the network raise into the client's own errors."""
     match error:
         case GRPCError():
@@ -278,8 +296,6 @@ def _translate(error: Exception, channel: WorkerChannel) -> Exception:
         case OSError():  # asyncio has no words for a connection that was closed within the handshake
             problem = error.strerror or str(error) or "the connection was closed before anything was said"
             return Unreachable(channel.endpoint, f"{problem}: is workerd running there?")
-        case _:
-            return error
 
 
 async def _list(request: ListRequest, channel: WorkerChannel) -> ListResponse:

@@ -27,9 +27,23 @@ from workerctl.exit_codes import ExitCode
 
 
 class ClientError(Exception):
-    """Anything that the client raises on purpose. Its text is one line for people."""
+    """Anything that the client raises on purpose. Its text is one line for people.
+
+    Args:
+        message: that line.
+        problem: what went wrong, without what it happened to; the same if not given.
+
+    Attributes:
+        exit_code: what a command exits with for it.
+        may_pass: whether the call may succeed when it is made again.
+    """
 
     exit_code = ExitCode.FAILED
+    may_pass = False
+
+    def __init__(self, message: str, problem: str = "") -> None:
+        self.problem = problem or message
+        super().__init__(message)
 
 
 class UsageInvalid(ClientError):
@@ -41,9 +55,10 @@ class UsageInvalid(ClientError):
 class Unreachable(ClientError):
     """No daemon could be talked to at the endpoint."""
 
+    may_pass = True
+
     def __init__(self, endpoint: str, problem: str) -> None:
-        self.problem = problem
-        super().__init__(f"cannot reach a daemon at {endpoint}: {problem}")
+        super().__init__(f"cannot reach a daemon at {endpoint}: {problem}", problem)
 
 
 class ConnectionLost(Unreachable):
@@ -59,6 +74,8 @@ class GaveUp(Unreachable):
         tried_seconds: for how long.
     """
 
+    may_pass = False
+
     def __init__(self, endpoint: str, problem: str, tried_seconds: float) -> None:
         super().__init__(endpoint, f"{problem} (gave up after {tried_seconds:.0f} s)")
 
@@ -72,6 +89,8 @@ class Refused(ClientError):
 
 class DaemonNotStarted(ClientError):
     """The user's own daemon could not be started."""
+
+    may_pass = True
 
 
 class CallFailed(ClientError):
@@ -129,6 +148,8 @@ class Draining(CallFailed):
 class Unavailable(CallFailed):
     """The daemon cannot serve now; the call may be made again."""
 
+    may_pass = True
+
 
 class EventUnknown(ClientError):
     """The daemon is newer, and says of a log what this client cannot make sense of."""
@@ -158,3 +179,11 @@ def from_grpc(error: GRPCError) -> CallFailed:
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
     kind = _BY_REASON.get(detail.reason) or _BY_STATUS.get(error.status, CallFailed)
     return kind(error.status, detail.reason, error.message or error.status.name)
+
+
+def sentence(error: Exception) -> str:
+    """Say what went wrong in one line for people. An error of the system's names the file, if it is about one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    problem = error.strerror or str(error)
+    return problem if error.filename is None else f"{error.filename}: {problem}"

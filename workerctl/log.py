@@ -17,9 +17,13 @@ class LogCheck:
     Args:
         streams: the streams that were asked for.
         from_start: whether the log was begun at offset zero.
+
+    Attributes:
+        received: whether any output has come.
     """
 
     def __init__(self, streams: Collection[Stream], *, from_start: bool) -> None:
+        self.received = False
         self._next = dict.fromkeys(streams, 0) if from_start else {}
         self._digests = {stream: xxhash.xxh3_128() for stream in self._next}
 
@@ -29,6 +33,7 @@ class LogCheck:
         Raises:
             LogDamaged: bytes before them are missing, or came twice.
         """
+        self.received = True
         stream, offset = output.stream, output.stream_offset_bytes
         expected = self._next.get(stream, offset)
         if offset != expected:

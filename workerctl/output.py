@@ -16,13 +16,14 @@ import threading
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import betterproto2
 from worker_api.worker.v1 import Exited, Gap, Job, JobEnd, Killed, Lost, Stopped, TimedOut, User
 
 from workerctl.events import LogEvent, Output
-from workerctl.parameters import OutputFormat
+
+OutputFormat = Literal["text", "json"]
 
 _LONGEST_COMMAND = 100  # characters, in a list
 _MOST_OUTSTANDING = 1 << 22  # bytes

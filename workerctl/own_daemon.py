@@ -12,6 +12,7 @@ import platformdirs
 from workerctl.errors import DaemonNotStarted
 
 _SAID_WHEN_SERVING = b"serving gRPC endpoint at "
+_MAX_LOG_BYTES = 4 << 20
 
 
 def state_directory() -> Path:
@@ -58,6 +59,9 @@ def _find(directory: Path) -> str | None:
 
 def _start(directory: Path) -> None:
     log = directory / "daemon.log"
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > _MAX_LOG_BYTES:
+            log.replace(log.with_name("daemon.log.1"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKERD_")}
     with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as errors:
         os.fchmod(errors.fileno(), 0o600)

@@ -1,12 +1,11 @@
 """Parameters that several commands share."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from workerctl.context import Context
-
-OutputFormat = Literal["text", "json"]
+from workerctl.output import OutputFormat
 
 Injected = Annotated[Context, Parameter(parse=False)]
 Output = Annotated[OutputFormat, Parameter(help="How to print the result: for people, or as JSON.")]

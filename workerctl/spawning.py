@@ -65,7 +65,7 @@ class JobOptions:
         ),
     ] = 0
 
-    def request(self, command: Sequence[str], request_key: str) -> SpawnRequest:
+    def request(self, command: Sequence[str], request_key: str = "") -> SpawnRequest:
         """Make the request.
 
         Args:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import asyncinotify
 
+from workerd.engine import pidfd
 from workerd.engine.shelf import Shelf
 from workerd.errors import DrainFailed
 
@@ -31,7 +32,7 @@ def drain(state_directory: Path) -> int:
     progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         left = _wait(daemon, marker, progress)
-        ended = bool(select.select([daemon], [], [], None if left == "0" else _END_SECONDS)[0])
+        ended = pidfd.wait_ended(daemon, None if left == "0" else _END_SECONDS)
     except KeyboardInterrupt:
         again = shlex.join(["workerd", "--drain", "--state-dir", str(state_directory)])
         _say(f"the daemon goes on draining: `{again}` waits again, `rm {shlex.quote(str(marker))}` calls it off")
@@ -54,7 +55,7 @@ def _wait(daemon: int, marker: Path, progress: int) -> str:
         with contextlib.suppress(FileNotFoundError):
             news.add_watch(marker, asyncinotify.Mask.MODIFY | asyncinotify.Mask.ATTRIB)
         while True:
-            over = not os.fstat(progress).st_nlink or bool(select.select([daemon], [], [], 0)[0])
+            over = not os.fstat(progress).st_nlink or pidfd.has_ended(daemon)
             left = os.pread(progress, 32, 0).decode().strip()
             if left != said:
                 _say("no job is left; the daemon ends" if left == "0" else f"waiting for {_jobs(left)}")
@@ -67,7 +68,7 @@ def _wait(daemon: int, marker: Path, progress: int) -> str:
 
 
 def _find_daemon(shelf: Shelf) -> int:
-    """Give a descriptor that can be read once the daemon of a state directory has ended (pidfd_open(2))."""
+    """Give a descriptor of the daemon's process, for `workerd.engine.pidfd`."""
     with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError), open(shelf.lock) as lock:
         daemon = os.pidfd_open(int(lock.read()))
         try:

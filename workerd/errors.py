@@ -10,6 +10,7 @@ DaemonError
 """
 
 import errno
+import os
 import sqlite3
 
 from grpclib.const import Status
@@ -85,12 +86,13 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
-_EXHAUSTED = {
+_ADVICE = {
     errno.EMFILE: "the daemon has no descriptor left: let some followers end, or raise its limit (RLIMIT_NOFILE)",
     errno.ENFILE: "the machine has no descriptor left: end some programs, or raise fs.file-max",
     errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
@@ -98,10 +100,7 @@ _EXHAUSTED = {
     errno.EDQUOT: "the disk quota of the daemon's account is used up: make room in the state directory",
     errno.EAGAIN: "the daemon's account may have no more processes: let some jobs end, or raise RLIMIT_NPROC",
 }
-_SQLITE_EXHAUSTED = {
-    sqlite3.SQLITE_FULL: _EXHAUSTED[errno.ENOSPC],
-    sqlite3.SQLITE_NOMEM: _EXHAUSTED[errno.ENOMEM],
-}
+_SQLITE_SHORTAGES = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_NOMEM: errno.ENOMEM}
 _MAX_SENTENCE = 1000
 _MAX_SUBJECT = 200
 _FAULT = "the daemon met a fault while serving this call; its log tells more"
@@ -115,7 +114,7 @@ def to_grpc(error: Exception) -> GRPCError:
     if (entry := _entry(error)) is not None:
         (status, reason), sentence = entry, str(error)
     elif (shortage := _shortage(error)) is not None:
-        status, reason, sentence = Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED, shortage
+        status, reason, sentence = Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED, _advise(shortage)
     else:
         status, reason, sentence = Status.INTERNAL, ErrorReason.INTERNAL, _FAULT
     # Both go into headers, whose compression takes time that grows with the square of their length.
@@ -132,19 +131,26 @@ def _entry(error: Exception) -> tuple[Status, ErrorReason] | None:
     return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
 
 
-def _shortage(error: BaseException) -> str | None:
-    """Say what the machine lacks and what to do, if it is that which an error comes from (errno(3))."""
+def _shortage(error: BaseException) -> int | None:
+    """Tell what the machine lacks, by its number among `SHORTAGES`, if it is that which an error comes from."""
     match error:
         case MemoryError():
-            return _EXHAUSTED[errno.ENOMEM]
-        case OSError(errno=int(number)):
-            return _EXHAUSTED.get(number)
+            return errno.ENOMEM
+        case OSError(errno=int(number)) if number in engine.SHORTAGES:
+            return number
         case sqlite3.Error(sqlite_errorcode=code):
-            return _SQLITE_EXHAUSTED.get(code & 0xFF)  # the low byte is the primary code (sqlite.org/rescode.html)
+            return _SQLITE_SHORTAGES.get(code & 0xFF)  # the low byte is the primary code (sqlite.org/rescode.html)
         case engine.CatalogFailed(__cause__=BaseException() as cause):
             return _shortage(cause)
         case _:
             return None
+
+
+def _advise(number: int) -> str:
+    """Say what the machine lacks and what to do."""
+    if number in _ADVICE:
+        return _ADVICE[number]
+    return f"the daemon's machine lacks something ({os.strerror(number)}): make room, or raise the limit"
 
 
 def _subject(error: Exception) -> str:

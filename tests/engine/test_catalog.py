@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from tests.engine.logs import ME, read_log, shell
 from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
+from workerd.engine.errors import CatalogBusy
 from workerd.engine.folder import JobFolder
 
 FILES = ("catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm")
@@ -90,3 +92,25 @@ async def test_a_folder_that_somebody_deleted_is_forgotten(tmp_path: Path) -> No
         assert await listed(engine) == ids[1:]
         assert [job.id for job in engine._shelf.catalog.ended()] == ids[1:]
         assert engine._shelf.catalog.unended() == []
+
+
+def test_whoever_holds_it_does_not_hold_up_the_daemon_for_long(tmp_path: Path) -> None:
+    """The event loop waits with it: a client takes a daemon for dead that is silent for longer."""
+    path = tmp_path / FILES[0]
+    with Catalog(path) as catalog:
+        busy = sqlite3.connect(path, isolation_level=None)
+        busy.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(CatalogBusy):
+            catalog.remove("00000000-0000-4000-8000-000000000000")
+        assert time.monotonic() - began < 5
+        busy.close()
+
+
+def test_one_that_is_held_cannot_be_opened_either(tmp_path: Path) -> None:
+    path = tmp_path / FILES[0]
+    busy = sqlite3.connect(path, isolation_level=None)
+    busy.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(CatalogBusy, match="another program"):
+        Catalog(path)
+    busy.close()

@@ -16,9 +16,9 @@ from workerd.engine.storage import Storage
 SUPERVISE = """
 import os, sys
 from pathlib import Path
-from workerd.engine import supervisor
+from workerd.engine import capture, supervisor
 
-supervisor._SYNC_SECONDS = 0.2
+capture._SYNC_SECONDS = 0.2
 folder, lock, reply = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 def noting(call):
@@ -31,12 +31,31 @@ def noting(call):
 
 calls = os.open(folder.parent / "calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.fsync, os.fdatasync = noting(os.fsync), noting(os.fdatasync)
+exec(sys.argv[4])
 supervisor.main(folder, lock, reply)
 """
 
 
-def supervise(folder: JobFolder, script: str, durability: Durability) -> list[tuple[str, int]]:
-    """Run a job and give the files that were forced to the disk, each with the number of records at that time."""
+FAIL_MEANWHILE = """
+import errno, threading
+
+def failing(call):
+    def fail(descriptor):
+        call(descriptor)
+        if threading.current_thread() is not threading.main_thread():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return fail
+
+os.fdatasync = failing(os.fdatasync)
+"""
+
+
+def supervise(folder: JobFolder, script: str, durability: Durability, before: str = "") -> list[tuple[str, int]]:
+    """Run a job and give the files that were forced to the disk, each with the number of records at that time.
+
+    Args:
+        before: what its supervisor is to execute first.
+    """
     folder.path.mkdir()
     spec = shell(script, working_directory="/").specify(folder.path.name, 1, Storage(durability=durability))
     folder.write_spec(spec)
@@ -44,7 +63,7 @@ def supervise(folder: JobFolder, script: str, durability: Durability) -> list[tu
     assert lock is not None
     answer, reply = os.pipe()
     subprocess.run(
-        [sys.executable, "-c", SUPERVISE, str(folder.path), str(lock), str(reply)],
+        [sys.executable, "-c", SUPERVISE, str(folder.path), str(lock), str(reply), before],
         pass_fds=[lock, reply],
         check=True,
         timeout=60,
@@ -79,6 +98,14 @@ def test_interval_forces_a_growing_log_to_the_disk_meanwhile(tmp_path: Path) -> 
     meanwhile = [name for name, records in calls if records < 7]
     assert meanwhile[:4] == ["output", "index", "spec", folder.path.name]
     assert meanwhile.count("output") >= 2
+
+
+def test_a_disk_that_fails_each_time_is_told_of_once(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
+    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done"
+    calls = supervise(folder, script, Durability.INTERVAL, FAIL_MEANWHILE)
+    assert [name for name, records in calls if records < 7].count("output") >= 2
+    assert folder.read_fault() == "the log could not be forced to the disk: [Errno 5] Input/output error\n"
 
 
 def test_exit_does_so_at_the_end_alone(tmp_path: Path) -> None:

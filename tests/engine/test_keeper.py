@@ -10,14 +10,17 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncinotify
+import msgspec
 import pytest
+import structlog.testing
 
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell, wait_for_output
 from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
-from workerd.engine.errors import CannotStart, CatalogFailed, Draining, ProgramNotFound
-from workerd.engine.job import JobState, Lost
+from workerd.engine.errors import CannotStart, CatalogBusy, CatalogFailed, Draining, ProgramNotFound
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import JobSpec, JobState, Lost
 from workerd.engine.keeper import Keeper
 from workerd.engine.request import SpawnRequest
 from workerd.engine.tree import parent_of
@@ -218,6 +221,30 @@ async def test_a_scan_that_failed_is_made_again(tmp_path: Path, monkeypatch: pyt
     assert failures == []
 
 
+async def test_a_job_that_a_held_catalogue_did_not_take_is_entered_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.05,))
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("exec sleep 1000"))
+    for path in tmp_path.glob("catalog.sqlite*"):
+        path.unlink()
+    add_found, failures = Catalog.add_found, [CatalogBusy(tmp_path, 2.0)]
+
+    def fail(catalog: Catalog, spec: JobSpec) -> None:
+        if failures:
+            raise failures.pop()
+        add_found(catalog, spec)
+
+    monkeypatch.setattr(Catalog, "add_found", fail)
+    async with Engine(tmp_path) as engine, asyncio.timeout(30):
+        page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+        assert [job.id for job in page.jobs] == [job_id]
+        await engine.stop(job_id, ME, 0)
+        await read_log(engine, job_id)
+    assert failures == []
+
+
 async def test_a_job_that_the_catalogue_does_not_take_is_watched_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +306,29 @@ async def test_a_drain_waits_for_a_job_that_is_only_being_started(tmp_path: Path
         gate.write_text("")
         await read_log(engine, job_id)
         await asyncio.wait_for(drained, 60)
+
+
+async def test_a_folder_that_cannot_be_recovered_is_told_of_once_and_holds_up_no_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.01,))
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("true"))
+        await read_log(engine, job_id)
+        await engine._shelf.wait_unlocked(engine._shelf.folder(job_id))
+    (tmp_path / "catalog.sqlite").unlink()
+    folder = JobFolder(tmp_path / "jobs" / job_id)
+    status = folder.read_status()
+    assert status is not None
+    folder.write_status(msgspec.structs.replace(status, state=JobState.RUNNING, end=None))
+    folder.index.write_bytes(b"no index at all" * 100)
+    with structlog.testing.capture_logs() as logs:
+        async with Keeper(tmp_path) as keeper:
+            await keeper.wait_scanned()
+            (tmp_path / "drain").touch()
+            await asyncio.wait_for(keeper.wait_drained(), 30)
+    [error] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert str(folder.index) in error["error"]
 
 
 async def test_a_drain_whose_progress_has_no_room_comes_to_its_end(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Starting programs: what they see, and why they could not be started."""
 
+import errno
 import json
 import os
 import pwd
@@ -13,12 +14,17 @@ from workerd.engine.errors import (
     ArgumentsTooLong,
     CannotStart,
     InvalidArgument,
+    LauncherFailed,
     ProgramNotExecutable,
     ProgramNotFound,
+    ResourcesExhausted,
     WorkingDirectoryUnusable,
 )
-from workerd.engine.job import Exited, Killed
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import Exited, JobSpec, Killed
+from workerd.engine.program import start
 from workerd.engine.request import SpawnRequest
+from workerd.engine.storage import DEFAULT_STORAGE
 
 
 async def test_a_program_gets_a_clean_start(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -94,6 +100,46 @@ async def test_a_state_directory_that_is_broken_is_no_want_of_room(engine: Engin
     (tmp_path / "state" / "drafts").rmdir()
     with pytest.raises(FileNotFoundError):
         await engine.spawn(shell("true"))
+
+
+async def test_a_fault_of_the_supervisors_is_no_want_of_room_either(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_spec = JobFolder.write_spec
+
+    def obstruct(folder: JobFolder, spec: JobSpec) -> None:
+        write_spec(folder, spec)
+        folder.output.mkdir()
+
+    monkeypatch.setattr(JobFolder, "write_spec", obstruct)
+    with pytest.raises(LauncherFailed, match="Is a directory"):
+        await engine.spawn(shell("true"))
+
+
+async def test_a_zygote_that_cannot_be_asked_for_want_of_something_lives_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zygote = engine._launcher._zygote
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    monkeypatch.setattr("workerd.engine.launcher.socket.send_fds", fail)
+    with pytest.raises(ResourcesExhausted):
+        await engine.spawn(shell("true"))
+    assert engine._launcher._zygote is zygote
+    monkeypatch.undo()
+    await run(engine, shell("true"))
+
+
+async def test_a_fault_before_the_program_is_executed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("workerd.engine.linux.set_parent_death_signal", fail)
+    spec = shell("true", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE)
+    with (tmp_path / "output").open("wb") as output, pytest.raises(CannotStart, match=r"RuntimeError\('a mistake'\)"):
+        start(spec, stdout=output.fileno(), stderr=output.fileno(), cgroup_directory=None)
 
 
 async def test_a_missing_working_directory_fails_the_spawn(engine: Engine) -> None:

@@ -66,6 +66,17 @@ def test_of_several_first_commands_at_once_one_starts_the_daemon(home: Home) -> 
     assert [result.stdout for result in results] == [b"0\n", b"1\n", b"2\n", b"3\n"]
 
 
+def test_a_long_log_of_the_daemons_is_put_aside_when_it_is_started_again(home: Home) -> None:
+    """And the one that was put aside before goes."""
+    home.state.mkdir(parents=True)
+    log, older = home.state / "daemon.log", home.state / "daemon.log.1"
+    older.write_bytes(b"older\n")
+    log.write_bytes(b"old\n" * (2 << 20))
+    assert home.workerctl("run", "--", "true").returncode == 0
+    assert older.stat().st_size == 8 << 20
+    assert log.stat().st_size < 1 << 20
+
+
 def test_others_cannot_read_the_state(home: Home) -> None:
     home.workerctl("spawn", "--", "true")
     assert home.state.stat().st_mode & 0o077 == 0

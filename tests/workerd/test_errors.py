@@ -9,7 +9,7 @@ import pytest
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
-from workerd.engine.errors import CatalogFailed, ResourcesExhausted, WatchesExhausted
+from workerd.engine.errors import SHORTAGES, CatalogBusy, CatalogFailed, ResourcesExhausted, WatchesExhausted
 from workerd.errors import to_grpc
 
 
@@ -22,11 +22,8 @@ def catalog_failed(problem: str, code: int) -> CatalogFailed:
     return failed
 
 
-SHORTAGES: list[Exception] = [
-    *(
-        OSError(number, os.strerror(number))
-        for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
-    ),
+LACKS: list[Exception] = [
+    *(OSError(number, os.strerror(number)) for number in SHORTAGES),
     MemoryError(),
     WatchesExhausted(),
     ResourcesExhausted("true", os.strerror(errno.EAGAIN)),
@@ -35,7 +32,7 @@ SHORTAGES: list[Exception] = [
 ]
 
 
-@pytest.mark.parametrize("error", SHORTAGES, ids=repr)
+@pytest.mark.parametrize("error", LACKS, ids=repr)
 def test_what_the_machine_lacks_is_said_to_be_exhausted_and_what_to_do(error: Exception) -> None:
     answer = to_grpc(error)
     assert answer.status is Status.RESOURCE_EXHAUSTED
@@ -45,6 +42,13 @@ def test_what_the_machine_lacks_is_said_to_be_exhausted_and_what_to_do(error: Ex
     assert detail.reason is ErrorReason.RESOURCE_EXHAUSTED
     assert answer.message is not None
     assert any(advice in answer.message for advice in ("raise", "make room", "give it more"))
+
+
+def test_a_catalogue_that_somebody_holds_is_worth_another_try() -> None:
+    answer = to_grpc(CatalogBusy(Path("catalog"), 2.0))
+    assert answer.status is Status.UNAVAILABLE
+    assert answer.details == [ErrorDetail(reason=ErrorReason.BUSY)]
+    assert "another program has held it for 2 s: try again" in str(answer.message)
 
 
 @pytest.mark.parametrize(

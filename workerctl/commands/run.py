@@ -1,23 +1,23 @@
 """run: start a program, see its output, and end as it does."""
 
 import asyncio
-import contextlib
 import signal
-import uuid
 from datetime import timedelta
 from types import TracebackType
 from typing import Annotated, Self
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import Exited, Gap, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
+from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
 
+from pki.errors import PkiError
 from workerctl.client import Client
 from workerctl.context import warn
-from workerctl.errors import ClientError
-from workerctl.events import Output
+from workerctl.copying import copy_log
+from workerctl.errors import ClientError, sentence
+from workerctl.events import LogEvent, Output
 from workerctl.exit_codes import ExitCode, of_signal
 from workerctl.log import LogCheck
-from workerctl.output import Writer, describe_end
+from workerctl.output import describe_end
 from workerctl.parameters import CommandLine, Injected
 from workerctl.spawning import JobOptions, print_started
 
@@ -38,7 +38,7 @@ async def run(
 
     Example: `workerctl run -- /bin/sh -c 'echo out; echo err >&2; exit 3'`
     """
-    request = options.request(command, str(uuid.uuid4()))
+    request = options.request(command)
     async with context.client() as client:
         if detach:
             job_id = await client.spawn(request)
@@ -48,39 +48,28 @@ async def run(
             job_id = await client.spawn(request)
             interrupts.started(job_id)
             try:
-                end = await _copy_output(client, job_id)
+                check = LogCheck(_DESCRIPTORS, from_start=True)
+                end = await copy_log(client.stream_log(job_id), check, _as_printed)
             except BrokenPipeError:
                 warn(f"nobody reads the output any more; job {job_id} runs on")
                 return ExitCode.OUTPUT_CLOSED
             except (ClientError, OSError):
                 warn(_go_on(job_id))
                 raise
-    return ExitCode.INTERRUPTED if interrupts.count else exit_code_of(end)
+    if end is None:
+        raise AssertionError("a log that was followed stopped before its end")
+    return ExitCode.INTERRUPTED if interrupts.count else _exit_code_of(end)
 
 
-async def _copy_output(client: Client, job_id: str) -> JobEnd:
-    check = LogCheck((Stream.STDOUT, Stream.STDERR), from_start=True)
-    async with Writer() as writer, contextlib.aclosing(client.stream_log(job_id)) as events:
-        async for event in events:
-            match event:
-                case Output(stream=stream, data=data):
-                    check.output(event)
-                    await writer.write(_DESCRIPTORS[stream], data)
-                case Gap():
-                    await writer.flush()
-                    warn(check.gap(event))
-                case JobEnd():
-                    await writer.flush()
-                    check.end(event)
-                    return event
-    raise ClientError(f"the log of job {job_id} stopped before its end")
+def _as_printed(event: LogEvent) -> tuple[int, bytes] | None:
+    return (_DESCRIPTORS[event.stream], event.data) if isinstance(event, Output) else None
 
 
 def _go_on(job_id: str) -> str:
     return f"go on with: workerctl stream-log --past-events --uuid {job_id}"
 
 
-def exit_code_of(end: JobEnd) -> int:
+def _exit_code_of(end: JobEnd) -> int:
     """Tell what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
     match end:
         case JobEnd(exited=Exited(code=code)):
@@ -168,5 +157,5 @@ class Interrupts:
     async def _send_stop(self, grace: timedelta | None) -> None:
         try:
             await self._client.stop(self._job_id or "", grace)
-        except ClientError as error:
-            warn(f"could not stop the job: {error}")
+        except (ClientError, PkiError, OSError) as error:
+            warn(f"could not stop the job: {sentence(error)}")

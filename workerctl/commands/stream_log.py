@@ -1,19 +1,19 @@
 """stream-log: show what a job printed and prints."""
 
-import contextlib
 import json
 from collections.abc import Collection
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from worker_api.worker.v1 import Gap, JobEnd, Stream
+from worker_api.worker.v1 import JobEnd, Stream
 
 from workerctl.context import warn
+from workerctl.copying import copy_log
 from workerctl.errors import UsageInvalid
-from workerctl.events import Output
+from workerctl.events import LogEvent, Output
 from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
-from workerctl.output import Writer, event_to_plain
+from workerctl.output import event_to_plain
 from workerctl.parameters import Injected, Uuid
 
 _STREAMS = {"raw": (Stream.STDOUT, Stream.STDERR), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
@@ -50,34 +50,25 @@ async def stream_log(
     from_now_on = not past_events and offset is None and last_bytes is None
     if from_now_on:
         last_bytes = 0
-    printed = False
-    check = LogCheck(_STREAMS[stream_type], from_start=offset == 0)
+    streams = _STREAMS[stream_type]
+    check = LogCheck(streams, from_start=offset == 0)
     try:
-        async with context.client() as client, Writer() as writer:
-            log = client.stream_log(
-                uuid, offset=offset or 0, last_bytes=last_bytes, streams=_STREAMS[stream_type], follow=follow
-            )
-            async with contextlib.aclosing(log) as events:
-                async for event in events:
-                    if stream_type == "raw":
-                        await writer.write(1, json.dumps(event_to_plain(event)).encode() + b"\n")
-                    match event:
-                        case Output(data=data):
-                            printed = True
-                            check.output(event)
-                            if stream_type != "raw":
-                                await writer.write(1, data)
-                        case Gap():
-                            await writer.flush()
-                            warn(check.gap(event))
-                        case JobEnd():
-                            await writer.flush()
-                            check.end(event)
-                            if from_now_on and not printed:
-                                _tell_of_the_past(event, _STREAMS[stream_type])
+        async with context.client() as client:
+            log = client.stream_log(uuid, offset=offset or 0, last_bytes=last_bytes, streams=streams, follow=follow)
+            end = await copy_log(log, check, _as_json if stream_type == "raw" else _as_printed)
     except BrokenPipeError:
         return ExitCode.OUTPUT_CLOSED
+    if end is not None and from_now_on and not check.received:
+        _tell_of_the_past(end, streams)
     return ExitCode.OK
+
+
+def _as_json(event: LogEvent) -> tuple[int, bytes]:
+    return 1, json.dumps(event_to_plain(event)).encode() + b"\n"
+
+
+def _as_printed(event: LogEvent) -> tuple[int, bytes] | None:
+    return (1, event.data) if isinstance(event, Output) else None
 
 
 def _tell_of_the_past(end: JobEnd, streams: Collection[Stream]) -> None:

@@ -29,7 +29,7 @@ CREATE INDEX ended ON jobs (ended_ns);
 PRAGMA user_version = {_BUILDING};
 COMMIT;
 """
-_BUSY_SECONDS = 30.0
+_BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
 _LATEST = 2**63 - 1
 _ROWS = 256
 
@@ -48,6 +48,7 @@ class Catalog:
 
     Raises:
         CatalogFailed: from every method, when the database does not do what it is asked to, as on a full disk.
+        CatalogBusy: the same, when another program holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,9 +139,13 @@ class Catalog:
                 self._open()
             return self._database.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            # The low byte is the primary code (sqlite.org/rescode.html); not every error comes from SQLite itself.
-            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
-            raise (CatalogBusy if busy else CatalogFailed)(self._path, str(error)) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: sqlite3.Error) -> CatalogFailed:
+        # The low byte is the primary code (sqlite.org/rescode.html); not every error comes from SQLite itself.
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            return CatalogBusy(self._path, _BUSY_SECONDS)
+        return CatalogFailed(self._path, str(error))
 
     def _is_in_place(self) -> bool:
         """Tell whether the file is still the one that was opened."""
@@ -164,7 +169,7 @@ class Catalog:
                     self._clear()
                     self._database = _connect(self._path)
             except sqlite3.Error as error:
-                raise CatalogFailed(self._path, str(error)) from error
+                raise self._failure(error) from error
             self._opened = os.stat(self._path)
 
     def _clear(self) -> None:

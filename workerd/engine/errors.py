@@ -25,13 +25,11 @@ EngineError
 import errno
 from pathlib import Path
 
-SHORTAGES = frozenset(
-    {
-        *(errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS),
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    }
-)
-"""The numbers of system errors that say that the machine lacks something (errno(3))."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The numbers of system errors that say that there is no room on the disk (errno(3))."""
+
+SHORTAGES = NO_ROOM | {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS}
+"""The numbers of system errors that say that the machine lacks something."""
 
 
 class EngineError(Exception):
@@ -183,7 +181,15 @@ class CatalogFailed(EngineError):
 
 
 class CatalogBusy(CatalogFailed):
-    """Somebody else has held the catalogue for longer than anybody should."""
+    """Somebody else has held the catalogue for longer than anybody should.
+
+    Args:
+        path: the catalogue.
+        waited_seconds: for how long it was waited for.
+    """
+
+    def __init__(self, path: Path, waited_seconds: float) -> None:
+        super().__init__(path, f"another program has held it for {waited_seconds:g} s: try again")
 
 
 class WatchesExhausted(EngineError):

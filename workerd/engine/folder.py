@@ -22,16 +22,15 @@ from pathlib import Path
 
 import msgspec
 
-from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.errors import NO_ROOM, FormatTooNew, SpoolCorrupt
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, StopOrder
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RESERVE_BYTES = 8192
 
 
 def is_no_room(error: OSError) -> bool:
     """Tell whether it was for want of room on the disk that something could not be written."""
-    return error.errno in _NO_ROOM
+    return error.errno in NO_ROOM
 
 
 class _Version(msgspec.Struct):

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import select
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,7 +24,8 @@ from typing import Self
 import asyncinotify
 import structlog
 
-from workerd.engine.errors import CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
+from workerd.engine import pidfd
+from workerd.engine.errors import CatalogBusy, CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, parse_job_id
 from workerd.engine.recovery import has_end, recover
@@ -155,7 +155,10 @@ class Keeper:
                     self._enter_ended(folder)
                 except FileNotFoundError:
                     return  # somebody removed the job
-                except Exception as error:  # a full disk, a damaged file: what keeps one job from its end may pass
+                except SpoolCorrupt as error:  # which does not pass; the next scan looks again
+                    log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
+                    return
+                except Exception as error:  # a full disk, say: what keeps one job from its end may pass
                     log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
                     await asyncio.sleep(pause)
                 else:
@@ -204,6 +207,8 @@ class Keeper:
                         continue
                     try:
                         await self._take_up(JobFolder(Path(entry.path)))
+                    except CatalogBusy:
+                        raise  # each of the others would wait as long
                     except Exception as error:  # one damaged folder must not keep the others from being taken up
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
@@ -297,10 +302,7 @@ async def _lock(descriptor: int, directory: Path) -> None:
 
 def _is_alive(pid: str) -> bool:
     try:
-        handle = os.pidfd_open(int(pid))
+        with pidfd.hold(int(pid)) as handle:
+            return not pidfd.has_ended(handle)
     except (ValueError, ProcessLookupError):
         return False
-    try:
-        return not select.select([handle], [], [], 0)[0]  # readable: it has ended, reaped or not (pidfd_open(2))
-    finally:
-        os.close(handle)

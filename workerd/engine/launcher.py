@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
-import select
 import signal
 import socket
 import subprocess
@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from workerd.engine import pidfd
 from workerd.engine.errors import LauncherFailed
 from workerd.engine.folder import JobFolder
 from workerd.engine.reply import STARTED, decode_failure
 
 _ATTEMPTS = 3
+_ENDED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)  # of a send: nobody is there any more
 _STOP_SECONDS = 1.0
 
 
@@ -47,6 +49,7 @@ class Launcher:
         Raises:
             CannotStart: with the reason.
             LauncherFailed: the supervisor ended without an answer.
+            OSError: the zygote could not be asked.
         """
         answer = b""
         for _ in range(_ATTEMPTS):
@@ -79,8 +82,10 @@ class Launcher:
                 self._restart()
             try:
                 await self._send_once(folder, lock, reply)
-            except OSError:  # it ended meanwhile: nothing of the request was taken
-                self._restart()
+            except OSError as error:
+                if error.errno not in _ENDED:
+                    raise
+                self._restart()  # nothing of the request was taken
                 await self._send_once(folder, lock, reply)
 
     async def _send_once(self, folder: Path, lock: int, reply: int) -> None:
@@ -125,12 +130,9 @@ class Launcher:
 
 def _wait_or_kill(pid: int) -> None:
     """Wait until a child that has been told to end does so, and end it if it was stopped, or starves."""
-    handle = os.pidfd_open(pid)
-    try:
-        if not select.select([handle], [], [], _STOP_SECONDS)[0]:
+    with pidfd.hold(pid) as handle:
+        if not pidfd.wait_ended(handle, _STOP_SECONDS):
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-    finally:
-        os.close(handle)
 
 
 async def _wait_writable(there: socket.socket) -> None:

@@ -26,7 +26,7 @@ from workerd.engine.job import JobSpec
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
 _FAILURE = struct.Struct("<Bi")
-_CHDIR, _EXEC, _OTHER = range(3)
+_CHDIR, _EXEC, _OTHER, _FAULT = range(4)
 
 
 def account() -> pwd.struct_passwd:
@@ -121,7 +121,7 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
         failure = report.read()
     if failure:
         os.waitpid(pid, 0)
-        raise _failure(spec, *_FAILURE.unpack(failure))
+        raise _failure(spec, *_FAILURE.unpack_from(failure), failure[_FAILURE.size :].decode(errors="replace"))
     return pid
 
 
@@ -156,8 +156,8 @@ def _become_program(
         os.execve(path.encode(), [text.encode() for text in (spec.program, *spec.args)], encoded)
     except OSError as error:
         os.write(report, _FAILURE.pack(step, error.errno or 0))
-    except BaseException:
-        os.write(report, _FAILURE.pack(_OTHER, 0))
+    except BaseException as error:  # a fault of ours
+        os.write(report, _FAILURE.pack(_FAULT, 0) + repr(error).encode(errors="replace"))
     os._exit(127)
 
 
@@ -169,7 +169,9 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _failure(spec: JobSpec, step: int, number: int) -> CannotStart:
+def _failure(spec: JobSpec, step: int, number: int, fault: str) -> CannotStart:
+    if step == _FAULT:
+        return CannotStart(spec.program, f"workerd has a fault: {fault}")
     problem = os.strerror(number)
     if step == _CHDIR:
         return WorkingDirectoryUnusable(spec.working_directory, problem)

@@ -1,51 +1,46 @@
 """The supervisor: one small process for each job, which outlives the daemon.
 
-It starts the program, writes down everything that the job prints, ends the job when it is told to or its time is over,
-clears away what the program left behind, and writes the end. It is forked from the zygote and single-threaded; it waits
-in one place for everything that can happen (epoll(7)).
+It starts the program, has everything that the job prints captured (`workerd.engine.capture`), ends the job when it is
+told to or its time is over, clears away what the program left behind, and writes the end. It is forked from the zygote
+and single-threaded; it waits in one place for everything that can happen (epoll(7)).
 
     phase       event        what is done                                    next phase
-    RUNNING     STOP         SIGTERM to the whole job, the grace runs        STOPPING
-    RUNNING     TIMEOUT      the same                                        STOPPING
+    RUNNING     Stop         SIGTERM to the whole job, the grace runs        STOPPING
     RUNNING     EXITED       what the program left behind gets SIGKILL       CLEARING
-    STOPPING    STOP         the shorter of the two graces runs              STOPPING
+    STOPPING    Stop         the shorter of the two graces runs              STOPPING
     STOPPING    GRACE_OVER   SIGKILL to the whole job                        CLEARING
     STOPPING    EXITED       the same                                        CLEARING
     CLEARING    EXITED       nothing more                                    CLEARING
-    CLEARING    STOP         nothing more                                    CLEARING
+    CLEARING    Stop         nothing more                                    CLEARING
     CLEARING    EMPTY        the pipes are drained, the end is written       ENDED
 
-EMPTY is when no descendant is left. Nobody of the job can write any more then, so what is in the pipes is the rest of
-the output, and draining them does not have to wait for whatever stranger may hold one open.
+A timeout is a Stop that nobody ordered. EMPTY is when no descendant is left: nobody of the job can write any more then,
+so what is in the pipes is the rest of the output, and draining them does not have to wait for whatever stranger may
+hold one open.
 
-A full disk is waited for: what was read and has no room is held, nothing more is read, and the job is held up when its
-pipes are full. Stopping works meanwhile. The end is written, as everything else, when there is room.
+Stopping works while a full disk holds the job up. The end is written, as everything else, when there is room.
 """
 
 import contextlib
 import enum
-import fcntl
 import math
-import mmap
 import os
 import resource
 import select
 import signal
-import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
-from workerd.engine.errors import CannotStart, ResourcesExhausted
-from workerd.engine.folder import JobFolder, is_no_room, sync_path
+from workerd.engine.capture import ROOM_SECONDS, Capture, try_write, wait_for_room
+from workerd.engine.errors import SHORTAGES, CannotStart, ResourcesExhausted
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import (
     Cause,
-    Durability,
     Exited,
     JobEnd,
     JobSpec,
@@ -59,15 +54,7 @@ from workerd.engine.job import (
     User,
 )
 from workerd.engine.reply import STARTED, encode_failure
-from workerd.engine.spool import SpoolWriter
 
-# Denied at the user's limit, where new pipes, a job's own too, shrink to a page (pipe(7), pipe-user-pages-soft): hence
-# no more than this.
-_PIPE_SIZE = 1 << 18
-_READ_SIZE = 1 << 20
-_ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when there is some
-_SYNC_SECONDS = 5.0
-_SYNC_BYTES = 64 << 20  # so that the end of a job that prints much has little left to wait for
 _LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
 
 
@@ -81,18 +68,29 @@ class Phase(enum.Enum):
 
 
 class Event(enum.Enum):
-    """What can happen to a job."""
+    """What can happen to a job by itself."""
 
-    STOP = enum.auto()
-    TIMEOUT = enum.auto()
     GRACE_OVER = enum.auto()
     EXITED = enum.auto()
     EMPTY = enum.auto()
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The job is to be stopped.
+
+    Attributes:
+        by: who ordered it; None when its time is over.
+        grace_seconds: between SIGTERM and SIGKILL; zero is SIGKILL at once.
+    """
+
+    by: User | None
+    grace_seconds: float
+
+
 @dataclass
 class _Ending:
-    """Why a job is being ended: by whom, or because its time was over when nobody is named."""
+    """What the job's end is to be put down to: who ordered it, as in `Stop`, and the last signal that was sent."""
 
     by: User | None
     signal: signal.Signals
@@ -113,10 +111,11 @@ def supervise(folder: JobFolder, lock: int, reply: int) -> None:
         folder.status.unlink(missing_ok=True)  # nothing was executed: without a status the folder says so
         _answer(reply, encode_failure(error))
         return
-    except OSError as error:  # no disk, no descriptors: before anything was executed
+    except OSError as error:  # before anything was executed
         folder.status.unlink(missing_ok=True)
-        problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
-        _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
+        if error.errno in SHORTAGES:
+            problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
+            _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
         raise
     supervisor.say_running()
     _answer(reply, STARTED)
@@ -133,29 +132,11 @@ class Supervisor:
         self.spec = spec
         self.phase = Phase.RUNNING
         self._status = JobStatus(state=JobState.STARTING)
+        self._status_retry_at = math.inf
         self._ending: _Ending | None = None
         self._outcome: Exited | Killed | None = None
-        self._deadline: tuple[float, Event] | None = None
-        self._buffer = mmap.mmap(-1, _READ_SIZE)  # takes memory only as far as it is ever filled
-        self._pipes: dict[int, Stream] = {}
-        self._held: tuple[Stream, int] | None = None  # what is in the buffer and has no room on the disk: so many bytes
-        self._status_is_written = True
-        self._retry_at = self._sync_at = math.inf
-        self._unsynced = 0
-        self._syncing: threading.Thread | None = None
+        self._deadline = math.inf  # of the timeout while the job runs, of the grace while it is being stopped
         self._epoll = select.epoll()
-        self._table: dict[tuple[Phase, Event], Callable[[], Phase]] = {
-            (Phase.RUNNING, Event.STOP): self._terminate,
-            (Phase.RUNNING, Event.TIMEOUT): self._terminate,
-            (Phase.RUNNING, Event.EXITED): self._clear,
-            (Phase.STOPPING, Event.STOP): self._shorten,
-            (Phase.STOPPING, Event.GRACE_OVER): self._kill,
-            (Phase.STOPPING, Event.EXITED): self._clear,
-            (Phase.CLEARING, Event.EXITED): lambda: Phase.CLEARING,
-            (Phase.CLEARING, Event.STOP): lambda: Phase.CLEARING,
-            (Phase.CLEARING, Event.EMPTY): self._end,
-        }
-        self._order: StopOrder | None = None
 
     def start(self) -> None:
         """Start the program.
@@ -164,10 +145,10 @@ class Supervisor:
             CannotStart: with the reason.
         """
         linux.become_subreaper()
-        self._spool = SpoolWriter(self.folder, self.spec.max_log_bytes)
+        self._capture = Capture(self.folder, self.spec, self._epoll)
         self._control = self._open_control()
         self._children = self._watch_children()
-        stdout, stderr = self._open_pipe(Stream.STDOUT), self._open_pipe(Stream.STDERR)
+        stdout, stderr = self._capture.open_pipe(Stream.STDOUT), self._capture.open_pipe(Stream.STDERR)
         self._cgroup = cgroup.create(self.spec.id)
         self._status = JobStatus(state=JobState.STARTING, cgroup=str(self._cgroup or ""))
         self.folder.write_status(self._status)
@@ -181,7 +162,7 @@ class Supervisor:
         os.close(stdout)
         os.close(stderr)
         if self.spec.timeout_seconds is not None:
-            self._deadline = (time.monotonic() + self.spec.timeout_seconds, Event.TIMEOUT)
+            self._deadline = time.monotonic() + self.spec.timeout_seconds
 
     def say_running(self) -> None:
         """Write down that the program runs."""
@@ -196,66 +177,68 @@ class Supervisor:
                     self._reap()
                 elif descriptor == self._control:
                     self._take_orders()
-                elif descriptor in self._pipes and self._held is None:
-                    self._capture(descriptor)
+                else:
+                    self._capture.read(descriptor)
                 if self.phase is Phase.ENDED:
                     return
             now = time.monotonic()
-            if self._deadline is not None and now >= self._deadline[0]:
-                event = self._deadline[1]
-                self._deadline = None
-                self._handle(event)
-            if now >= self._retry_at:
-                self._retry()
-            if now >= self._sync_at:
-                self._start_sync()
+            if now >= self._deadline:
+                self._deadline = math.inf
+                self._handle(Stop(None, self.spec.grace_seconds) if self.phase is Phase.RUNNING else Event.GRACE_OVER)
+            if now >= self._status_retry_at:
+                self._replace_status()
+            self._capture.catch_up(now)
+            if self._status.waits_for_room != self._capture.waits_for_room:
+                self._replace_status(waits_for_room=self._capture.waits_for_room)
 
-    def _handle(self, event: Event) -> None:
-        self.phase = self._table[self.phase, event]()
+    def _handle(self, event: Stop | Event) -> None:
+        match self.phase, event:
+            case Phase.RUNNING, Stop():
+                self.phase = self._terminate(event)
+            case Phase.STOPPING, Stop():
+                self.phase = self._shorten(event)
+            case Phase.STOPPING, Event.GRACE_OVER:
+                self.phase = self._kill()
+            case Phase.RUNNING | Phase.STOPPING, Event.EXITED:
+                self.phase = self._clear()
+            case Phase.CLEARING, Stop() | Event.EXITED:
+                pass
+            case Phase.CLEARING, Event.EMPTY:
+                self.phase = self._end()
+            case _:
+                raise AssertionError(f"{event} came while the job was {self.phase}")
 
     # What is done for an event
 
-    def _terminate(self) -> Phase:
-        if self._order is None:
-            self._ending = _Ending(None, signal.SIGTERM)
-            grace_seconds = self.spec.grace_seconds
-        else:
-            self._ending = _Ending(self._order.by, signal.SIGTERM)
-            grace_seconds = self._order.grace_seconds
+    def _terminate(self, stop: Stop) -> Phase:
+        self._ending = _Ending(stop.by, signal.SIGTERM)
         self._replace_status(state=JobState.STOPPING)
-        if grace_seconds == 0:
+        if stop.grace_seconds == 0:
             return self._kill()
-        self._deadline = (time.monotonic() + grace_seconds, Event.GRACE_OVER)
+        self._deadline = time.monotonic() + stop.grace_seconds
         # SIGCONT: a stopped process acts on SIGTERM only once it goes on (signal(7)).
         tree.signal_descendants(os.getpid(), signal.SIGTERM, signal.SIGCONT)
         return Phase.STOPPING
 
-    def _shorten(self) -> Phase:
-        if self._order is None or self._deadline is None:
-            raise AssertionError("a job is stopping without an order or a deadline")
-        self._deadline = min(self._deadline, (time.monotonic() + self._order.grace_seconds, Event.GRACE_OVER))
+    def _shorten(self, stop: Stop) -> Phase:
+        self._deadline = min(self._deadline, time.monotonic() + stop.grace_seconds)
         return Phase.STOPPING
 
     def _kill(self) -> Phase:
-        self._deadline = None
+        self._deadline = math.inf
         if self._ending is not None:
             self._ending.signal = signal.SIGKILL
         self._kill_everything()
         return Phase.CLEARING
 
     def _clear(self) -> Phase:
-        self._deadline = None
+        self._deadline = math.inf
         return Phase.CLEARING
 
     def _end(self) -> Phase:
-        _wait_for_room(self._store)
-        for descriptor in list(self._pipes):
-            while self._read(descriptor):
-                _wait_for_room(self._store)
+        self._capture.drain()
         ended_ns = time.time_ns()
-        if self._syncing is not None:
-            self._syncing.join()
-        _wait_for_room(self._spool.sync)
+        self._capture.sync()
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         end = JobEnd(
             cause=self._cause(),
@@ -264,17 +247,15 @@ class Supervisor:
             user_cpu_seconds=usage.ru_utime,
             system_cpu_seconds=usage.ru_stime,
             peak_memory_bytes=usage.ru_maxrss * 1024,
-            stdout=self._spool.summary(Stream.STDOUT),
-            stderr=self._spool.summary(Stream.STDERR),
+            stdout=self._capture.summary(Stream.STDOUT),
+            stderr=self._capture.summary(Stream.STDERR),
         )
         if self._cgroup is not None:
             cgroup.remove(self._cgroup)
         os.close(self._control)
         self._status = msgspec.structs.replace(self._status, state=JobState.ENDED, waits_for_room=False, end=end)
-        _wait_for_room(lambda: self.folder.write_status(self._status, sync=True))
-        _wait_for_room(self._spool.end)
-        _wait_for_room(self._spool.sync)
-        self._spool.close()
+        wait_for_room(lambda: self.folder.write_status(self._status, sync=True))
+        self._capture.end()
         self.folder.reserve.unlink(missing_ok=True)
         return Phase.ENDED
 
@@ -295,11 +276,11 @@ class Supervisor:
             return
         for line in os.read(self._control, select.PIPE_BUF * 16).splitlines():
             try:
-                self._order = msgspec.json.decode(line, type=StopOrder)
+                order = msgspec.json.decode(line, type=StopOrder)
             except msgspec.MsgspecError:
                 self.folder.report_fault(f"an order on the control pipe was not understood: {line!r}\n")
                 continue
-            self._handle(Event.STOP)
+            self._handle(Stop(order.by, order.grace_seconds))
 
     def _reap(self) -> None:
         """Take leave of every process that has ended: the program, its orphans, and at last there are none."""
@@ -320,74 +301,8 @@ class Supervisor:
                 self._replace_status(state=JobState.STOPPING)
             self._kill_everything()
 
-    def _capture(self, descriptor: int) -> None:
-        """Move what one pipe holds into the spool. When there is no room for it, read no more until there is."""
-        if self._read(descriptor) and not _try(self._store):
-            for pipe in self._pipes:
-                self._epoll.unregister(pipe)
-            self._replace_status(waits_for_room=True)
-            self._retry_at = time.monotonic() + _ROOM_SECONDS
-
-    def _read(self, descriptor: int) -> bool:
-        """Read what one pipe holds into the buffer; return whether there was anything."""
-        try:
-            length = os.readv(descriptor, [self._buffer])
-        except BlockingIOError:
-            return False
-        if length == 0:
-            del self._pipes[descriptor]
-            os.close(descriptor)  # which takes it out of the epoll, too (epoll(7))
-            return False
-        self._held = self._pipes[descriptor], length
-        return True
-
-    def _store(self) -> None:
-        """Put what is held into the spool."""
-        if self._held is None:
-            return
-        stream, length = self._held
-        with memoryview(self._buffer) as view:
-            self._spool.append(stream, view[:length])
-        self._held = None
-        self._unsynced += length
-        if self.spec.durability is Durability.INTERVAL:
-            wait = _SYNC_SECONDS if self._unsynced < _SYNC_BYTES else 0.0
-            self._sync_at = min(self._sync_at, time.monotonic() + wait)
-
-    def _retry(self) -> None:
-        """Do what there was no room for."""
-        self._retry_at = math.inf
-        if not self._status_is_written:
-            self._replace_status()
-        if self._held is not None:
-            if _try(self._store):
-                for pipe in self._pipes:
-                    self._epoll.register(pipe, select.EPOLLIN)
-                self._replace_status(waits_for_room=False)
-            else:
-                self._retry_at = time.monotonic() + _ROOM_SECONDS
-
-    def _start_sync(self) -> None:
-        """Have a thread wait for the disk, so that the job does not have to."""
-        if self._syncing is not None and self._syncing.is_alive():
-            self._sync_at = time.monotonic() + _SYNC_SECONDS
-            return
-        self._sync_at = math.inf
-        self._unsynced = 0
-        self._syncing = threading.Thread(target=self._sync)
-        self._syncing.start()
-
-    def _sync(self) -> None:
-        try:
-            self._spool.sync()
-            sync_path(self.folder.spec)
-            sync_path(self.folder.path)
-        except OSError as error:
-            self.folder.report_fault(f"the log could not be forced to the disk: {error}\n")
-
     def _seconds_left(self) -> float | None:
-        deadline = math.inf if self._deadline is None else self._deadline[0]
-        next_time = min(deadline, self._retry_at, self._sync_at)
+        next_time = min(self._deadline, self._status_retry_at, self._capture.next_time)
         return None if next_time == math.inf else min(max(0.0, next_time - time.monotonic()), _LONGEST_WAIT_SECONDS)
 
     # Small parts
@@ -400,9 +315,8 @@ class Supervisor:
     def _replace_status(self, **changes: object) -> None:
         """Say where the job stands; as soon as there is room, if there is none."""
         self._status = msgspec.structs.replace(self._status, **changes)
-        self._status_is_written = _try(lambda: self.folder.write_status(self._status))
-        if not self._status_is_written:
-            self._retry_at = time.monotonic() + _ROOM_SECONDS
+        is_written = try_write(lambda: self.folder.write_status(self._status))
+        self._status_retry_at = math.inf if is_written else time.monotonic() + ROOM_SECONDS
 
     def _open_control(self) -> int:
         self.folder.control.unlink(missing_ok=True)  # of a supervisor that died before it executed anything
@@ -420,31 +334,6 @@ class Supervisor:
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._epoll.register(read_end, select.EPOLLIN)
         return read_end
-
-    def _open_pipe(self, stream: Stream) -> int:
-        read_end, write_end = os.pipe()
-        with contextlib.suppress(PermissionError):
-            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        os.set_blocking(read_end, False)
-        self._pipes[read_end] = stream
-        self._epoll.register(read_end, select.EPOLLIN)
-        return write_end
-
-
-def _try(write: Callable[[], None]) -> bool:
-    """Write something; return False if there was no room for it on the disk."""
-    try:
-        write()
-    except OSError as error:
-        if not is_no_room(error):
-            raise
-        return False
-    return True
-
-
-def _wait_for_room(write: Callable[[], None]) -> None:
-    while not _try(write):
-        time.sleep(_ROOM_SECONDS)
 
 
 def _answer(reply: int, data: bytes) -> None:

@@ -6,10 +6,11 @@ in the supervisor's tree however it tries to leave (PR_SET_CHILD_SUBREAPER(2cons
 
 import contextlib
 import os
-import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+
+from workerd.engine import pidfd
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
@@ -35,7 +36,7 @@ def signal_descendants(pid: int, *signals: signal.Signals) -> None:
     by `pid` since: an id that was recycled meanwhile belongs to a process with another parent.
     """
     for descendant, parent in list(descendants(pid)):  # all of them, before any dies and its children move
-        with contextlib.suppress(ProcessLookupError), _handle(descendant) as handle:
+        with contextlib.suppress(ProcessLookupError), pidfd.hold(descendant) as handle:
             if parent_of(descendant) in (parent, pid):
                 for number in signals:
                     # PermissionError: a program with the set-user-ID bit may be out of our reach; its end is awaited.
@@ -59,22 +60,11 @@ def kill_marked(variable: str) -> None:
         for name in os.listdir("/proc"):
             if name.isdecimal() and wanted in _environment(int(name)):
                 # Held before it is looked at again: an id that was recycled in between would be another's.
-                with contextlib.suppress(ProcessLookupError), _handle(int(name)) as handle:
+                with contextlib.suppress(ProcessLookupError), pidfd.hold(int(name)) as handle:
                     if wanted in _environment(int(name)):
                         found = True
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
-                        ended = select.poll()
-                        ended.register(handle, select.POLLIN)  # pidfd_open(2): readable when the process has ended
-                        ended.poll()
-
-
-@contextlib.contextmanager
-def _handle(pid: int) -> Iterator[int]:
-    handle = os.pidfd_open(pid)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+                        pidfd.wait_ended(handle)
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -138,6 +138,11 @@ class ErrorReason(betterproto2.Enum):
     The daemon takes no new jobs, until it is ended or somebody calls that off. (UNAVAILABLE)
     """
 
+    BUSY = 15
+    """
+    Somebody else holds what the daemon needs for this. Try again. (UNAVAILABLE)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -156,6 +161,7 @@ class ErrorReason(betterproto2.Enum):
             12: "ERROR_REASON_JOB_NOT_ENDED",
             13: "ERROR_REASON_JOB_UNREADABLE",
             14: "ERROR_REASON_DRAINING",
+            15: "ERROR_REASON_BUSY",
         }
 
     @classmethod
@@ -176,6 +182,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_JOB_NOT_ENDED": 12,
             "ERROR_REASON_JOB_UNREADABLE": 13,
             "ERROR_REASON_DRAINING": 14,
+            "ERROR_REASON_BUSY": 15,
         }
 
 
@@ -727,8 +734,8 @@ class SpawnRequest(betterproto2.Message):
 
     max_log_bytes: "int" = betterproto2.field(8, betterproto2.TYPE_UINT64)
     """
-    How much of the daemon's disk the job's log may take, in bytes, at least 4194304 and at most what the daemon allows.
-    Beyond it the oldest output is released and becomes a gap. Zero: what the daemon is set to.
+    How much of the daemon's disk the job's log may take, in bytes: at least 4194304, and at most what the daemon
+    allows. Beyond it the oldest output is released and becomes a gap. Zero: what the daemon is set to.
     """
 
 

@@ -1,0 +1,188 @@
+"""Capturing: what a job prints goes from its pipes into its spool, however slow or full the disk is.
+
+A full disk is waited for: what was read and has no room is held, nothing more is read, and the job is held up when its
+pipes are full.
+"""
+
+import contextlib
+import fcntl
+import math
+import mmap
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from workerd.engine.folder import JobFolder, is_no_room, sync_path
+from workerd.engine.job import Durability, JobSpec, Stream, StreamSummary
+from workerd.engine.spool import SpoolWriter
+
+ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when there is some
+# Denied at the user's limit, where new pipes, a job's own too, shrink to a page (pipe(7), pipe-user-pages-soft): hence
+# no more than this.
+_PIPE_SIZE = 1 << 18
+_READ_SIZE = 1 << 20
+_SYNC_SECONDS = 5.0
+_SYNC_BYTES = 64 << 20  # so that the end of a job that prints much has little left to wait for
+
+
+class Capture:
+    """The pipes of one job and the log that they are read into.
+
+    Its owner waits until a pipe can be read or `next_time` has come, and calls `read` or `catch_up`.
+
+    Args:
+        folder: the job's.
+        spec: the job's.
+        epoll: where each pipe is registered for as long as it is to be read.
+
+    Raises:
+        OSError: the log cannot be made.
+    """
+
+    def __init__(self, folder: JobFolder, spec: JobSpec, epoll: select.epoll) -> None:
+        self._folder = folder
+        self._durability = spec.durability
+        self._epoll = epoll
+        self._spool = SpoolWriter(folder, spec.max_log_bytes)
+        self._pipes: dict[int, Stream] = {}
+        self._buffer = mmap.mmap(-1, _READ_SIZE)  # takes memory only as far as it is ever filled
+        self._held: tuple[Stream, int] | None = None  # what is in the buffer and not in the spool: so many bytes
+        self._retry_at = self._sync_at = math.inf
+        self._unsynced = 0
+        self._syncing: threading.Thread | None = None
+        self._sync_problem = ""
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether there is output that the disk has no room for, so that none is read."""
+        return self._held is not None
+
+    @property
+    def next_time(self) -> float:
+        """When `catch_up` has something to do (time.monotonic); infinity for not as things are."""
+        return min(self._retry_at, self._sync_at)
+
+    def open_pipe(self, stream: Stream) -> int:
+        """Make the pipe that is to become one of the job's streams, and return the end that is the job's."""
+        read_end, write_end = os.pipe()
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(read_end, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        os.set_blocking(read_end, False)
+        self._pipes[read_end] = stream
+        self._epoll.register(read_end, select.EPOLLIN)
+        return write_end
+
+    def read(self, pipe: int) -> None:
+        """Move what one pipe holds into the spool. When there is no room for it, read no more until there is."""
+        if self._held is None and self._fill(pipe) and not try_write(self._store):
+            for each in self._pipes:
+                self._epoll.unregister(each)
+            self._retry_at = time.monotonic() + ROOM_SECONDS
+
+    def catch_up(self, now: float) -> None:
+        """Do what has become due: store what had no room, force to the disk what was written.
+
+        Args:
+            now: the time (time.monotonic).
+        """
+        if now >= self._retry_at:
+            self._retry()
+        if now >= self._sync_at:
+            self._start_sync()
+
+    def drain(self) -> None:
+        """Read the rest of what is in the pipes, once nobody of the job can write any more. Waits for room."""
+        wait_for_room(self._store)
+        for pipe in list(self._pipes):
+            while self._fill(pipe):
+                wait_for_room(self._store)
+
+    def sync(self) -> None:
+        """Wait until everything that was captured is on the disk, and for room if need be."""
+        if self._syncing is not None:
+            self._syncing.join()
+        wait_for_room(self._spool.sync)
+
+    def summary(self, stream: Stream) -> StreamSummary:
+        """Tell what one stream has amounted to."""
+        return self._spool.summary(stream)
+
+    def end(self) -> None:
+        """Say in the log that nothing will follow, and close it. Waits for room."""
+        wait_for_room(self._spool.end)
+        wait_for_room(self._spool.sync)
+        self._spool.close()
+
+    def _fill(self, pipe: int) -> bool:
+        """Read what one pipe holds into the buffer; return whether there was anything."""
+        try:
+            length = os.readv(pipe, [self._buffer])
+        except BlockingIOError:
+            return False
+        if length == 0:
+            del self._pipes[pipe]
+            os.close(pipe)  # which takes it out of the epoll, too (epoll(7))
+            return False
+        self._held = self._pipes[pipe], length
+        return True
+
+    def _store(self) -> None:
+        """Put what is held into the spool."""
+        if self._held is None:
+            return
+        stream, length = self._held
+        with memoryview(self._buffer) as view:
+            self._spool.append(stream, view[:length])
+        self._held = None
+        self._unsynced += length
+        if self._durability is Durability.INTERVAL:
+            wait = _SYNC_SECONDS if self._unsynced < _SYNC_BYTES else 0.0
+            self._sync_at = min(self._sync_at, time.monotonic() + wait)
+
+    def _retry(self) -> None:
+        """Store what there was no room for, and go on reading."""
+        if try_write(self._store):
+            self._retry_at = math.inf
+            for pipe in self._pipes:
+                self._epoll.register(pipe, select.EPOLLIN)
+        else:
+            self._retry_at = time.monotonic() + ROOM_SECONDS
+
+    def _start_sync(self) -> None:
+        """Have a thread wait for the disk, so that the job does not have to."""
+        if self._syncing is not None and self._syncing.is_alive():
+            self._sync_at = time.monotonic() + _SYNC_SECONDS
+            return
+        self._sync_at = math.inf
+        self._unsynced = 0
+        self._syncing = threading.Thread(target=self._sync)
+        self._syncing.start()
+
+    def _sync(self) -> None:
+        try:
+            self._spool.sync()
+            sync_path(self._folder.spec)
+            sync_path(self._folder.path)
+        except OSError as error:
+            if str(error) != self._sync_problem:  # a disk that fails does so each time: it is said once
+                self._sync_problem = str(error)
+                self._folder.report_fault(f"the log could not be forced to the disk: {error}\n")
+
+
+def try_write(write: Callable[[], None]) -> bool:
+    """Write something; return False if there was no room for it on the disk."""
+    try:
+        write()
+    except OSError as error:
+        if not is_no_room(error):
+            raise
+        return False
+    return True
+
+
+def wait_for_room(write: Callable[[], None]) -> None:
+    """Write something as soon as there is room for it on the disk."""
+    while not try_write(write):
+        time.sleep(ROOM_SECONDS)
