@@ -237,8 +237,10 @@ class Client:
             if self._channel is not None and self._channel.lost:
                 await self.aclose()
             if self._channel is None:
-                # In a thread: it may have to start the daemon and wait for it.
-                host, port = await asyncio.to_thread(self._target.resolve)
+                if self._target.endpoint is None:  # it may have to start the daemon and wait for it
+                    host, port = await asyncio.to_thread(self._target.resolve)
+                else:
+                    host, port = self._target.resolve()
                 self._channel = WorkerChannel(host, port, self._target.tls(), self._patience.keepalive_seconds)
             return self._channel
 
