@@ -121,7 +121,8 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
         failure = report.read()
     if failure:
         os.waitpid(pid, 0)
-        raise _failure(spec, *_FAILURE.unpack_from(failure), failure[_FAILURE.size :].decode(errors="replace"))
+        step, number = _FAILURE.unpack_from(failure)
+        raise _failure(spec, step, number, failure[_FAILURE.size :].decode())
     return pid
 
 
