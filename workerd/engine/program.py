@@ -122,7 +122,7 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
     if failure:
         os.waitpid(pid, 0)
         step, number = _FAILURE.unpack_from(failure)
-        raise _failure(spec, step, number, failure[_FAILURE.size :].decode(errors="replace"))
+        raise _failure(spec, step, number, failure[_FAILURE.size :].decode())
     return pid
 
 
