@@ -1,6 +1,7 @@
 """Much output, many readers, and the smallest jobs, through the whole way."""
 
 import asyncio
+import contextlib
 import hashlib
 import subprocess
 from pathlib import Path
@@ -70,3 +71,17 @@ def test_two_hundred_jobs_at_once_over_one_connection(shared_daemon: Daemon) -> 
             return set(await asyncio.gather(*(client.spawn(wish) for _ in range(200))))
 
     assert len(asyncio.run(all_of_them())) == 200
+
+
+async def test_a_client_that_follows_many_jobs_can_still_stop_them(shared_daemon: Daemon) -> None:
+    """On one connection, where HTTP/2 has calls wait when there are too many."""
+    async with shared_daemon.client() as client, contextlib.AsyncExitStack() as stack:
+        job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"]))
+        followers = [
+            await stack.enter_async_context(contextlib.aclosing(client.stream_log(job_id))) for _ in range(200)
+        ]
+        for follower in followers:
+            assert isinstance(await anext(follower), Output)
+        await asyncio.wait_for(client.stop(job_id), 30)
+        for follower in followers:
+            assert isinstance(await anext(follower), JobEnd)
