@@ -24,14 +24,14 @@ _SHARING = 50  # followers on one connection, of the 100 streams that HTTP/2 pee
 
 @contextlib.contextmanager
 def at_rest(bench: Bench) -> Iterator[Sides]:
-    """Weigh a daemon that has answered one call, its zygote included."""
+    """Weigh a daemon that has answered one call: itself, and with its zygote, which shares much with it."""
 
     def ours() -> Reading:
         with bench.daemon() as daemon:
             run(greet(daemon))
             pids = [daemon.pid, *(pid for pid, _ in descendants(daemon.pid))]
-            sizes = (sum(memory_bytes(pid, (field,)) for pid in pids) / _MEGA for field in ("Rss", "Pss"))
-            return Reading(tuple(sizes))
+            shared_out = sum(memory_bytes(pid, ("Pss",)) for pid in pids)
+            return Reading((memory_bytes(daemon.pid, ("Rss",)) / _MEGA, shared_out / _MEGA))
 
     yield Sides(ours)
 

@@ -81,6 +81,7 @@ async def test_a_client_that_follows_many_jobs_can_still_stop_them(shared_daemon
             await stack.enter_async_context(contextlib.aclosing(client.stream_log(job_id))) for _ in range(200)
         ]
         for follower in followers:
+            await stack.enter_async_context(contextlib.aclosing(follower))
             assert isinstance(await anext(follower), Output)
         await asyncio.wait_for(client.stop(job_id), 30)
         for follower in followers:
