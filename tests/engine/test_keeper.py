@@ -325,8 +325,11 @@ async def test_a_folder_that_cannot_be_recovered_is_told_of_once_and_holds_up_no
     with structlog.testing.capture_logs() as logs:
         async with Keeper(tmp_path) as keeper:
             await keeper.wait_scanned()
-            (tmp_path / "drain").touch()
-            await asyncio.wait_for(keeper.wait_drained(), 30)
+            async with asyncio.timeout(30):
+                while keeper._guards:
+                    await asyncio.sleep(0.01)
+                (tmp_path / "drain").touch()
+                await keeper.wait_drained()  # which looks through the folders again
     [error] = [entry for entry in logs if entry["log_level"] == "error"]
     assert str(folder.index) in error["error"]
 

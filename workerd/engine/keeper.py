@@ -60,6 +60,7 @@ class Keeper:
         self._drain = self._shelf.drain
         self._storage = storage
         self._guards: dict[str, asyncio.Task[None]] = {}
+        self._told_of: set[str] = set()  # the folders that cannot be recovered
         self._changed = asyncio.Event()
         self._job_ended = asyncio.Event()
         self._rescanning: asyncio.Task[None] | None = None
@@ -156,7 +157,9 @@ class Keeper:
                 except FileNotFoundError:
                     return  # somebody removed the job
                 except SpoolCorrupt as error:  # which does not pass; the next scan looks again
-                    log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
+                    if folder.path.name not in self._told_of:
+                        self._told_of.add(folder.path.name)
+                        log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
                     return
                 except Exception as error:  # a full disk, say: what keeps one job from its end may pass
                     log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
