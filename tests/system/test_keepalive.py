@@ -45,11 +45,12 @@ def client_through(proxy: Proxy, daemon: Daemon, keepalive_seconds: float) -> Cl
 
 def held(daemon: Daemon) -> tuple[int, int]:
     """What the daemon holds: descriptors, and inotify watches (proc_pid_fdinfo(5))."""
-    watches = sum(
-        len(re.findall("^inotify ", path.read_text(), re.MULTILINE))
-        for path in Path(f"/proc/{daemon.pid}/fdinfo").iterdir()
-    )
-    return len(list(Path(f"/proc/{daemon.pid}/fd").iterdir())), watches
+    files = list(Path(f"/proc/{daemon.pid}/fdinfo").iterdir())
+    watches = 0
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            watches += len(re.findall("^inotify ", path.read_text(), re.MULTILINE))
+    return len(files), watches
 
 
 def is_connected(daemon: Daemon) -> bool:
