@@ -183,13 +183,12 @@ class WorkerChannel(Channel):
             await stream.send_message(request, end=True)
             await stream.recv_initial_metadata()
             buffer = stream._stream.buffer
-            taken = 0
             rest = b""
             while True:
                 with stream._wrapper:  # raises what ended the connection
-                    buffer._ack_callback(taken)
-                    data, _, taken = await buffer._unacked.get()
-                if not taken:
+                    data, _, flow_controlled = await buffer._unacked.get()
+                    buffer._ack_callback(flow_controlled)
+                if not flow_controlled:
                     break
                 messages, rest = _split(rest + data if rest else data)
                 if messages:

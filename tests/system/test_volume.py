@@ -86,3 +86,15 @@ async def test_a_client_that_follows_many_jobs_can_still_stop_them(shared_daemon
         await asyncio.wait_for(client.stop(job_id), 30)
         for follower in followers:
             assert isinstance(await anext(follower), JobEnd)
+
+
+async def test_readers_that_leave_early_take_nothing_of_the_connection_with_them(shared_daemon: Daemon) -> None:
+    """What was received and not read counts as read, or HTTP/2's flow control would hold the others up."""
+    async with shared_daemon.client() as client:
+        job_id = await client.spawn(SpawnRequest(program="head", args=["-c", "2000000", "/dev/zero"]))
+        async with asyncio.timeout(60):
+            for _ in range(200):
+                async with contextlib.aclosing(client.stream_log(job_id)) as events:
+                    await anext(events)
+            received = [event async for event in client.stream_log(job_id)]
+    assert sum(len(event.data) for event in received if isinstance(event, Output)) == 2_000_000
