@@ -139,7 +139,7 @@ def test_a_list_says_that_there_are_more_and_cuts_long_commands(shared_daemon: D
     for _ in range(2):
         assert shared_daemon.workerctl("spawn", "--name", name, "--", "true", "x" * 100_000).returncode == 0
     result = shared_daemon.workerctl("list", "--name", name, "--limit", "1")
-    assert result.stderr == b"workerctl: there are more than these 1: a larger --limit shows them\n"
+    assert result.stderr == b"workerctl: --limit 1 leaves older jobs out: a larger one shows them\n"
     assert len(result.stdout) < 1000
     result = shared_daemon.workerctl("list", "--name", name, "--limit", "2", "--output", "json")
     assert result.stderr == b""
