@@ -9,7 +9,7 @@ from typing import Annotated
 
 import cyclopts
 import uvloop
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from pki.errors import InputInvalid, PkiError
 from workerctl.context import Context, warn
@@ -37,6 +37,7 @@ def make_app(arguments: Sequence[str]) -> App:
         name="workerctl", help=HELP, version=version("workerd"), result_action="return_value", exit_on_error=False
     )
     app.meta.result_action = "return_value"
+    app.meta.group_parameters = Group("Connection", sort_key=1)  # a command's own options come first
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     own, verbatim = _split(arguments)
     installed = sorted(entry_points(group=GROUP), key=_ours_first)

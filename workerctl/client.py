@@ -55,7 +55,7 @@ from workerctl.transport import WorkerChannel
 _T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
-_OF_ANOTHER_HOST = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of X509_STORE_CTX_get_error(3)
+_OF_ANOTHER_HOST = (62, 64)  # hostname and IP address mismatch: X509_STORE_CTX_get_error(3)
 _FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 

@@ -34,7 +34,7 @@ async def run(
     """Start a program, stream its output, and exit as it did: its code, or 128 + N when signal N killed it.
 
     Ctrl-C stops the job, a second one kills it. What the program leaves running when it ends is killed. The job does
-    not need this command: it runs on when the connection or the terminal goes away. It has no standard input.
+    not need this command: it runs on when the connection or the terminal goes away. The job has no standard input.
 
     Example: `workerctl run -- /bin/sh -c 'echo out; echo err >&2; exit 3'`
     """
