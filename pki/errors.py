@@ -3,10 +3,11 @@
 PkiError
 ├── AlreadyExists
 ├── Missing
-├── InvalidName
-├── InvalidUserId
-├── InvalidHost
-├── InvalidTrustDomain
+├── InputInvalid
+│   ├── InvalidName
+│   ├── InvalidUserId
+│   ├── InvalidHost
+│   └── InvalidTrustDomain
 ├── TrustDomainMissing
 └── IdentityInvalid
 """
@@ -34,7 +35,11 @@ class Missing(PkiError):
         super().__init__(f"cannot read {path}: {problem}: {advice}")
 
 
-class InvalidName(PkiError):
+class InputInvalid(PkiError):
+    """What somebody asks for is something that no certificate could hold."""
+
+
+class InvalidName(InputInvalid):
     """A user name that cannot be the name of a file."""
 
     def __init__(self, name: str) -> None:
@@ -43,14 +48,14 @@ class InvalidName(PkiError):
         )
 
 
-class InvalidUserId(PkiError):
+class InvalidUserId(InputInvalid):
     """A user id that is not a UUID."""
 
     def __init__(self, text: str) -> None:
         super().__init__(f"{text!r} cannot be a user id: it must be a UUID, as `workerctl whoami` shows it")
 
 
-class InvalidHost(PkiError):
+class InvalidHost(InputInvalid):
     """A host that no certificate could name."""
 
     def __init__(self, host: str) -> None:
@@ -59,7 +64,7 @@ class InvalidHost(PkiError):
         )
 
 
-class InvalidTrustDomain(PkiError):
+class InvalidTrustDomain(InputInvalid):
     """A trust domain that no SPIFFE id could have."""
 
     def __init__(self, text: str) -> None:

@@ -206,6 +206,19 @@ def install_example(folder: Path, group: str) -> None:
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
 
 
+@pytest.mark.parametrize("group", ["workerd.handlers", "workerctl.commands"])
+def test_the_readmes_packages_can_be_built(group: str) -> None:
+    """A name, a version, and in the wheel the module that the entry point names and the compiler's output."""
+    [table] = [tomllib.loads(block) for block in code(README, "toml") if group in block]
+    assert {"name", "version", "dependencies"} <= table["project"].keys()
+    [target] = table["project"]["entry-points"][group].values()
+    if group == "workerd.handlers":
+        assert table["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"] == [
+            f"{target.partition(':')[0]}.py",
+            "count_api",
+        ]
+
+
 def compile_example(folder: Path) -> None:
     """Make Python of the README's contract, as the page says."""
     [contract] = code(README, "proto")

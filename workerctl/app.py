@@ -9,9 +9,9 @@ from typing import Annotated
 
 import cyclopts
 import uvloop
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from pki.errors import PkiError
+from pki.errors import InputInvalid, PkiError
 from workerctl.context import Context, warn
 from workerctl.errors import ClientError, sentence
 from workerctl.exit_codes import ExitCode
@@ -37,6 +37,7 @@ def make_app(arguments: Sequence[str]) -> App:
         name="workerctl", help=HELP, version=version("workerd"), result_action="return_value", exit_on_error=False
     )
     app.meta.result_action = "return_value"
+    app.meta.group_parameters = Group("Connection", sort_key=1)  # a command's own options come first
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     own, verbatim = _split(arguments)
     installed = sorted(entry_points(group=GROUP), key=_ours_first)
@@ -100,6 +101,9 @@ def main_with(arguments: Sequence[str]) -> int:
     except UnicodeError as error:  # a job id, a label or a host that cannot be sent as it is
         warn(f"an argument is not text that can be sent: {error}")
         return ExitCode.USAGE
+    except InputInvalid as error:
+        warn(sentence(error))
+        return ExitCode.USAGE
     except (PkiError, OSError) as error:
         warn(sentence(error))
         return ExitCode.FAILED
@@ -119,6 +123,8 @@ def _in_words(error: cyclopts.CycloptsError) -> str:
             wanted.field_info.is_positional and not wanted.tokens
         ):
             return f"'{' '.join(error.command_chain or ())}' needs {wanted.name.removeprefix('--').upper()}."
+        case cyclopts.UnknownOptionError(unused_tokens=[program, *_]) if not program.startswith("-"):
+            return f"{' '.join(str(error).split())} A program with options of its own stands after --."
         case _:
             return " ".join(str(error).split())
 

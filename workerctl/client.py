@@ -55,6 +55,7 @@ from workerctl.transport import WorkerChannel
 _T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
+_OF_ANOTHER_HOST = (62, 64)  # hostname and IP address mismatch: X509_STORE_CTX_get_error(3)
 _FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 
@@ -289,8 +290,13 @@ def _translate(
         case StreamTerminatedError() | ProtocolError():
             return (Refused if channel.refused else ConnectionLost)(channel.endpoint, channel.lost_because)
         case ssl.SSLCertVerificationError():
-            problem = f"its certificate does not hold: {error.verify_message}: check --pki-dir"
-            return Refused(channel.endpoint, problem)
+            problem = error.verify_message.rstrip(".")
+            advice = (
+                "name the daemon as `workerctl pki init --host` did when it was made"
+                if error.verify_code in _OF_ANOTHER_HOST
+                else "check --pki-dir"
+            )
+            return Refused(channel.endpoint, f"its certificate does not hold: {problem}: {advice}")
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):  # what OpenSSL takes the first bytes of anything else for
             return Refused(channel.endpoint, "what listens there does not speak TLS: is it another program's port?")
         case ssl.SSLError() if not isinstance(error, ssl.SSLEOFError):

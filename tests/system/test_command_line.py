@@ -54,7 +54,8 @@ def test_an_output_that_cannot_be_written_is_one_line_at_most(
 def test_a_run_without_standard_output_ends_as_one_that_nobody_reads(shared_daemon: Daemon) -> None:
     result = redirected(shared_daemon, ">&-", "run", "--", "echo", "hello")
     assert result.returncode == ExitCode.OUTPUT_CLOSED
-    started_job(shared_daemon, result.stderr)
+    job_id = started_job(shared_daemon, result.stderr)
+    assert f"go on with: workerctl stream-log --past-events --uuid {job_id}\n".encode() in result.stderr
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
@@ -71,6 +72,12 @@ def test_help_that_nobody_reads_on_has_the_code_for_it() -> None:
         command = [sys.executable, "-m", "workerctl", "--help"]
         result = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (result.returncode, result.stderr) == (ExitCode.OUTPUT_CLOSED, b"")
+
+
+def test_help_shows_a_commands_own_options_before_those_of_the_connection() -> None:
+    command = [sys.executable, "-m", "workerctl", "run", "--help"]
+    shown = subprocess.run(command, capture_output=True, timeout=60, check=True, text=True).stdout
+    assert 0 < shown.index("--working-directory") < shown.index("Connection") < shown.index("--endpoint")
 
 
 def test_an_interrupt_while_the_program_is_being_loaded_is_silent(tmp_path: Path) -> None:
@@ -115,6 +122,10 @@ def test_a_job_s_id_may_be_given_with_and_without_its_option(shared_daemon: Daem
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("run", "ls", "-l"), "Unknown option: -l. A program with options of its own stands after --."),
+        (("run", "--nmae", "x", "--", "true"), "Did you mean --name? See --help."),
+        (("stream-log", str(uuid.UUID(int=0)), "--no-follow"), "add --past-events, --offset or --last-bytes"),
+        (("pki", "issue-client", "a/b"), "'a/b' cannot be a user name"),
         (("list", "ended"), "'ended' is one argument too many."),
         (("pki", "issue-client"), "'pki issue-client' needs NAME."),
         (("status",), "'status' needs UUID."),
@@ -139,7 +150,7 @@ def test_a_list_says_that_there_are_more_and_cuts_long_commands(shared_daemon: D
     for _ in range(2):
         assert shared_daemon.workerctl("spawn", "--name", name, "--", "true", "x" * 100_000).returncode == 0
     result = shared_daemon.workerctl("list", "--name", name, "--limit", "1")
-    assert result.stderr == b"workerctl: there are more than these 1: a larger --limit shows them\n"
+    assert result.stderr == b"workerctl: --limit 1 leaves older jobs out: a larger one shows them\n"
     assert len(result.stdout) < 1000
     result = shared_daemon.workerctl("list", "--name", name, "--limit", "2", "--output", "json")
     assert result.stderr == b""

@@ -37,7 +37,7 @@ async def list_jobs(
         async with contextlib.aclosing(client.list_jobs(states, name)) as found:
             async for job in found:
                 if len(jobs) == limit:
-                    warn(f"there are more than these {limit}: a larger --limit shows them")
+                    warn(f"--limit {limit} leaves older jobs out: a larger one shows them")
                     break
                 jobs.append(job)
     if output == "json":

@@ -34,7 +34,7 @@ async def run(
     """Start a program, stream its output, and exit as it did: its code, or 128 + N when signal N killed it.
 
     Ctrl-C stops the job, a second one kills it. What the program leaves running when it ends is killed. The job does
-    not need this command: it runs on when the connection or the terminal goes away.
+    not need this command: it runs on when the connection or the terminal goes away. The job has no standard input.
 
     Example: `workerctl run -- /bin/sh -c 'echo out; echo err >&2; exit 3'`
     """
@@ -51,7 +51,7 @@ async def run(
                 check = LogCheck(_DESCRIPTORS, from_start=True)
                 end = await copy_log(client.stream_log(job_id), check, _as_printed)
             except BrokenPipeError:
-                warn(f"nobody reads the output any more; job {job_id} runs on")
+                warn(f"nobody reads the output any more; job {job_id} runs on; {_go_on(job_id)}")
                 return ExitCode.OUTPUT_CLOSED
             except (ClientError, OSError):
                 warn(_go_on(job_id))

@@ -48,6 +48,8 @@ async def stream_log(
     if past_events:
         offset = 0
     from_now_on = not past_events and offset is None and last_bytes is None
+    if from_now_on and not follow:
+        raise UsageInvalid("--no-follow shows what is there already: add --past-events, --offset or --last-bytes")
     if from_now_on:
         last_bytes = 0
     streams = _STREAMS[stream_type]
