@@ -1,11 +1,16 @@
 """The command `workerctl`."""
 
 import atexit
+import contextlib
+import ctypes
 import gc
 import os
 import sys
 import threading
 from typing import NoReturn
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h; mallopt(3)
+_KEPT_BYTES = 1 << 25
 
 
 def main() -> NoReturn:
@@ -15,6 +20,7 @@ def main() -> NoReturn:
     while (descriptor := os.open(os.devnull, os.O_RDONLY)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+    _keep_memory()
     try:
         gc.disable()  # nothing of what is imported is garbage
         from workerctl.app import main_with  # which takes a while, and Ctrl-C may come before it can be heard there
@@ -25,6 +31,14 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = 130
     _leave(code)
+
+
+def _keep_memory() -> None:
+    """Have malloc keep what is freed, up to some megabytes, or the kernel makes the pages of every large message anew."""
+    with contextlib.suppress(AttributeError):  # a C library that is not glibc
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def _leave(code: int) -> NoReturn:

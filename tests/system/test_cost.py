@@ -3,6 +3,7 @@
 Beside each bound stands today's figure, which is more than half of it. Times and peers are for `nox -s bench`.
 """
 
+import resource
 import subprocess
 import sys
 from collections import Counter
@@ -117,6 +118,22 @@ async def test_a_supervisor_reads_and_writes_once_what_it_captures(daemon: Daemo
     assert (
         spent["syscr"] + spent["syscw"]
     ) / MEGABYTES < 500  # 12 to 384: head writes 8 KiB at a time, and the supervisor may be as fast
+
+
+def test_a_reader_takes_its_memory_once(daemon: Daemon) -> None:
+    """Not for every message anew: what the kernel has to do then is told in page faults (getrusage(2))."""
+
+    def faults(*arguments: str) -> int:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        subprocess.run(daemon.command(*arguments), stdout=subprocess.DEVNULL, check=True)
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
+
+    program = ("head", "-c", str(STORED), "/dev/zero")
+    job_id = daemon.workerctl("spawn", "--", *program).stdout.decode().strip()
+    assert faults("stream-log", "--past-events", "--uuid", job_id) >= 0  # to its end
+    before = faults("stream-log", "--last-bytes", "0", "--uuid", job_id)
+    after = faults("stream-log", "--past-events", "--uuid", job_id)
+    assert (after - before) / MEGABYTES < 150  # 56 to 76; 187 to 280 when malloc gives it back
 
 
 def test_a_short_command_imports_little(daemon: Daemon) -> None:
