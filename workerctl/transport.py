@@ -90,7 +90,11 @@ class _Protocol(H2Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         self.transport = cast("Transport", transport)
         super().connection_made(transport)
-        self.connection._connection.update_settings({SettingCodes.MAX_FRAME_SIZE: _FRAME_BYTES})
+        h2 = self.connection._connection
+        h2.update_settings({SettingCodes.MAX_FRAME_SIZE: _FRAME_BYTES})
+        # At once: h2 would begin only with what is read after the daemon's acknowledgement, and refuse large frames that
+        # come in the same read (`H2Connection.receive_data`).
+        h2.max_inbound_frame_size = _FRAME_BYTES
         self.connection.flush()
         self._arm()
 

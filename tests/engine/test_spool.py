@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -216,3 +217,24 @@ def test_a_damaged_record_in_the_middle_is_an_error_and_no_endless_wait(tmp_path
         assert [event.data for event in reader.read() if isinstance(event, Output)] == [b"first"]
         with pytest.raises(SpoolCorrupt):
             reader.read()
+
+
+def test_output_of_other_streams_is_passed_over_without_being_read(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    writer = SpoolWriter(folder)
+    writer.append(Stream.STDERR, memoryview(b"first"))
+    for _ in range(40):
+        writer.append(Stream.STDOUT, memoryview(bytes(2 * CHUNK_BYTES)))
+    writer.append(Stream.STDERR, memoryview(b"last"))
+    writer.end()
+    with LogReader(folder, frozenset({Stream.STDERR})) as reader:
+        events: Events = []
+        tracemalloc.start()
+        try:
+            while not reader.complete:
+                events += reader.read()
+            _, most_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert [event.data for event in events if isinstance(event, Output)] == [b"first", b"last"]
+    assert most_bytes < 4 * CHUNK_BYTES

@@ -1,11 +1,14 @@
 """What reaches into grpclib, h2 and hyperframe still finds there what it relies on."""
 
+import asyncio
 import inspect
+from unittest.mock import Mock
 
 import grpclib.client
 import grpclib.protocol
 import pytest
 from grpclib.config import Configuration
+from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.exceptions import ProtocolError
 from hyperframe.frame import DataFrame, Frame
@@ -50,3 +53,21 @@ def test_h2_refuses_a_request_on_a_connection_that_is_closed() -> None:
     connection.close_connection()
     with pytest.raises(ProtocolError):
         connection.send_headers(1, [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "a")])
+
+
+async def test_a_large_frame_may_come_together_with_the_daemons_acknowledgement() -> None:
+    """The daemon sends it as soon as it knows that it may; a client that is slow reads both at once."""
+    wire = Mock(asyncio.Transport, get_extra_info=Mock(return_value=None))
+    client = transport._Protocol(Configuration().__for_client__(), H2Configuration(), keepalive_seconds=60.0)
+    client.connection_made(wire)
+    h2 = client.connection._connection
+    h2.send_headers(1, [(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "a")])
+    client.connection.flush()
+    daemon = H2Connection(H2Configuration(client_side=False))
+    daemon.initiate_connection()
+    daemon.receive_data(b"".join(call.args[0] for call in wire.write.call_args_list))
+    daemon.send_headers(1, [(":status", "200")])
+    daemon.send_data(1, bytes(60_000))
+    client.data_received(daemon.data_to_send())
+    assert h2.state_machine.state is h2.state_machine.state.CLIENT_OPEN
+    client.connection_lost(None)

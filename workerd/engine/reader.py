@@ -134,7 +134,8 @@ class LogReader:
             count += 1
         if count == _BATCH_RECORDS:
             self.exhausted = False
-        data = os.pread(self._output, position - spans[0].start, spans[0].start) if spans else b""
+        # Up to the last span and not to `position`: what was passed over behind it may be of any size.
+        data = os.pread(self._output, spans[-1].end - spans[0].start, spans[0].start) if spans else b""
         if self._is_released():  # then the records may be blank, or the data
             self.exhausted = False
             return self._step_over_released()
