@@ -34,7 +34,7 @@ def main() -> NoReturn:
 
 
 def _keep_memory() -> None:
-    """Have malloc keep what is freed, up to some megabytes, or the kernel makes the pages of every large message anew."""
+    """Have malloc keep what is freed, or the kernel makes the pages of every large message anew."""
     with contextlib.suppress(AttributeError):  # a C library that is not glibc
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
