@@ -79,6 +79,7 @@ class Printer:
 
     def run(self, *watched: Memory) -> float:
         """Let it print, watch meanwhile, and return how many seconds it took."""
+        os.sync()  # what was written before must not slow down what comes
         self._gate.write_text("go")
         while (end := self.status().end) is None:
             for memory in watched:
