@@ -111,7 +111,7 @@ class Gate:
                     async for response in responses:
                         await send(stream, response)
             else:
-                await stream.send_message(await route.handler.function(call, request))
+                await send(stream, await route.handler.function(call, request))
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:

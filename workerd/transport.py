@@ -17,9 +17,10 @@ from typing import Any, cast
 
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
+from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 from workerd.codec import Encoded
@@ -45,13 +46,24 @@ def bound_request(stream: Stream[Any, Any]) -> None:
 
 
 async def send(stream: Stream[Any, Any], response: Any) -> None:
-    """Send a message, or the messages that are `Encoded`."""
-    if type(response) is not Encoded:
-        await stream.send_message(response)
-        return
-    if not stream._send_initial_metadata_done:
-        await stream.send_initial_metadata()
-    await stream._stream.send_data(response.data)
+    """Send a message, or the messages that are `Encoded`.
+
+    Raises:
+        StreamTerminatedError: the client has gone.
+    """
+    try:
+        if type(response) is not Encoded:
+            await stream.send_message(response)
+            return
+        if not stream._send_initial_metadata_done:
+            await stream.send_initial_metadata()
+        await stream._stream.send_data(response.data)
+    except ProtocolError as error:
+        wrapper = stream._stream.wrapper
+        if wrapper is None or not wrapper.cancelled:
+            raise
+        # grpclib cancels the call, but its turn to send may come before that does.
+        raise StreamTerminatedError("the client has gone") from error
 
 
 class _Routes(dict[str, Handler]):

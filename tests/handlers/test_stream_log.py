@@ -1,5 +1,7 @@
 """StreamLog."""
 
+import contextlib
+
 import pytest
 from worker_api.worker.v1 import (
     ErrorReason,
@@ -70,3 +72,13 @@ async def test_impossible_requests_are_refused(shared_daemon: Daemon, field: str
         with pytest.raises(CallFailed, match=field) as caught:
             await stream(client, StreamLogRequest(job_id=job_id, **{field: impossible[field]}))  # type: ignore[arg-type]
     assert caught.value.reason is ErrorReason.ARGUMENT_INVALID
+
+
+async def test_readers_who_leave_in_the_middle_are_no_fault_of_the_daemons(daemon: Daemon) -> None:
+    async with daemon.client() as client:
+        job_id = await client.spawn(SpawnRequest(program="head", args=["-c", "100000000", "/dev/zero"]))
+        for _ in range(30):
+            async with contextlib.aclosing(client.stream_log(job_id)) as events:
+                await anext(events)
+        await client.whoami()  # the daemon has heard of all of them
+    assert "error" not in daemon.errors()
