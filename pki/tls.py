@@ -5,7 +5,8 @@ import ssl
 from pathlib import Path
 
 from pki.errors import Missing
-from pki.store import PkiFolder, key_path, read_bytes
+from pki.files import key_path, new_key_path, read_bytes
+from pki.store import PkiFolder
 
 
 class _TellingWhy(ssl.SSLObject):
@@ -93,10 +94,17 @@ def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
     key = key_path(certificate)
     read_bytes(certificate, advice)
     read_bytes(key, f"{certificate.name} is there and needs its key beside it: copy it from where both were made")
-    try:
-        context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise Missing(certificate, "it does not fit its key", "copy both from where they were made") from error
-        problem = f"it is damaged, or {key.name} beside it is"
-        raise Missing(certificate, problem, "copy both from where they were made") from error
+    failure: OSError | None = None
+    for candidate in (key, new_key_path(certificate), key):  # the pair may just be being replaced (`pki.files`)
+        try:
+            context.load_cert_chain(certificate, candidate)
+        except FileNotFoundError as error:
+            failure = failure or error
+        except ssl.SSLError as error:
+            failure = error
+        else:
+            return
+    if isinstance(failure, ssl.SSLError) and failure.reason == "KEY_VALUES_MISMATCH":
+        raise Missing(certificate, "it does not fit its key", "copy both from where they were made") from failure
+    problem = f"it is damaged, or {key.name} beside it is"
+    raise Missing(certificate, problem, "copy both from where they were made") from failure
