@@ -30,7 +30,7 @@ from pki.errors import (
     NotRenewable,
     TrustDomainMissing,
 )
-from pki.files import REPLACED, load_certificate, load_pair, locked, replace_pair, require_free, write_pair
+from pki.files import REPLACED, key_path, load_certificate, load_pair, locked, replace_pair, require_free, write_pair
 from pki.identity import read_user_id
 
 # cryptography is slow to import and only needed where certificates are made: what stands on it is imported there.
@@ -64,6 +64,11 @@ class PkiFolder:
     def server_certificate(self) -> Path:
         """The daemon's certificate."""
         return self.path / "server.crt"
+
+    @property
+    def files_of_server(self) -> tuple[Path, ...]:
+        """All that a server reads."""
+        return (self.server_certificate, key_path(self.server_certificate), self.client_ca)
 
     def client_certificate(self, user_name: str) -> Path:
         """The path of a user's certificate.

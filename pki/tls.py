@@ -3,6 +3,7 @@
 import shlex
 import ssl
 from pathlib import Path
+from typing import Any
 
 from pki.errors import Missing
 from pki.files import key_path, new_key_path, read_bytes
@@ -35,6 +36,23 @@ class _TellingWhy(ssl.SSLObject):
         except ssl.SSLError as error:
             self._failure = error
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the handshake failed") from error
+
+
+class ExchangeableContext(ssl.SSLContext):
+    """A server's context that stands for another, which can be exchanged while the server listens.
+
+    A connection keeps the context that was current when it began. asyncio and uvloop both make the server's end of each
+    connection with `wrap_bio`.
+
+    Attributes:
+        current: the context that handshakes use.
+    """
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a connection in the current context."""
+        return self.current.wrap_bio(*arguments, **options)
 
 
 def server_context(folder: PkiFolder) -> ssl.SSLContext:
