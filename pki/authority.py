@@ -14,7 +14,8 @@ from pki.errors import TrustDomainMissing
 from pki.identity import user_uri
 
 AUTHORITY_LIFETIME = timedelta(days=3650)
-CERTIFICATE_LIFETIME = timedelta(days=365)
+SERVER_LIFETIME = timedelta(days=365)
+CLIENT_LIFETIME = timedelta(days=90)
 _CLOCK_SKEW = timedelta(minutes=5)
 
 
@@ -69,7 +70,7 @@ def trust_domain_of(authority: x509.Certificate) -> str:
     return name
 
 
-def issue_server(authority: Credential, hosts: Iterable[str], lifetime: timedelta = CERTIFICATE_LIFETIME) -> Credential:
+def issue_server(authority: Credential, hosts: Iterable[str], lifetime: timedelta = SERVER_LIFETIME) -> Credential:
     """Issue a certificate for a server.
 
     Args:
@@ -82,7 +83,7 @@ def issue_server(authority: Credential, hosts: Iterable[str], lifetime: timedelt
 
 
 def issue_client(
-    authority: Credential, user_name: str, user_id: str, lifetime: timedelta = CERTIFICATE_LIFETIME
+    authority: Credential, user_name: str, user_id: str, lifetime: timedelta = CLIENT_LIFETIME
 ) -> Credential:
     """Issue a certificate for a user.
 

@@ -7,7 +7,9 @@ PkiError
 │   ├── InvalidName
 │   ├── InvalidUserId
 │   ├── InvalidHost
-│   └── InvalidTrustDomain
+│   ├── InvalidTrustDomain
+│   └── InvalidLifetime
+├── NotRenewable
 ├── TrustDomainMissing
 └── IdentityInvalid
 """
@@ -69,6 +71,21 @@ class InvalidTrustDomain(InputInvalid):
 
     def __init__(self, text: str) -> None:
         super().__init__(f"{text!r} cannot be a trust domain: use lower-case letters, digits, '.', '-' and '_'")
+
+
+class InvalidLifetime(InputInvalid):
+    """A lifetime that no certificate could have."""
+
+    def __init__(self, days: int, most_days: int) -> None:
+        super().__init__(f"a certificate cannot hold for {days} days: give 1 to {most_days}")
+
+
+class NotRenewable(PkiError):
+    """A certificate that cannot be issued once more as it is."""
+
+    def __init__(self, path: Path, problem: str, advice: str) -> None:
+        self.path = path
+        super().__init__(f"cannot renew {path}: {problem}: {advice}")
 
 
 class TrustDomainMissing(PkiError):

@@ -6,7 +6,7 @@ A user's certificate is an X.509-SVID: it carries exactly one URI, `spiffe://<tr
 
 import ssl
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -53,12 +53,7 @@ def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity
         IdentityInvalid: it names no user, several, or one of another trust domain.
     """
     uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
-    if len(uris) != 1:
-        raise IdentityInvalid(f"it carries {len(uris)} URIs instead of one")
-    prefix = user_uri(trust_domain, "")
-    user_id = uris[0].removeprefix(prefix)
-    if not uris[0].startswith(prefix) or not _is_canonical_uuid(user_id):
-        raise IdentityInvalid(f"{uris[0]!r} is not of the form {prefix}<uuid>")
+    user_id = read_user_id(uris, trust_domain)
     names = list(_common_names(certificate))
     if len(names) != 1:
         raise IdentityInvalid(f"it carries {len(names)} common names instead of one")
@@ -68,6 +63,21 @@ def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity
     except (KeyError, ValueError, OverflowError) as error:
         raise IdentityInvalid(f"it has no serial number, or no date of expiry: {error}") from error
     return Identity(user_id, names[0], trust_domain, serial, expires_at)
+
+
+def read_user_id(uris: Sequence[str], trust_domain: str) -> str:
+    """Read a user's id off the URIs of a certificate.
+
+    Raises:
+        IdentityInvalid: they name no user, several, or one of another trust domain.
+    """
+    if len(uris) != 1:
+        raise IdentityInvalid(f"it carries {len(uris)} URIs instead of one")
+    prefix = user_uri(trust_domain, "")
+    user_id = uris[0].removeprefix(prefix)
+    if not uris[0].startswith(prefix) or not _is_canonical_uuid(user_id):
+        raise IdentityInvalid(f"{uris[0]!r} is not of the form {prefix}<uuid>")
+    return user_id
 
 
 def _common_names(certificate: Mapping[str, Any]) -> Iterator[str]:

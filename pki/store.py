@@ -4,36 +4,38 @@
     client-ca.crt, client-ca.key     signs users' certificates; the daemon verifies them with client-ca.crt
     server.crt, server.key           the daemon's own
     clients/NAME.crt, NAME.key       one pair for each user
+    servers/NAME.crt, NAME.key       one pair for each daemon on another machine, where it becomes server.crt and .key
+    replaced/, */replaced/           pairs that were renewed, under the date of their renewal
 
 A user on another machine needs server-ca.crt and their own pair, in the same layout, and nothing else.
 """
 
 import ipaddress
-import os
 import re
 import shlex
 import socket
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from pki.errors import (
-    AlreadyExists,
+    IdentityInvalid,
     InvalidHost,
+    InvalidLifetime,
     InvalidName,
     InvalidTrustDomain,
     InvalidUserId,
-    Missing,
+    NotRenewable,
     TrustDomainMissing,
 )
+from pki.files import REPLACED, key_path, load_certificate, load_pair, locked, replace_pair, require_free, write_pair
+from pki.identity import read_user_id
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
-    from cryptography import x509
+# cryptography is slow to import and only needed where certificates are made: what stands on it is imported there.
 
-    from pki.authority import Credential
-
+_MOST_DAYS = 3650
 _CHOOSE_ANOTHER_FOLDER = "choose another folder"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID §2.1
@@ -63,6 +65,11 @@ class PkiFolder:
         """The daemon's certificate."""
         return self.path / "server.crt"
 
+    @property
+    def files_of_server(self) -> tuple[Path, ...]:
+        """All that a server reads."""
+        return (self.server_certificate, key_path(self.server_certificate), self.client_ca)
+
     def client_certificate(self, user_name: str) -> Path:
         """The path of a user's certificate.
 
@@ -72,6 +79,39 @@ class PkiFolder:
         if _NAME.fullmatch(user_name) is None:
             raise InvalidName(user_name)
         return self.path / "clients" / f"{user_name}.crt"
+
+    def other_server_certificate(self, name: str) -> Path:
+        """The path of the certificate of a daemon on another machine.
+
+        Raises:
+            InvalidName: no file could have this name.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise InvalidName(name)
+        return self.path / "servers" / f"{name}.crt"
+
+    def certificate(self, name: str) -> Path:
+        """The path of any certificate.
+
+        Args:
+            name: `server`, `server-ca`, `client-ca`, `servers/NAME`, `clients/NAME`, or a user's name alone.
+
+        Raises:
+            InvalidName: no file could have this name.
+        """
+        folder, separator, rest = name.partition("/")
+        if separator and folder == "servers":
+            return self.other_server_certificate(rest)
+        if separator and folder == "clients":
+            return self.client_certificate(rest)
+        own = {path.stem: path for path in (self.server_ca, self.client_ca, self.server_certificate)}
+        return own.get(name) or self.client_certificate(name)
+
+    def certificates(self) -> list[Path]:
+        """The paths of all certificates that are here: authorities, servers, users, and what was renewed."""
+        own = (path for path in (self.server_ca, self.client_ca, self.server_certificate) if path.exists())
+        patterns = ("servers/*.crt", "clients/*.crt", f"{REPLACED}/*.crt", f"*/{REPLACED}/*.crt")
+        return [*own, *(path for pattern in patterns for path in sorted(self.path.glob(pattern)))]
 
     def users(self) -> list[str]:
         """The names of all users that have a certificate here, sorted."""
@@ -100,29 +140,28 @@ class PkiFolder:
         hosts, users = tuple(hosts), tuple(users)
         if _TRUST_DOMAIN.fullmatch(trust_domain) is None:
             raise InvalidTrustDomain(trust_domain)
-        for host in hosts:
-            if not _is_host(host):
-                raise InvalidHost(host)
+        _require_hosts(hosts)
         for certificate in (self.server_ca, self.client_ca, self.server_certificate):
-            self._require_free(certificate, self._advice_for_existing())
+            require_free(certificate, self._advice_for_existing())
         for user in users:
-            self._require_free(self.client_certificate(user), _CHOOSE_ANOTHER_FOLDER)
+            require_free(self.client_certificate(user), _CHOOSE_ANOTHER_FOLDER)
         server_ca = make_authority("workerd server CA", trust_domain)
         client_ca = make_authority("workerd client CA", trust_domain)
         local = ("localhost", socket.gethostname(), "127.0.0.1", "::1")
         server = issue_server(server_ca, dict.fromkeys((*local, *hosts)))
-        self._write(self.server_ca, server_ca)
-        self._write(self.client_ca, client_ca)
+        write_pair(self.server_ca, server_ca)
+        write_pair(self.client_ca, client_ca)
         for user in users:
             self.issue_client(user)
-        self._write(self.server_certificate, server)  # last: with it, a server can be run from here
+        write_pair(self.server_certificate, server)  # last: with it, a server can be run from here
 
-    def issue_client(self, user_name: str, user_id: str | None = None) -> Path:
+    def issue_client(self, user_name: str, user_id: str | None = None, days: int | None = None) -> Path:
         """Issue a user's certificate.
 
         Args:
             user_name: for people, and for the names of the files.
             user_id: the UUID of a user who exists already, to give them another name; None for a new one.
+            days: for how long it holds; None for `pki.authority.CLIENT_LIFETIME`.
 
         Returns:
             The certificate's path; the key lies beside it.
@@ -132,13 +171,88 @@ class PkiFolder:
             Missing: there is no authority here.
             InvalidName: no file could have this name.
             InvalidUserId: the id is no UUID.
+            InvalidLifetime: no certificate could hold for so long.
         """
-        from pki.authority import issue_client
+        from pki.authority import CLIENT_LIFETIME, issue_client
 
         path = self.client_certificate(user_name)
-        self._require_free(path, "choose another name, or remove certificate and key to issue them anew")
-        authority = self._read(self.client_ca)
-        self._write(path, issue_client(authority, user_name, _user_id(user_id)))
+        require_free(path, f"choose another name, or renew it with `{self._command('renew', user_name)}`")
+        lifetime = _lifetime(days, CLIENT_LIFETIME)
+        authority = load_pair(self.client_ca)
+        write_pair(path, issue_client(authority, user_name, _user_id(user_id), lifetime))
+        return path
+
+    def issue_server(self, host: str, further_hosts: Iterable[str] = (), days: int | None = None) -> Path:
+        """Issue the certificate of a daemon on another machine.
+
+        Args:
+            host: the name under which clients reach it, and that of the files.
+            further_hosts: names and addresses under which clients reach it as well.
+            days: for how long it holds; None for `pki.authority.SERVER_LIFETIME`.
+
+        Returns:
+            The certificate's path; the key lies beside it.
+
+        Raises:
+            AlreadyExists: the host has one.
+            Missing: there is no authority here.
+            InvalidName: no file could have this name.
+            InvalidHost: no certificate could hold this.
+            InvalidLifetime: no certificate could hold for so long.
+        """
+        from pki.authority import SERVER_LIFETIME, issue_server
+
+        hosts = tuple(dict.fromkeys((host, *further_hosts)))
+        _require_hosts(hosts)
+        path = self.other_server_certificate(host)
+        renew = self._command("renew", f"servers/{host}")
+        require_free(path, f"renew it, with further names perhaps, with `{renew}`")
+        lifetime = _lifetime(days, SERVER_LIFETIME)
+        write_pair(path, issue_server(load_pair(self.server_ca), hosts, lifetime))
+        return path
+
+    def renew(self, name: str, further_hosts: Iterable[str] = (), days: int | None = None) -> Path:
+        """Replace a certificate and its key by new ones for the same user, or for the same and further hosts.
+
+        Those that were there are kept, under their date, in the folder `replaced` beside, and hold for as long as ever.
+
+        Args:
+            name: as for `certificate`.
+            further_hosts: names and addresses that a server's certificate is to have besides.
+            days: for how long it holds; None for what it is for new ones.
+
+        Returns:
+            The certificate's path; the key lies beside it.
+
+        Raises:
+            Missing: there is no such certificate, or no authority.
+            NotRenewable: it is an authority's, or one that could not have been issued here.
+            InvalidName, InvalidHost, InvalidLifetime: no certificate could hold this.
+        """
+        from pki.authority import CLIENT_LIFETIME, SERVER_LIFETIME, issue_client, issue_server
+        from pki.inventory import common_name, names_in
+
+        path, further_hosts = self.certificate(name), tuple(further_hosts)
+        _require_hosts(further_hosts)
+        if path in (self.server_ca, self.client_ca):
+            raise NotRenewable(path, "it is an authority's", "make another with `pki init` in another folder")
+        for_user = path.parent.name == "clients"
+        authority_path = self.client_ca if for_user else self.server_ca
+        lifetime = _lifetime(days, CLIENT_LIFETIME if for_user else SERVER_LIFETIME)
+        with locked(authority_path):
+            authority, old = load_pair(authority_path), load_certificate(path)
+            uris, hosts = names_in(old)
+            if for_user:
+                if further_hosts:
+                    raise NotRenewable(path, "a user has no hosts", "leave --host away")
+                try:
+                    user_id = read_user_id(uris, self.trust_domain())
+                except IdentityInvalid as error:
+                    raise NotRenewable(path, str(error), "issue another with `pki issue-client`") from error
+                credential = issue_client(authority, common_name(old), user_id, lifetime)
+            else:
+                credential = issue_server(authority, dict.fromkeys((*hosts, *further_hosts)), lifetime)
+            replace_pair(path, credential)
         return path
 
     def trust_domain(self) -> str:
@@ -150,59 +264,35 @@ class PkiFolder:
         from pki.authority import trust_domain_of
 
         try:
-            return trust_domain_of(_load_certificate(self.client_ca))
+            return trust_domain_of(load_certificate(self.client_ca))
         except TrustDomainMissing as error:
             raise TrustDomainMissing(self.client_ca) from error
 
     def _advice_for_existing(self) -> str:
         if not self.is_initialized():
             return _CHOOSE_ANOTHER_FOLDER
-        command = f"workerctl --pki-dir {shlex.quote(str(self.path))} pki issue-client NAME"
         return (
             f"{self.path} holds an authority that can be used as it is, and nothing needs to be removed; "
-            f"`{command}` adds a user; hosts cannot be added: for another host choose another folder"
+            f"`{self._command('issue-client', 'NAME')}` adds a user, "
+            f"`{self._command('renew', 'server --host NAME')}` a name of the daemon's"
         )
 
-    def _require_free(self, certificate: Path, advice: str) -> None:
-        for path in (certificate, key_path(certificate)):
-            if os.path.lexists(path):
-                raise AlreadyExists(path, advice)
-
-    def _write(self, certificate: Path, credential: "Credential") -> None:
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        certificate.parent.mkdir(mode=0o700, exist_ok=True)
-        # The key first: a certificate that is there has its key.
-        _write_new(key_path(certificate), credential.key_pem(), 0o600)
-        _write_new(certificate, credential.certificate_pem(), 0o644)
-
-    def _read(self, certificate: Path) -> "Credential":
-        from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-        from pki.authority import Credential
-
-        path = key_path(certificate)
-        advice = f"put the key of {certificate.name} there"
-        loaded = _load_certificate(certificate)
-        try:
-            key = load_pem_private_key(read_bytes(path, advice), password=None)
-        except (ValueError, TypeError) as error:
-            raise Missing(path, "it holds no key that can be read", advice) from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise Missing(path, "it holds no elliptic-curve key", advice)
-        if loaded.public_key() != key.public_key():
-            raise Missing(certificate, "it does not fit its key", f"put the key of {certificate.name} beside it")
-        return Credential(key, loaded)
+    def _command(self, verb: str, rest: str) -> str:
+        return f"workerctl --pki-dir {shlex.quote(str(self.path))} pki {verb} {rest}"
 
 
-def _load_certificate(path: Path) -> "x509.Certificate":
-    from cryptography import x509
+def _lifetime(days: int | None, usual: timedelta) -> timedelta:
+    if days is None:
+        return usual
+    if not 1 <= days <= _MOST_DAYS:
+        raise InvalidLifetime(days, _MOST_DAYS)
+    return timedelta(days=days)
 
-    advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
-    try:
-        return x509.load_pem_x509_certificate(read_bytes(path, advice))
-    except ValueError as error:
-        raise Missing(path, "it holds no certificate that can be read", "put back the one that was there") from error
+
+def _require_hosts(hosts: Iterable[str]) -> None:
+    for host in hosts:
+        if not _is_host(host):
+            raise InvalidHost(host)
 
 
 def _is_host(text: str) -> bool:
@@ -213,34 +303,8 @@ def _is_host(text: str) -> bool:
     return True
 
 
-def key_path(certificate: Path) -> Path:
-    """Tell where the private key of a certificate lies."""
-    return certificate.with_name(certificate.stem + ".key")
-
-
 def _user_id(text: str | None) -> str:
     try:
         return str(uuid.uuid4() if text is None else uuid.UUID(text))
     except ValueError:
         raise InvalidUserId(str(text)) from None
-
-
-def read_bytes(path: Path, advice: str) -> bytes:
-    """Read a file.
-
-    Raises:
-        Missing: it cannot be read; the advice goes with it.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Missing(path, error.strerror or str(error), advice) from error
-
-
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    except FileExistsError:
-        raise AlreadyExists(path, "somebody else made it meanwhile") from None
-    with open(descriptor, "wb") as file:
-        file.write(data)

@@ -3,9 +3,11 @@
 import shlex
 import ssl
 from pathlib import Path
+from typing import Any
 
 from pki.errors import Missing
-from pki.store import PkiFolder, key_path, read_bytes
+from pki.files import key_path, new_key_path, read_bytes
+from pki.store import PkiFolder
 
 
 class _TellingWhy(ssl.SSLObject):
@@ -34,6 +36,23 @@ class _TellingWhy(ssl.SSLObject):
         except ssl.SSLError as error:
             self._failure = error
             raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the handshake failed") from error
+
+
+class ExchangeableContext(ssl.SSLContext):
+    """A server's context that stands for another, which can be exchanged while the server listens.
+
+    A connection keeps the context that was current when it began. asyncio and uvloop both make the server's end of each
+    connection with `wrap_bio`.
+
+    Attributes:
+        current: the context that handshakes use.
+    """
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        """Begin a connection in the current context."""
+        return self.current.wrap_bio(*arguments, **options)
 
 
 def server_context(folder: PkiFolder) -> ssl.SSLContext:
@@ -93,10 +112,17 @@ def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
     key = key_path(certificate)
     read_bytes(certificate, advice)
     read_bytes(key, f"{certificate.name} is there and needs its key beside it: copy it from where both were made")
-    try:
-        context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        if error.reason == "KEY_VALUES_MISMATCH":
-            raise Missing(certificate, "it does not fit its key", "copy both from where they were made") from error
-        problem = f"it is damaged, or {key.name} beside it is"
-        raise Missing(certificate, problem, "copy both from where they were made") from error
+    failure: OSError | None = None
+    for candidate in (key, new_key_path(certificate), key):  # the pair may just be being replaced (`pki.files`)
+        try:
+            context.load_cert_chain(certificate, candidate)
+        except FileNotFoundError as error:
+            failure = failure or error
+        except ssl.SSLError as error:
+            failure = error
+        else:
+            return
+    if isinstance(failure, ssl.SSLError) and failure.reason == "KEY_VALUES_MISMATCH":
+        raise Missing(certificate, "it does not fit its key", "copy both from where they were made") from failure
+    problem = f"it is damaged, or {key.name} beside it is"
+    raise Missing(certificate, problem, "copy both from where they were made") from failure

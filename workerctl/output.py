@@ -13,7 +13,7 @@ import select
 import shlex
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -93,8 +93,8 @@ def describe_job(job: Job) -> str:
         "arguments": " ".join(map(shlex.quote, job.args)),
         "directory": job.working_directory,
         "state": to_plain(job.state) + (", held up: the daemon's disk is full" if job.waits_for_room else ""),
-        "created": _local(job.created_at),
-        "started": _local(job.started_at),
+        "created": format_time(job.created_at),
+        "started": format_time(job.started_at),
         "pid": str(job.pid or ""),
         "stdout": f"{job.stdout_bytes} bytes",
         "stderr": f"{job.stderr_bytes} bytes",
@@ -102,11 +102,11 @@ def describe_job(job: Job) -> str:
         "timeout": f"{job.timeout.total_seconds():g} s" if job.timeout else "",
     }
     if job.end is not None:
-        lines["ended"] = f"{_local(job.end.ended_at)}, {describe_end(job.end)}"
+        lines["ended"] = f"{format_time(job.end.ended_at)}, {describe_end(job.end)}"
         if job.end.lost is None:  # of a lost job nobody knows what it used
             cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
             lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
-    return "\n".join(f"{label + ':':<11}{_one_line(text)}" for label, text in lines.items() if text)
+    return format_lines(lines)
 
 
 def describe_end(end: JobEnd) -> str:
@@ -132,9 +132,25 @@ def describe_jobs(jobs: Iterable[Job]) -> str:
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
         program = " ".join((job.program, *map(shlex.quote, job.args)))
-        rows.append((job.id, _local(job.created_at), state, _one_line(job.name) or "-", _cut(_one_line(program))))
+        rows.append((job.id, format_time(job.created_at), state, job.name or "-", _cut(_one_line(program))))
+    return format_table(rows)
+
+
+def format_lines(lines: Mapping[str, str]) -> str:
+    """Put what a thing is called before each thing, one on a line; what is empty is left out."""
+    return "\n".join(f"{label + ':':<11}{_one_line(text)}" for label, text in lines.items() if text)
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Put rows of as many cells each below each other; the last column is as wide as it comes."""
+    rows = [[_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
+
+
+def format_time(time: datetime | None) -> str:
+    """Write a time as people here have it; nothing for none."""
+    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -259,7 +275,3 @@ def _one_line(text: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_COMMAND else text[: _LONGEST_COMMAND - 1] + "…"
-
-
-def _local(time: datetime | None) -> str:
-    return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -17,6 +17,7 @@ from grpclib.server import Stream
 
 from pki.errors import IdentityInvalid
 from pki.identity import Identity, read_identity
+from workerd.credentials import Credentials
 from workerd.engine.engine import Engine
 from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import Job
@@ -33,15 +34,17 @@ class Gate:
     """One grpclib service that is composed of all handlers.
 
     Args:
-        trust_domain: the one that callers must be of.
+        credentials: who callers may be.
         grace_seconds: the default between SIGTERM and SIGKILL.
     """
 
-    def __init__(self, engine: Engine, routes: Mapping[str, Route], *, trust_domain: str, grace_seconds: float) -> None:
+    def __init__(
+        self, engine: Engine, routes: Mapping[str, Route], credentials: Credentials, *, grace_seconds: float
+    ) -> None:
         self._engine = engine
         self._routes = routes
         self._rights = frozenset(route.handler.right for route in routes.values())
-        self._trust_domain = trust_domain
+        self._credentials = credentials
         self._grace_seconds = grace_seconds
         # The task that answers a call, as grpclib made it, with the one that does the work.
         self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
@@ -126,7 +129,7 @@ class Gate:
         certificate = stream.peer.cert()
         if certificate is None:
             raise IdentityInvalid("the connection has no client certificate")
-        return read_identity(certificate, self._trust_domain)
+        return read_identity(certificate, self._credentials.trust_domain)
 
     def _find_job(self, request: Any) -> Job | None:
         job_id = getattr(request, "job_id", None)

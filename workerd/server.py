@@ -14,8 +14,8 @@ from pathlib import Path
 import structlog
 
 from pki.store import PkiFolder
-from pki.tls import server_context
 from workerd.codec import Codec, StatusDetailsCodec
+from workerd.credentials import Credentials
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
 from workerd.gate import Gate
@@ -60,8 +60,8 @@ async def answering(
     engine: Engine, settings: Settings, routes: Mapping[str, Route], listening: socket.socket
 ) -> AsyncIterator[Gate]:
     """Answer calls on a listening socket; at the end, those that are under way are ended with UNAVAILABLE."""
-    folder = PkiFolder(settings.pki_directory)
-    gate = Gate(engine, routes, trust_domain=folder.trust_domain(), grace_seconds=settings.grace_seconds)
+    credentials = Credentials(PkiFolder(settings.pki_directory))
+    gate = Gate(engine, routes, credentials, grace_seconds=settings.grace_seconds)
     server = WorkerServer(
         [gate],
         codec=Codec(),
@@ -69,10 +69,13 @@ async def answering(
         keepalive_seconds=settings.keepalive_seconds,
     )
     _raise_descriptor_limit()
-    await server.start(sock=listening, ssl=server_context(folder))
+    await server.start(sock=listening, ssl=credentials.context)
+    following = asyncio.create_task(credentials.follow())
     try:
         yield gate
     finally:
+        following.cancel()
+        await asyncio.wait([following])
         await gate.close(_CLOSE_SECONDS)
         server.close()
 

@@ -18,7 +18,7 @@ import grpc
 import pytest
 import xxhash
 
-from pki.store import key_path
+from pki.files import key_path
 from tests.daemon import USER, Daemon
 
 # Neither has types for a checker to see.

@@ -15,7 +15,8 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 from pki.authority import (
     AUTHORITY_LIFETIME,
-    CERTIFICATE_LIFETIME,
+    CLIENT_LIFETIME,
+    SERVER_LIFETIME,
     Credential,
     issue_client,
     issue_server,
@@ -149,7 +150,7 @@ def test_key_is_p_256_and_belongs_to_the_certificate(authority: Credential, make
 
 @pytest.mark.parametrize(
     ("make", "lifetime"),
-    [(itself, AUTHORITY_LIFETIME), (a_server, CERTIFICATE_LIFETIME), (a_client, CERTIFICATE_LIFETIME)],
+    [(itself, AUTHORITY_LIFETIME), (a_server, SERVER_LIFETIME), (a_client, CLIENT_LIFETIME)],
 )
 def test_certificate_is_good_for_its_lifetime_and_for_clocks_that_are_slow(make: Make, lifetime: timedelta) -> None:
     before = datetime.now(UTC) - SECOND  # a certificate counts whole seconds

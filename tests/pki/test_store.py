@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pki.errors import AlreadyExists, InvalidHost, InvalidName, Missing, PkiError
-from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder, key_path
+from pki.files import key_path
+from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder
 from pki.tls import client_context, server_context
 
 USER_ID = "123e4567-e89b-42d3-a456-426614174000"

@@ -22,7 +22,7 @@ from worker_api.worker.v1 import (
     WorkerServiceStub,
 )
 
-from pki.store import key_path
+from pki.files import key_path
 from tests.daemon import USER, Daemon
 from workerctl.client import Client
 from workerctl.events import Output

@@ -28,7 +28,8 @@ from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import ErrorDetail, ErrorReason, SpawnRequest, WhoAmIRequest, WorkerServiceStub
 
 from pki.authority import Credential, issue_client, issue_server, make_authority
-from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder, key_path
+from pki.files import key_path
+from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder
 from tests.daemon import USER, Daemon
 from workerctl.client import Client
 from workerctl.events import Output

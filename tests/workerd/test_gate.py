@@ -23,7 +23,7 @@ async def test_a_call_that_fails_just_when_its_client_goes_is_no_fault(monkeypat
         raise to_grpc(ShuttingDown())
 
     monkeypatch.setattr(Gate, "_serve", fail)
-    gate = Gate(cast("Any", None), load_routes(), trust_domain="example", grace_seconds=0)
+    gate = Gate(cast("Any", None), load_routes(), cast("Any", None), grace_seconds=0)
     method = gate.__mapping__()["/worker.v1.WorkerService/Status"]
     answering = asyncio.create_task(method.func(cast("Stream[Any, Any]", None)))
     await ended.wait()
@@ -41,6 +41,6 @@ async def test_a_call_that_fails_tells_its_client(monkeypatch: pytest.MonkeyPatc
         raise to_grpc(ShuttingDown())
 
     monkeypatch.setattr(Gate, "_serve", fail)
-    gate = Gate(cast("Any", None), load_routes(), trust_domain="example", grace_seconds=0)
+    gate = Gate(cast("Any", None), load_routes(), cast("Any", None), grace_seconds=0)
     with pytest.raises(GRPCError):
         await gate.__mapping__()["/worker.v1.WorkerService/Status"].func(cast("Stream[Any, Any]", None))

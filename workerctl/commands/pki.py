@@ -1,14 +1,25 @@
-"""pki: make an authority, and certificates for users."""
+"""pki: make an authority, and look after the certificates of users and daemons."""
 
-from typing import Annotated
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
+from pki.files import load_certificate
 from pki.store import DEFAULT_TRUST_DOMAIN
-from workerctl.output import print_line
-from workerctl.parameters import Injected
+from workerctl.output import format_lines, format_table, format_time, print_line
+from workerctl.parameters import Injected, Output
 
-app = App(name="pki", help="Make an authority, and certificates for users.")
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # it stands on cryptography, which is slow to import
+    from pki.inventory import Description
+
+app = App(name="pki", help="Make an authority, and look after the certificates of users and daemons.")
+Name = Annotated[str, Parameter(help="A user's name, or server, server-ca, client-ca, servers/HOST, clients/NAME.")]
+Days = Annotated[int | None, Parameter(help="For how long it holds. [default: 90 for users, 365 for daemons]")]
 
 
 @app.command
@@ -36,10 +47,103 @@ def issue_client(
     user_id: Annotated[
         str | None, Parameter(help="The UUID of a user who exists, to rename them. [default: a new user]")
     ] = None,
+    days: Days = None,
     context: Injected,
 ) -> None:
     """Make a user's certificate, and print its path; the key lies beside it.
 
     Example: `workerctl --pki-dir /etc/workerd/pki pki issue-client acrimon`
     """
-    print_line(str(context.target.pki().issue_client(name, user_id)))
+    print_line(str(context.target.pki().issue_client(name, user_id, days)))
+
+
+@app.command
+def issue_server(
+    name: Annotated[str, Parameter(help="The name under which clients reach the daemon.")],
+    *,
+    host: Annotated[
+        list[str] | None, Parameter(negative=(), help="A further name or address of the daemon; may be repeated.")
+    ] = None,
+    days: Days = None,
+    context: Injected,
+) -> None:
+    """Make the certificate of a daemon on another machine, and print its path; the key lies beside it.
+
+    Example: `workerctl --pki-dir /etc/workerd/pki pki issue-server build2.example.org --host 192.0.2.7`
+    """
+    print_line(str(context.target.pki().issue_server(name, host or (), days)))
+
+
+@app.command
+def renew(
+    name: Name,
+    *,
+    host: Annotated[
+        list[str] | None, Parameter(negative=(), help="A name or address to add to a daemon's; may be repeated.")
+    ] = None,
+    days: Days = None,
+    context: Injected,
+) -> None:
+    """Replace a certificate and its key by new ones, for the same user or daemon; the old ones are kept aside.
+
+    Example: `workerctl --pki-dir /etc/workerd/pki pki renew acrimon`
+    """
+    print_line(str(context.target.pki().renew(name, host or (), days)))
+
+
+@app.command(name="list")
+def list_certificates(*, output: Output = "text", context: Injected) -> None:
+    """Show the certificates in the folder, one for each line.
+
+    Example: `workerctl --pki-dir /etc/workerd/pki pki list`
+    """
+    folder = context.target.pki()
+    described = [(path.relative_to(folder.path), _describe(path)) for path in folder.certificates()]
+    if output == "json":
+        for path, description in described:
+            print_line(json.dumps(_plain(path, description)))
+        return
+    rows = [("FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL")]
+    for path, each in described:
+        rows.append((str(path), each.subject, each.purpose, each.state, format_time(each.not_after), each.serial))
+    print_line(format_table(rows))
+
+
+@app.command
+def show(name: Name, *, output: Output = "text", context: Injected) -> None:
+    """Describe a certificate.
+
+    Example: `workerctl --pki-dir /etc/workerd/pki pki show acrimon`
+    """
+    folder = context.target.pki()
+    path = folder.certificate(name)
+    description = _describe(path)
+    if output == "json":
+        print_line(json.dumps(_plain(path.relative_to(folder.path), description)))
+        return
+    lines = {
+        "file": str(path),
+        "subject": description.subject,
+        "for": description.purpose,
+        "spiffe id": description.spiffe_id,
+        "hosts": ", ".join(description.hosts),
+        "serial": description.serial,
+        "holds": f"from {format_time(description.not_before)} to {format_time(description.not_after)}",
+        "state": description.state,
+    }
+    print_line(format_lines(lines))
+
+
+def _describe(path: Path) -> "Description":
+    from pki.inventory import describe
+
+    return describe(load_certificate(path), datetime.now(UTC))
+
+
+def _plain(path: Path, description: "Description") -> dict[str, Any]:
+    """Turn a description into what JSON has; states are one word each, as the enums of api.proto."""
+    plain = asdict(description)
+    plain["state"] = description.state.replace(" ", "_")
+    plain["not_before"] = description.not_before.isoformat()
+    plain["not_after"] = description.not_after.isoformat()
+    return {"file": str(path), **plain}

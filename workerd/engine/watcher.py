@@ -20,6 +20,7 @@ _MASK = (
     | asyncinotify.Mask.DELETE_SELF
     | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
 )
+_NOTHING = asyncinotify.Mask(0)
 _GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
 
 
@@ -27,9 +28,13 @@ class Watcher:
     """Tells waiters when a file, or a file in a folder, has changed.
 
     A waiter registers first and looks at the file afterwards, so that no change falls between.
+
+    Args:
+        also: what to tell of besides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, also: asyncinotify.Mask = _NOTHING) -> None:
+        self._mask = _MASK | also
         self._inotify = asyncinotify.Inotify()
         self._watches: dict[Path, asyncinotify.Watch] = {}
         self._waiters: dict[Path, set[asyncio.Event]] = defaultdict(set)
@@ -67,7 +72,7 @@ class Watcher:
         changed = asyncio.Event()
         if path not in self._watches:
             try:
-                self._watches[path] = self._inotify.add_watch(path, _MASK)
+                self._watches[path] = self._inotify.add_watch(path, self._mask)
             except OSError as error:
                 if error.errno == errno.ENOSPC:  # no disk is meant here (inotify_add_watch(2))
                     raise WatchesExhausted from error

@@ -1,0 +1,196 @@
+"""Certificates and keys as files: a pair is made once, read as a whole, and replaced as a whole.
+
+Two files cannot be renamed at one stroke, so a pair is replaced in steps that leave a whole pair after each:
+
+    NAME.key.new, NAME.crt.new are written    the old pair counts
+    NAME.crt.new becomes NAME.crt             the new certificate counts, with NAME.key.new
+    NAME.key.new becomes NAME.key             the new pair counts
+
+Whoever finds that certificate and key do not fit tries `new_key_path` (`pki.tls` does). A replacement that was cut off
+is finished, or undone, by the next.
+"""
+
+import contextlib
+import fcntl
+import os
+import shlex
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pki.errors import AlreadyExists, Missing
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
+    from cryptography import x509
+
+    from pki.authority import Credential
+
+REPLACED = "replaced"
+_FOLDER_MODE = 0o700
+_KEY_MODE = 0o600
+_PUBLIC_MODE = 0o644
+
+
+def key_path(certificate: Path) -> Path:
+    """Tell where the private key of a certificate lies."""
+    return certificate.with_name(certificate.stem + ".key")
+
+
+def new_key_path(certificate: Path) -> Path:
+    """Tell where the private key lies of a certificate that is just being replaced."""
+    return certificate.with_name(certificate.stem + ".key.new")
+
+
+def read_bytes(path: Path, advice: str) -> bytes:
+    """Read a file.
+
+    Raises:
+        Missing: it cannot be read; the advice goes with it.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Missing(path, error.strerror or str(error), advice) from error
+
+
+def load_certificate(path: Path) -> "x509.Certificate":
+    """Read a certificate.
+
+    Raises:
+        Missing: it cannot be read.
+    """
+    from cryptography import x509
+
+    advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
+    try:
+        return x509.load_pem_x509_certificate(read_bytes(path, advice))
+    except ValueError as error:
+        raise Missing(path, "it holds no certificate that can be read", "put back the one that was there") from error
+
+
+def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
+    """Read a certificate with its key.
+
+    Args:
+        key: where the key is; None for beside the certificate.
+
+    Raises:
+        Missing: one of them cannot be read, or they do not fit.
+    """
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    from pki.authority import Credential
+
+    path = key or key_path(certificate)
+    advice = f"put the key of {certificate.name} there"
+    loaded = load_certificate(certificate)
+    try:
+        private = load_pem_private_key(read_bytes(path, advice), password=None)
+    except (ValueError, TypeError) as error:
+        raise Missing(path, "it holds no key that can be read", advice) from error
+    if not isinstance(private, ec.EllipticCurvePrivateKey):
+        raise Missing(path, "it holds no elliptic-curve key", advice)
+    if loaded.public_key() != private.public_key():
+        raise Missing(certificate, "it does not fit its key", f"put the key of {certificate.name} beside it")
+    return Credential(private, loaded)
+
+
+def require_free(certificate: Path, advice: str) -> None:
+    """See that a certificate and its key can be written.
+
+    Raises:
+        AlreadyExists: one of them is there; the advice goes with it.
+    """
+    for path in (certificate, key_path(certificate)):
+        if os.path.lexists(path):
+            raise AlreadyExists(path, advice)
+
+
+def write_pair(certificate: Path, credential: "Credential") -> None:
+    """Write a certificate and its key, in a folder that is made if it is not there.
+
+    Raises:
+        AlreadyExists: one of them is there.
+    """
+    certificate.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    # The key first: a certificate that is there has its key.
+    _write_new(key_path(certificate), credential.key_pem(), _KEY_MODE)
+    _write_new(certificate, credential.certificate_pem(), _PUBLIC_MODE)
+
+
+def replace_pair(certificate: Path, credential: "Credential") -> None:
+    """Put another certificate and key in the place of those that are there; these are kept beside, under their date.
+
+    One process at a time may do this to a pair.
+
+    Raises:
+        Missing: the pair that is there cannot be read.
+    """
+    new_certificate, new_key = new_certificate_path(certificate), new_key_path(certificate)
+    _finish_replacement(certificate)
+    _keep(certificate)
+    _write_new(new_key, credential.key_pem(), _KEY_MODE)
+    _write_new(new_certificate, credential.certificate_pem(), _PUBLIC_MODE)
+    new_certificate.rename(certificate)
+    new_key.rename(key_path(certificate))
+
+
+def new_certificate_path(certificate: Path) -> Path:
+    """Tell where a certificate lies that is going to replace another."""
+    return certificate.with_name(certificate.name + ".new")
+
+
+@contextlib.contextmanager
+def locked(certificate: Path) -> Iterator[None]:
+    """Keep other processes from acting for an authority meanwhile.
+
+    Args:
+        certificate: the authority's.
+
+    Raises:
+        Missing: its key cannot be read.
+    """
+    path = key_path(certificate)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        advice = f"put the key of {certificate.name} there"
+        raise Missing(path, error.strerror or str(error), advice) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _finish_replacement(certificate: Path) -> None:
+    """Finish a replacement that was cut off after its certificate took effect, or undo one that did not come so far."""
+    new_key = new_key_path(certificate)
+    if new_key.exists():
+        try:
+            load_pair(certificate)
+        except Missing:
+            load_pair(certificate, new_key)
+            new_key.rename(key_path(certificate))
+    for path in (new_key, new_certificate_path(certificate)):
+        path.unlink(missing_ok=True)
+
+
+def _keep(certificate: Path) -> None:
+    folder = certificate.parent / REPLACED
+    folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    load_pair(certificate)
+    kept = folder / f"{certificate.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.crt"
+    _write_new(key_path(kept), key_path(certificate).read_bytes(), _KEY_MODE)
+    _write_new(kept, certificate.read_bytes(), _PUBLIC_MODE)
+
+
+def _write_new(path: Path, data: bytes, mode: int) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise AlreadyExists(path, "somebody else made it meanwhile") from None
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

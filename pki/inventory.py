@@ -1,0 +1,107 @@
+"""What certificates say, for people and programs that look after them. Pure: no file is touched here."""
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+EXPIRES_SOON = timedelta(days=14)
+
+
+class Purpose(enum.StrEnum):
+    """What a certificate is good for."""
+
+    AUTHORITY = "authority"
+    SERVER = "server"
+    CLIENT = "client"
+    NOTHING = "nothing"
+
+
+class State(enum.StrEnum):
+    """Whether a certificate can be used."""
+
+    VALID = "valid"
+    EXPIRES_SOON = "expires soon"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not yet valid"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A certificate in words.
+
+    Attributes:
+        subject: the common name; empty if there is none.
+        spiffe_id: the URI in the certificate; empty if there is none.
+        hosts: the names and addresses that a server is known under.
+        serial: the serial number, hexadecimal.
+    """
+
+    subject: str
+    purpose: Purpose
+    spiffe_id: str
+    hosts: tuple[str, ...]
+    serial: str
+    not_before: datetime
+    not_after: datetime
+    state: State
+
+
+def describe(certificate: x509.Certificate, now: datetime) -> Description:
+    """Describe a certificate as it is at some time."""
+    uris, hosts = names_in(certificate)
+    return Description(
+        subject=common_name(certificate),
+        purpose=_purpose(certificate),
+        spiffe_id=", ".join(uris),
+        hosts=hosts,
+        serial=serial_text(certificate.serial_number),
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+        state=_state(certificate, now),
+    )
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """Read the common name off a certificate; it is empty if there is none."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if names else ""
+
+
+def serial_text(serial: int) -> str:
+    """Write a serial number as OpenSSL does: whole bytes, hexadecimal, upper case."""
+    return serial.to_bytes((serial.bit_length() + 7) // 8 or 1).hex().upper()
+
+
+def names_in(certificate: x509.Certificate) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the URIs off a certificate, and the names and addresses of hosts."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return (), ()
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    return tuple(uris), (*names.get_values_for_type(x509.DNSName), *addresses)
+
+
+def _purpose(certificate: x509.Certificate) -> Purpose:
+    try:
+        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            return Purpose.AUTHORITY
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return Purpose.NOTHING
+    if ExtendedKeyUsageOID.SERVER_AUTH in usages:
+        return Purpose.SERVER
+    return Purpose.CLIENT if ExtendedKeyUsageOID.CLIENT_AUTH in usages else Purpose.NOTHING
+
+
+def _state(certificate: x509.Certificate, now: datetime) -> State:
+    if now > certificate.not_valid_after_utc:
+        return State.EXPIRED
+    if now < certificate.not_valid_before_utc:
+        return State.NOT_YET_VALID
+    soon = certificate.not_valid_after_utc - now < EXPIRES_SOON
+    return State.EXPIRES_SOON if soon else State.VALID

@@ -1,0 +1,73 @@
+"""The command pki, whose acts are tested in tests/pki: what it prints, and what it exits with."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pki.store import PkiFolder
+from workerctl.app import main_with
+
+USER_ID = "123e4567-e89b-42d3-a456-426614174000"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> PkiFolder:
+    """An authority with one user."""
+    folder = PkiFolder(tmp_path / "pki")
+    folder.initialize()
+    folder.issue_client("alice", USER_ID)
+    return folder
+
+
+def run(folder: PkiFolder, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that succeeds, and give what it prints."""
+    assert main_with(["--pki-dir", str(folder.path), "pki", *arguments]) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    return out
+
+
+def test_list_has_a_line_for_each_certificate(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    head, *lines = run(folder, capfd, "list").splitlines()
+    assert head.split() == ["FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL"]
+    assert [line.split()[0] for line in lines] == ["server-ca.crt", "client-ca.crt", "server.crt", "clients/alice.crt"]
+    assert lines[-1].split()[1:4] == ["alice", "client", "valid"]
+
+
+def test_list_and_show_print_the_same_json(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    alice = json.loads(run(folder, capfd, "list", "--output", "json").splitlines()[-1])
+    assert alice == json.loads(run(folder, capfd, "show", "alice", "--output", "json"))
+    assert (alice["file"], alice["subject"], alice["purpose"], alice["state"], alice["hosts"]) == (
+        "clients/alice.crt",
+        "alice",
+        "client",
+        "valid",
+        [],
+    )
+    assert alice["spiffe_id"] == f"spiffe://workerd.internal/user/{USER_ID}"
+
+
+def test_show_describes_a_daemon_s_certificate(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = dict(line.split(":", 1) for line in run(folder, capfd, "show", "server").splitlines())
+    assert "localhost" in lines["hosts"] and lines["for"].strip() == "server" and lines["state"].strip() == "valid"
+    assert "spiffe id" not in lines
+
+
+def test_what_is_issued_and_renewed_is_told_by_its_path(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    issued = run(folder, capfd, "issue-server", "build2", "--host", "192.0.2.7", "--days", "30")
+    assert issued == f"{folder.path}/servers/build2.crt\n"
+    assert run(folder, capfd, "renew", "servers/build2", "--host", "build3") == issued
+    assert "build2, build3, 192.0.2.7" in run(folder, capfd, "show", "servers/build2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(("show", "nobody"), "clients/nobody.crt"), (("renew", "nobody"), "nobody.crt"), (("show", "../a"), "'../a'")],
+)
+def test_what_is_not_there_is_one_line(
+    folder: PkiFolder, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+) -> None:
+    assert main_with(["--pki-dir", str(folder.path), "pki", *arguments]) == 125
+    out, err = capfd.readouterr()
+    assert out == "" and told in err and err.count("\n") == 1
