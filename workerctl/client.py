@@ -292,7 +292,7 @@ def _translate(
         case ssl.SSLCertVerificationError():
             problem = error.verify_message.rstrip(".")
             advice = (
-                "name the daemon as `workerctl pki init --host` did when it was made"
+                "use a name that it has, or give it this one with `workerctl pki renew server --host NAME`"
                 if error.verify_code in _OF_ANOTHER_HOST
                 else "check --pki-dir"
             )

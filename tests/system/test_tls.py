@@ -404,7 +404,7 @@ def test_client_refuses_a_server_with_a_bad_certificate(shared_daemon: Daemon, t
         line = one_line(workerctl(endpoint, shared_daemon.pki))
     assert endpoint in line
     assert "its certificate does not hold" in line
-    assert ("pki init --host" in line) == (issue is of_another_host)
+    assert ("pki renew server --host" in line) == (issue is of_another_host)
 
 
 def test_client_refuses_a_server_with_a_user_s_certificate(shared_daemon: Daemon, tmp_path: Path) -> None:
