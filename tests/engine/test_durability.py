@@ -10,7 +10,7 @@ import pytest
 from tests.engine.logs import shell
 from workerd.engine.folder import JobFolder
 from workerd.engine.index import count_records
-from workerd.engine.job import Durability
+from workerd.engine.job import Durability, Exited
 from workerd.engine.storage import Storage
 
 SUPERVISE = """
@@ -47,6 +47,16 @@ def failing(call):
     return fail
 
 os.fdatasync = failing(os.fdatasync)
+"""
+
+
+NO_THREADS = """
+import threading
+
+def fail(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = fail
 """
 
 
@@ -106,6 +116,18 @@ def test_a_disk_that_fails_each_time_is_told_of_once(tmp_path: Path) -> None:
     calls = supervise(folder, script, Durability.INTERVAL, FAIL_MEANWHILE)
     assert [name for name, records in calls if records < 7].count("output") >= 2
     assert folder.read_fault() == "the log could not be forced to the disk: [Errno 5] Input/output error\n"
+
+
+def test_a_job_that_takes_every_process_there_is_keeps_its_supervisor(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
+    script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done"
+    calls = supervise(folder, script, Durability.INTERVAL, NO_THREADS)
+    assert [name for name, _ in calls][-2:] == ["output", "index"]
+    status = folder.read_status()
+    assert status is not None
+    assert status.end is not None
+    assert status.end.cause == Exited(0)
+    assert folder.read_fault() == "the log could not be forced to the disk: can't start new thread\n"
 
 
 def test_exit_does_so_at_the_end_alone(tmp_path: Path) -> None:

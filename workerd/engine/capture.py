@@ -155,10 +155,16 @@ class Capture:
         if self._syncing is not None and self._syncing.is_alive():
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
+        syncing = threading.Thread(target=self._sync)
+        try:
+            syncing.start()
+        except RuntimeError as error:  # there is no thread to be had: the job may have taken the last process itself
+            self._report_sync_problem(error)
+            self._sync_at = time.monotonic() + _SYNC_SECONDS
+            return
+        self._syncing = syncing
         self._sync_at = math.inf
         self._unsynced = 0
-        self._syncing = threading.Thread(target=self._sync)
-        self._syncing.start()
 
     def _sync(self) -> None:
         try:
@@ -166,9 +172,13 @@ class Capture:
             sync_path(self._folder.spec)
             sync_path(self._folder.path)
         except OSError as error:
-            if str(error) != self._sync_problem:  # a disk that fails does so each time: it is said once
-                self._sync_problem = str(error)
-                self._folder.report_fault(f"the log could not be forced to the disk: {error}\n")
+            self._report_sync_problem(error)
+
+    def _report_sync_problem(self, problem: Exception) -> None:
+        """Say that the log is not on the disk as it should be; once, though what fails does so each time."""
+        if str(problem) != self._sync_problem:
+            self._sync_problem = str(problem)
+            self._folder.report_fault(f"the log could not be forced to the disk: {problem}\n")
 
 
 def try_write(write: Callable[[], None]) -> bool:
