@@ -234,7 +234,8 @@ class WorkerChannel(Channel):
         reason = None if self._last is None else self._last.lost_because
         if self.refused and isinstance(reason, ssl.SSLError):
             said = (reason.reason or "").lower().replace("_", " ")
-            return f"it refused the certificate ({said}): is it expired, or of another authority?"
+            advice = "if it is expired, renew it with `workerctl pki renew NAME` where it was issued"
+            return f"it refused the certificate ({said}): {advice}; or is it of another authority?"
         return "the connection was closed" if reason is None else f"the connection was lost: {reason}"
 
 

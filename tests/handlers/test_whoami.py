@@ -13,4 +13,4 @@ async def test_the_caller_is_who_the_certificate_says(shared_daemon: Daemon) -> 
     assert me.spiffe_id == f"spiffe://{shared_daemon.pki.trust_domain()}/user/{me.user.id}"
     assert me.rights == ["list", "remove", "spawn", "status", "stop", "stream-log", "whoami"]
     assert me.certificate_expires_at is not None
-    assert me.certificate_expires_at - datetime.now(UTC) > timedelta(days=300)
+    assert me.certificate_expires_at - datetime.now(UTC) > timedelta(days=80)

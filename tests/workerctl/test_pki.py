@@ -7,6 +7,7 @@ import pytest
 
 from pki.store import PkiFolder
 from workerctl.app import main_with
+from workerctl.exit_codes import ExitCode
 
 USER_ID = "123e4567-e89b-42d3-a456-426614174000"
 
@@ -62,12 +63,16 @@ def test_what_is_issued_and_renewed_is_told_by_its_path(folder: PkiFolder, capfd
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
-    [(("show", "nobody"), "clients/nobody.crt"), (("renew", "nobody"), "nobody.crt"), (("show", "../a"), "'../a'")],
+    ("arguments", "told", "code"),
+    [
+        (("show", "nobody"), "clients/nobody.crt", ExitCode.FAILED),
+        (("renew", "nobody"), "nobody.crt", ExitCode.FAILED),
+        (("show", "../a"), "'../a'", ExitCode.USAGE),
+    ],
 )
 def test_what_is_not_there_is_one_line(
-    folder: PkiFolder, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str
+    folder: PkiFolder, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str, code: ExitCode
 ) -> None:
-    assert main_with(["--pki-dir", str(folder.path), "pki", *arguments]) == 125
+    assert main_with(["--pki-dir", str(folder.path), "pki", *arguments]) == code
     out, err = capfd.readouterr()
     assert out == "" and told in err and err.count("\n") == 1
