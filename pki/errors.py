@@ -10,8 +10,12 @@ PkiError
 │   ├── InvalidTrustDomain
 │   └── InvalidLifetime
 ├── NotRenewable
+├── NotRevocable
 ├── TrustDomainMissing
-└── IdentityInvalid
+├── IdentityInvalid
+└── CertificateRefused
+    ├── CertificateRevoked
+    └── CertificateExpired
 """
 
 from pathlib import Path
@@ -88,6 +92,13 @@ class NotRenewable(PkiError):
         super().__init__(f"cannot renew {path}: {problem}: {advice}")
 
 
+class NotRevocable(PkiError):
+    """What cannot be put on the list of revoked certificates."""
+
+    def __init__(self, name: str, problem: str, advice: str) -> None:
+        super().__init__(f"cannot revoke {name!r}: {problem}: {advice}")
+
+
 class TrustDomainMissing(PkiError):
     """An authority's certificate does not say which trust domain it signs for."""
 
@@ -101,3 +112,21 @@ class IdentityInvalid(PkiError):
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"the client certificate names no user of this daemon: {problem}")
+
+
+class CertificateRefused(PkiError):
+    """A certificate of the right authority does not count any more. The text is for whoever presents it."""
+
+
+class CertificateRevoked(CertificateRefused):
+    """It was revoked."""
+
+    def __init__(self) -> None:
+        super().__init__("the client certificate was revoked: ask whoever runs the daemon for another")
+
+
+class CertificateExpired(CertificateRefused):
+    """Its time has run out."""
+
+    def __init__(self) -> None:
+        super().__init__("the client certificate has expired: have it renewed with `workerctl pki renew`")

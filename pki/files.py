@@ -69,6 +69,29 @@ def load_certificate(path: Path) -> "x509.Certificate":
         raise Missing(path, "it holds no certificate that can be read", "put back the one that was there") from error
 
 
+def load_crl(path: Path, authority: "x509.Certificate") -> "x509.CertificateRevocationList":
+    """Read the list of an authority's revoked certificates.
+
+    Raises:
+        Missing: it cannot be read, is another authority's, or has expired.
+    """
+    from cryptography import x509
+
+    from pki.revocation import is_of
+
+    advice = "put back the one that was there"
+    try:
+        crl = x509.load_pem_x509_crl(read_bytes(path, advice))
+        ours = is_of(crl, authority)
+    except ValueError as error:
+        raise Missing(path, "it holds no list of revoked certificates that can be read", advice) from error
+    if not ours:
+        raise Missing(path, "it is not signed by the authority of the clients", advice)
+    if crl.next_update_utc is not None and crl.next_update_utc < datetime.now(UTC):
+        raise Missing(path, "it has expired", "have the authority of the clients sign a new one")
+    return crl
+
+
 def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
     """Read a certificate with its key.
 
@@ -135,6 +158,17 @@ def replace_pair(certificate: Path, credential: "Credential") -> None:
     _write_new(new_certificate, credential.certificate_pem(), _PUBLIC_MODE)
     new_certificate.rename(certificate)
     new_key.rename(key_path(certificate))
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put a file for all to read in the place of another, if there is one; whoever reads it gets the old or the new.
+
+    One process at a time may do this to a file.
+    """
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    _write_new(new, data, _PUBLIC_MODE)
+    new.rename(path)
 
 
 def new_certificate_path(certificate: Path) -> Path:

@@ -1,6 +1,7 @@
 """What certificates say, for people and programs that look after them. Pure: no file is touched here."""
 
 import enum
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,6 +26,7 @@ class State(enum.StrEnum):
     VALID = "valid"
     EXPIRES_SOON = "expires soon"
     EXPIRED = "expired"
+    REVOKED = "revoked"
     NOT_YET_VALID = "not yet valid"
 
 
@@ -49,18 +51,26 @@ class Description:
     state: State
 
 
-def describe(certificate: x509.Certificate, now: datetime) -> Description:
-    """Describe a certificate as it is at some time."""
+def describe(certificate: x509.Certificate, now: datetime, revoked: Collection[int] = frozenset()) -> Description:
+    """Describe a certificate as it is at some time.
+
+    Args:
+        certificate: which.
+        now: that time.
+        revoked: the serial numbers of clients' certificates that were revoked.
+    """
     uris, hosts = names_in(certificate)
+    purpose = _purpose(certificate)
+    is_revoked = purpose is Purpose.CLIENT and certificate.serial_number in revoked
     return Description(
         subject=common_name(certificate),
-        purpose=_purpose(certificate),
+        purpose=purpose,
         spiffe_id=", ".join(uris),
         hosts=hosts,
         serial=serial_text(certificate.serial_number),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
-        state=_state(certificate, now),
+        state=State.REVOKED if is_revoked else _state(certificate, now),
     )
 
 

@@ -2,6 +2,7 @@
 
     server-ca.crt, server-ca.key     signs the daemon's certificate; clients verify it with server-ca.crt
     client-ca.crt, client-ca.key     signs users' certificates; the daemon verifies them with client-ca.crt
+    client-ca.crl                    users' certificates that were revoked, if any was; signed by the client authority
     server.crt, server.key           the daemon's own
     clients/NAME.crt, NAME.key       one pair for each user
     servers/NAME.crt, NAME.key       one pair for each daemon on another machine, where it becomes server.crt and .key
@@ -11,13 +12,14 @@ A user on another machine needs server-ca.crt and their own pair, in the same la
 """
 
 import ipaddress
+import os
 import re
 import shlex
 import socket
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pki.errors import (
@@ -28,13 +30,27 @@ from pki.errors import (
     InvalidTrustDomain,
     InvalidUserId,
     NotRenewable,
+    NotRevocable,
     TrustDomainMissing,
 )
-from pki.files import REPLACED, key_path, load_certificate, load_pair, locked, replace_pair, require_free, write_pair
+from pki.files import (
+    REPLACED,
+    key_path,
+    load_certificate,
+    load_crl,
+    load_pair,
+    locked,
+    replace_file,
+    replace_pair,
+    require_free,
+    write_pair,
+)
 from pki.identity import read_user_id
 
 # cryptography is slow to import and only needed where certificates are made: what stands on it is imported there.
 
+_SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")  # RFC 5280 §4.1.2.2: at most 20 bytes
+_LEAST_UNKNOWN_SERIAL = 1 << 60  # what authorities make at random is above; a name that is mistyped is not
 _MOST_DAYS = 3650
 _CHOOSE_ANOTHER_FOLDER = "choose another folder"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
@@ -61,6 +77,11 @@ class PkiFolder:
         return self.path / "client-ca.crt"
 
     @property
+    def client_crl(self) -> Path:
+        """The list of users' certificates that were revoked."""
+        return self.path / "client-ca.crl"
+
+    @property
     def server_certificate(self) -> Path:
         """The daemon's certificate."""
         return self.path / "server.crt"
@@ -68,7 +89,7 @@ class PkiFolder:
     @property
     def files_of_server(self) -> tuple[Path, ...]:
         """All that a server reads."""
-        return (self.server_certificate, key_path(self.server_certificate), self.client_ca)
+        return (self.server_certificate, key_path(self.server_certificate), self.client_ca, self.client_crl)
 
     def client_certificate(self, user_name: str) -> Path:
         """The path of a user's certificate.
@@ -255,6 +276,59 @@ class PkiFolder:
             replace_pair(path, credential)
         return path
 
+    def revoke(self, name: str) -> dict[int, Path | None]:
+        """Put a user's certificates on the list of those that were revoked.
+
+        Args:
+            name: a user's, for all certificates of that name, those that were renewed included; or a serial number,
+                hexadecimal, of a certificate that need not be here any more.
+
+        Returns:
+            The serial numbers, each with the certificate if it is here.
+
+        Raises:
+            NotRevocable: there is no such certificate, or it is no user's.
+            Missing: the authority or the list cannot be read.
+        """
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        from pki.revocation import add_revoked
+
+        with locked(self.client_ca):
+            authority = load_pair(self.client_ca)
+            old = load_crl(self.client_crl, authority.certificate) if os.path.lexists(self.client_crl) else None
+            meant = self._meant(name)
+            crl = add_revoked(authority, old, meant, datetime.now(UTC))
+            replace_file(self.client_crl, crl.public_bytes(Encoding.PEM))
+        return meant
+
+    def revoked(self) -> frozenset[int]:
+        """The serial numbers of users' certificates that were revoked; nothing if there is no list.
+
+        Raises:
+            Missing: the list or the authority cannot be read.
+        """
+        from pki.revocation import serials_on
+
+        if not os.path.lexists(self.client_crl):
+            return frozenset()
+        return serials_on(load_crl(self.client_crl, load_certificate(self.client_ca)))
+
+    def _meant(self, name: str) -> dict[int, Path | None]:
+        """Tell which certificates a name or a serial number means, for `revoke`."""
+        here = {load_certificate(path).serial_number: path for path in self.certificates()}
+        of_users = {serial: path for serial, path in here.items() if path.is_relative_to(self.path / "clients")}
+        user = name.removeprefix("clients/")
+        if found := {serial: path for serial, path in of_users.items() if _is_of_user(path, user)}:
+            return dict(found)
+        serial = _read_serial(name)
+        if serial is None or (serial not in here and serial < _LEAST_UNKNOWN_SERIAL):
+            advice = "give a name or a serial number that `pki list` shows, or the whole serial number of another"
+            raise NotRevocable(name, "there is no such certificate here", advice)
+        if serial in here and serial not in of_users:
+            raise NotRevocable(name, "it is no user's", "only users' certificates are checked against a list")
+        return {serial: of_users.get(serial)}
+
     def trust_domain(self) -> str:
         """The trust domain that users must be of.
 
@@ -287,6 +361,18 @@ def _lifetime(days: int | None, usual: timedelta) -> timedelta:
     if not 1 <= days <= _MOST_DAYS:
         raise InvalidLifetime(days, _MOST_DAYS)
     return timedelta(days=days)
+
+
+def _read_serial(text: str) -> int | None:
+    digits = text.replace(":", "")
+    return int(digits, 16) if _SERIAL.fullmatch(digits) else None
+
+
+def _is_of_user(certificate: Path, user_name: str) -> bool:
+    """Tell whether a certificate is a user's, or was until it was renewed."""
+    if certificate.parent.name != REPLACED:
+        return certificate.stem == user_name
+    return certificate.stem.rpartition("-")[0] == user_name
 
 
 def _require_hosts(hosts: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """TLS contexts: version 1.3 only, both sides with certificates, HTTP/2 negotiated (RFC 9113 §3.2)."""
 
+import os
 import shlex
 import ssl
 from pathlib import Path
@@ -56,7 +57,7 @@ class ExchangeableContext(ssl.SSLContext):
 
 
 def server_context(folder: PkiFolder) -> ssl.SSLContext:
-    """Make the context of a server that takes only clients with a certificate of the client authority.
+    """Make the context of a server that takes only clients with a certificate of the client authority, not revoked.
 
     Raises:
         Missing: a file cannot be read.
@@ -64,6 +65,11 @@ def server_context(folder: PkiFolder) -> ssl.SSLContext:
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.sslobject_class = _TellingWhy
     _trust(context, folder.client_ca)
+    if os.path.lexists(folder.client_crl):
+        _trust(context, folder.client_crl)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    # A session that is resumed is not verified again (RFC 8446 §4.6.1), neither for its time nor against the list.
+    context.num_tickets = 0
     _present(context, folder.server_certificate, "put it back, or choose another --pki-dir")
     context.verify_mode = ssl.CERT_REQUIRED
     return context

@@ -34,8 +34,13 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame
 from worker_api.google.rpc import Status as StatusMessage
 
+from pki.errors import CertificateExpired, CertificateRevoked
 from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS
 
+_ALERTS = {  # as OpenSSL calls those of RFC 8446 §6.2
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": CertificateRevoked(),
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": CertificateExpired(),
+}
 _CLOSE_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
 # A daemon's largest messages of output fit into one frame; every frame costs both sides some (RFC 9113 §4.2).
@@ -233,6 +238,8 @@ class WorkerChannel(Channel):
         """Why the last connection was lost, for people."""
         reason = None if self._last is None else self._last.lost_because
         if self.refused and isinstance(reason, ssl.SSLError):
+            if (known := _ALERTS.get(reason.reason or "")) is not None:
+                return str(known)
             said = (reason.reason or "").lower().replace("_", " ")
             advice = "if it is expired, renew it with `workerctl pki renew NAME` where it was issued"
             return f"it refused the certificate ({said}): {advice}; or is it of another authority?"

@@ -1,22 +1,28 @@
 """What the daemon shows and whom it trusts: certificates, read anew whenever their files change."""
 
 import asyncio
+import contextlib
 import os
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 from asyncinotify import Mask
 
-from pki.errors import PkiError
+from pki.errors import CertificateExpired, CertificateRefused, CertificateRevoked, Missing, PkiError
 from pki.files import read_bytes
+from pki.identity import Identity
 from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import Watcher
 
 log = structlog.get_logger()
+_LOOK_SECONDS = 5.0  # clocks are set, and machines sleep: no timer is trusted for longer
 # Links and folders that are made, files that become readable, and what goes without anything in its place.
 _ALSO = Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
 
@@ -28,7 +34,26 @@ class _Loaded:
     server_certificate: bytes
     client_ca: bytes
     trust_domain: str
+    revoked: frozenset[int]
+    has_list: bool
     context: ssl.SSLContext = field(compare=False)
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call that is being served.
+
+    Attributes:
+        cancelling: how often the task had been cancelled before (`asyncio.Task.cancelling`).
+        refusal: why it is ended, if it is.
+        timer: looks whether the caller's certificate still counts.
+    """
+
+    caller: Identity
+    task: asyncio.Task[Any]
+    cancelling: int
+    refusal: CertificateRefused | None = None
+    timer: asyncio.TimerHandle | None = None
 
 
 class Credentials:
@@ -47,6 +72,8 @@ class Credentials:
     def __init__(self, folder: PkiFolder) -> None:
         self.context = ExchangeableContext(ssl.PROTOCOL_TLS_SERVER)
         self._folder = folder
+        self._must_have_list = False
+        self._calls: set[_Call] = set()
         self._seen = self._look()
         self._use(self._load())
 
@@ -54,6 +81,53 @@ class Credentials:
     def trust_domain(self) -> str:
         """The one that callers must be of."""
         return self._loaded.trust_domain
+
+    @contextlib.contextmanager
+    def admit(self, caller: Identity) -> Iterator[None]:
+        """Let the current task serve a call for as long as the caller's certificate counts; TLS has verified it once.
+
+        Raises:
+            CertificateRevoked, CertificateExpired: it does not count, from the beginning or any more; the task was
+                cancelled then.
+        """
+        self._check(caller)
+        task = asyncio.current_task()
+        if task is None:
+            raise AssertionError("a call is served outside of any task")
+        call = _Call(caller, task, task.cancelling())
+        self._calls.add(call)
+        self._watch(call)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if call.refusal is None or task.uncancel() > call.cancelling:  # as asyncio.timeout does
+                raise
+            raise call.refusal from None
+        finally:
+            self._calls.remove(call)
+            if call.timer is not None:
+                call.timer.cancel()
+
+    def _watch(self, call: _Call) -> None:
+        """End a call if its caller's certificate does not count any more; otherwise look again in time."""
+        if call.timer is not None:
+            call.timer.cancel()
+        try:
+            self._check(call.caller)
+        except CertificateRefused as refusal:
+            if call.refusal is None:
+                call.refusal = refusal
+                call.task.cancel()
+        else:
+            left = (call.caller.expires_at - datetime.now(UTC)).total_seconds()
+            seconds = min(max(left, 0.0), _LOOK_SECONDS)
+            call.timer = asyncio.get_running_loop().call_later(seconds, self._watch, call)
+
+    def _check(self, caller: Identity) -> None:
+        if int(caller.serial, 16) in self._loaded.revoked:
+            raise CertificateRevoked
+        if datetime.now(UTC) >= caller.expires_at:
+            raise CertificateExpired
 
     async def follow(self) -> None:
         """Take up what changes in the folder, until cancelled. What is bad is told, and what was good stays."""
@@ -88,16 +162,24 @@ class Credentials:
         if loaded != self._loaded:
             log.info("certificates were changed and are used from now on", folder=str(self._folder.path))
         self._use(loaded)
+        for call in list(self._calls):
+            self._watch(call)
 
     def _use(self, loaded: _Loaded) -> None:
         self._loaded = loaded
+        self._must_have_list = loaded.has_list
         self.context.current = loaded.context
 
     def _load(self) -> _Loaded:
+        has_list = os.path.lexists(self._folder.client_crl)
+        if self._must_have_list and not has_list:
+            raise Missing(self._folder.client_crl, "it is not there any more", "put it back, or restart without it")
         return _Loaded(
             read_bytes(self._folder.server_certificate, "put it back"),
             read_bytes(self._folder.client_ca, "put it back"),
             self._folder.trust_domain(),
+            self._folder.revoked(),
+            has_list,
             server_context(self._folder),
         )
 

@@ -1,7 +1,8 @@
 """The gate: what every call passes on its way to a handler.
 
-identity (off the certificate) → request (decoded) → job (named by `job_id`) → policy → handler → response, and whatever
-goes wrong on that way becomes a status with a reason. Nothing that a handler raises reaches grpclib raw.
+identity (off the certificate, which still counts) → request (decoded) → job (named by `job_id`) → policy → handler →
+response, and whatever goes wrong on that way becomes a status with a reason. Nothing that a handler raises reaches
+grpclib raw.
 """
 
 import asyncio
@@ -103,18 +104,8 @@ class Gate:
             if self._closing:
                 raise ShuttingDown
             identity = self._identify(stream)
-            request = await _receive(stream)
-            job = self._find_job(request)
-            if not allows(identity, route.handler.right, job):
-                # Another user's job does not exist.
-                raise NotPermitted(route.handler.right) if job is None else JobNotFound(job.id)
-            call = Call(self._engine, identity, self._rights, job, self._grace_seconds)
-            if route.method.cardinality.server_streaming:
-                async with contextlib.aclosing(route.handler.function(call, request)) as responses:
-                    async for response in responses:
-                        await send(stream, response)
-            else:
-                await send(stream, await route.handler.function(call, request))
+            with self._credentials.admit(identity):
+                await self._answer(route, stream, identity)
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:
@@ -124,6 +115,20 @@ class Gate:
             elif answer.status is Status.RESOURCE_EXHAUSTED:
                 log.warning("a call was turned away", rpc=route.path, problem=answer.message)
             raise answer from error
+
+    async def _answer(self, route: Route, stream: Stream[Any, Any], identity: Identity) -> None:
+        request = await _receive(stream)
+        job = self._find_job(request)
+        if not allows(identity, route.handler.right, job):
+            # Another user's job does not exist.
+            raise NotPermitted(route.handler.right) if job is None else JobNotFound(job.id)
+        call = Call(self._engine, identity, self._rights, job, self._grace_seconds)
+        if route.method.cardinality.server_streaming:
+            async with contextlib.aclosing(route.handler.function(call, request)) as responses:
+                async for response in responses:
+                    await send(stream, response)
+        else:
+            await send(stream, await route.handler.function(call, request))
 
     def _identify(self, stream: Stream[Any, Any]) -> Identity:
         certificate = stream.peer.cert()

@@ -76,3 +76,20 @@ def test_what_is_not_there_is_one_line(
     assert main_with(["--pki-dir", str(folder.path), "pki", *arguments]) == code
     out, err = capfd.readouterr()
     assert out == "" and told in err and err.count("\n") == 1
+
+
+def test_revoke_prints_serial_numbers_and_the_list_says_so(
+    folder: PkiFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    serial = json.loads(run(folder, capfd, "show", "alice", "--output", "json"))["serial"]
+    assert run(folder, capfd, "revoke", "alice") == f"{serial}\n"
+    assert json.loads(run(folder, capfd, "show", "alice", "--output", "json"))["state"] == "revoked"
+    assert run(folder, capfd, "list").splitlines()[-1].split()[3] == "revoked"
+
+
+def test_revoking_a_certificate_that_is_not_here_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    serial = "0123456789ABCDEF0123456789ABCDEF"
+    assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", serial]) == 0
+    out, err = capfd.readouterr()
+    assert out == f"{serial}\n"
+    assert "no certificate here has this serial number" in err

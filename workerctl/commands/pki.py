@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from pki.files import load_certificate
 from pki.store import DEFAULT_TRUST_DOMAIN
+from workerctl.context import warn
 from workerctl.output import format_lines, format_table, format_time, print_line
 from workerctl.parameters import Injected, Output
 
@@ -98,7 +99,8 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
     Example: `workerctl --pki-dir /etc/workerd/pki pki list`
     """
     folder = context.target.pki()
-    described = [(path.relative_to(folder.path), _describe(path)) for path in folder.certificates()]
+    revoked = folder.revoked()
+    described = [(path.relative_to(folder.path), _describe(path, revoked)) for path in folder.certificates()]
     if output == "json":
         for path, description in described:
             print_line(json.dumps(_plain(path, description)))
@@ -117,7 +119,7 @@ def show(name: Name, *, output: Output = "text", context: Injected) -> None:
     """
     folder = context.target.pki()
     path = folder.certificate(name)
-    description = _describe(path)
+    description = _describe(path, folder.revoked())
     if output == "json":
         print_line(json.dumps(_plain(path.relative_to(folder.path), description)))
         return
@@ -134,10 +136,28 @@ def show(name: Name, *, output: Output = "text", context: Injected) -> None:
     print_line(format_lines(lines))
 
 
-def _describe(path: Path) -> "Description":
+@app.command
+def revoke(
+    name: Annotated[str, Parameter(help="A user's name, for all their certificates, or a serial number.")],
+    *,
+    context: Injected,
+) -> None:
+    """Have users' certificates count no more, and print their serial numbers; running daemons see it at once.
+
+    Example: `workerctl --pki-dir /etc/workerd/pki pki revoke acrimon`
+    """
+    from pki.inventory import serial_text
+
+    for serial, path in context.target.pki().revoke(name).items():
+        print_line(serial_text(serial))
+        if path is None:
+            warn(f"revoked {serial_text(serial)}, though no certificate here has this serial number")
+
+
+def _describe(path: Path, revoked: frozenset[int]) -> "Description":
     from pki.inventory import describe
 
-    return describe(load_certificate(path), datetime.now(UTC))
+    return describe(load_certificate(path), datetime.now(UTC), revoked)
 
 
 def _plain(path: Path, description: "Description") -> dict[str, Any]:

@@ -143,6 +143,16 @@ class ErrorReason(betterproto2.Enum):
     Somebody else holds what the daemon needs for this. Try again. (UNAVAILABLE)
     """
 
+    CERTIFICATE_REVOKED = 16
+    """
+    The certificate was revoked; calls that were under way end with this. (UNAUTHENTICATED)
+    """
+
+    CERTIFICATE_EXPIRED = 17
+    """
+    The certificate has expired; calls that were under way end with this. (UNAUTHENTICATED)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -162,6 +172,8 @@ class ErrorReason(betterproto2.Enum):
             13: "ERROR_REASON_JOB_UNREADABLE",
             14: "ERROR_REASON_DRAINING",
             15: "ERROR_REASON_BUSY",
+            16: "ERROR_REASON_CERTIFICATE_REVOKED",
+            17: "ERROR_REASON_CERTIFICATE_EXPIRED",
         }
 
     @classmethod
@@ -183,6 +195,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_JOB_UNREADABLE": 13,
             "ERROR_REASON_DRAINING": 14,
             "ERROR_REASON_BUSY": 15,
+            "ERROR_REASON_CERTIFICATE_REVOKED": 16,
+            "ERROR_REASON_CERTIFICATE_EXPIRED": 17,
         }
 
 
