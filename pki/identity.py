@@ -8,10 +8,12 @@ import ssl
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pki.errors import IdentityInvalid
+
+EXPIRES_SOON = timedelta(days=14)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class Identity:
     def spiffe_id(self) -> str:
         """The identity as a URI."""
         return user_uri(self.trust_domain, self.user_id)
+
+
+def expires_soon(expires_at: datetime, now: datetime) -> bool:
+    """Tell whether it is time to renew a certificate, which may have expired by then."""
+    return expires_at - now < EXPIRES_SOON
 
 
 def user_uri(trust_domain: str, user_id: str) -> str:

@@ -3,12 +3,12 @@
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-EXPIRES_SOON = timedelta(days=14)
+from pki.identity import expires_soon
 
 
 class Purpose(enum.StrEnum):
@@ -113,5 +113,4 @@ def _state(certificate: x509.Certificate, now: datetime) -> State:
         return State.EXPIRED
     if now < certificate.not_valid_before_utc:
         return State.NOT_YET_VALID
-    soon = certificate.not_valid_after_utc - now < EXPIRES_SOON
-    return State.EXPIRES_SOON if soon else State.VALID
+    return State.EXPIRES_SOON if expires_soon(certificate.not_valid_after_utc, now) else State.VALID

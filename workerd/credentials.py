@@ -20,6 +20,7 @@ from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import Watcher
+from workerd.expiry import CallerWarnings
 
 log = structlog.get_logger()
 _LOOK_SECONDS = 5.0  # clocks are set, and machines sleep: no timer is trusted for longer
@@ -74,6 +75,7 @@ class Credentials:
         self._folder = folder
         self._must_have_list = False
         self._calls: set[_Call] = set()
+        self._warnings = CallerWarnings()
         self._seen = self._look()
         self._use(self._load())
 
@@ -91,6 +93,7 @@ class Credentials:
                 cancelled then.
         """
         self._check(caller)
+        self._warnings.look(caller)
         task = asyncio.current_task()
         if task is None:
             raise AssertionError("a call is served outside of any task")

@@ -15,11 +15,13 @@ from dataclasses import replace
 
 import structlog
 
+from pki.store import PkiFolder
 from workerd.api_process import DRAINED, SERVING, Orders
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import read_to_end
 from workerd.errors import ConfigurationInvalid
-from workerd.server import LAST_READERS_SECONDS, advertise, bind, prepare, stop_signals, wait_first
+from workerd.expiry import remind
+from workerd.server import LAST_READERS_SECONDS, advertise, bind, meanwhile, prepare, stop_signals, wait_first
 from workerd.settings import Settings
 
 log = structlog.get_logger()
@@ -39,7 +41,10 @@ async def serve(settings: Settings) -> None:
     """
     prepare(settings)
     stop = stop_signals()
-    async with Keeper(settings.state_directory, settings.storage) as keeper:
+    async with (
+        Keeper(settings.state_directory, settings.storage) as keeper,
+        meanwhile(remind(PkiFolder(settings.pki_directory))),
+    ):
         with _take_port(settings) as bound:
             host, port = bound.getsockname()[:2]
             processes = ApiProcesses(replace(settings, host=host, port=port), keeper.hold)

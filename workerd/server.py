@@ -8,8 +8,9 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -18,6 +19,7 @@ from workerd.codec import Codec, StatusDetailsCodec
 from workerd.credentials import Credentials
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
+from workerd.expiry import remind
 from workerd.gate import Gate
 from workerd.registry import Route, load_routes
 from workerd.settings import Settings
@@ -45,7 +47,10 @@ async def serve(settings: Settings) -> None:
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
         with listen(settings) as listening:
-            async with answering(engine, settings, routes, listening) as gate:
+            async with (
+                meanwhile(remind(PkiFolder(settings.pki_directory))),
+                answering(engine, settings, routes, listening) as gate,
+            ):
                 with advertise(settings.state_directory, listening):
                     drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
                 if drained:
@@ -70,14 +75,25 @@ async def answering(
     )
     _raise_descriptor_limit()
     await server.start(sock=listening, ssl=credentials.context)
-    following = asyncio.create_task(credentials.follow())
     try:
-        yield gate
+        async with meanwhile(credentials.follow()):
+            yield gate
     finally:
-        following.cancel()
-        await asyncio.wait([following])
         await gate.close(_CLOSE_SECONDS)
         server.close()
+
+
+@contextlib.asynccontextmanager
+async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have something done for as long as the context lasts. What it fails with is raised at the end of that."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
 
 def prepare(settings: Settings) -> None:

@@ -14,7 +14,8 @@ from cryptography import x509
 from pki import files
 from pki.errors import AlreadyExists, InvalidHost, InvalidLifetime, InvalidName, Missing, NotRenewable
 from pki.files import key_path, load_certificate, load_pair, new_certificate_path, new_key_path, replace_pair
-from pki.inventory import EXPIRES_SOON, Description, Purpose, State, describe, names_in
+from pki.identity import EXPIRES_SOON
+from pki.inventory import Description, Purpose, State, describe, names_in
 from pki.store import PkiFolder
 from pki.tls import client_context, server_context
 from tests.waiting import wait_until
