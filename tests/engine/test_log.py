@@ -154,18 +154,19 @@ async def test_binary_output_is_not_altered(engine: Engine) -> None:
     assert log.stdout == everything
 
 
+@pytest.mark.parametrize("follow", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 3])
-async def test_a_damaged_log_is_an_error_wherever_the_damage_is(engine: Engine, tmp_path: Path, number: int) -> None:
-    job_id = await engine.spawn(shell("echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; echo 3"))
-    await read_log(engine, job_id)
-    [index] = tmp_path.glob(f"**/{job_id}/index")
-    with JobFolder(index.parent).wait_lock():  # its supervisor closes the log as it leaves, which would wake readers
+async def test_a_damaged_log_is_an_error_wherever_the_damage_is(tmp_path: Path, number: int, *, follow: bool) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; echo 3"))
+        await read_log(engine, job_id)
+    folder = JobFolder(tmp_path / "jobs" / job_id)
+    with folder.wait_lock():  # its supervisor closes the log as it leaves, which would wake readers
         pass
-    data = bytearray(index.read_bytes())
+    data = bytearray(folder.index.read_bytes())
     data[number * RECORD_SIZE + 9] ^= 1
-    index.write_bytes(data)
-    for follow in (True, False):
+    folder.index.write_bytes(data)
+    async with Engine(tmp_path) as engine, asyncio.timeout(10):  # nobody has watched this log here, whose end may wake
         with pytest.raises(SpoolCorrupt):
-            async with asyncio.timeout(10):
-                async for _ in log_events(engine, job_id, follow=follow):
-                    pass
+            async for _ in log_events(engine, job_id, follow=follow):
+                pass
