@@ -97,8 +97,8 @@ class _Protocol(H2Protocol):
         super().connection_made(transport)
         h2 = self.connection._connection
         h2.update_settings({SettingCodes.MAX_FRAME_SIZE: _FRAME_BYTES})
-        # At once: h2 would begin only with what is read after the daemon's acknowledgement, and refuse large frames
-        # that come in the same read (`H2Connection.receive_data`).
+        # At once: h2 would begin only with what is read after the daemon's acknowledgement, and refuse a large frame
+        # that comes in the same read (`H2Connection.receive_data`).
         h2.max_inbound_frame_size = _FRAME_BYTES
         self.connection.flush()
         self._arm()

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from tests.engine.logs import ME, Log, log_events, program, read_log, run, shell
 from workerd.engine.engine import Engine, Start
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, SpoolCorrupt
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, Stream
 from workerd.engine.reader import Output
+from workerd.engine.record import RECORD_SIZE
 
 WRITES = st.lists(
     st.tuples(st.sampled_from(Stream), st.binary(min_size=1, max_size=40) | st.binary(min_size=4000, max_size=9000)),
@@ -150,3 +152,21 @@ async def test_binary_output_is_not_altered(engine: Engine) -> None:
     octal = "".join(f"\\{byte:03o}" for byte in everything)
     log = await run(engine, shell(f"printf '{octal}'"))
     assert log.stdout == everything
+
+
+@pytest.mark.parametrize("follow", [True, False])
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_a_damaged_log_is_an_error_wherever_the_damage_is(tmp_path: Path, number: int, *, follow: bool) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; echo 3"))
+        await read_log(engine, job_id)
+    folder = JobFolder(tmp_path / "jobs" / job_id)
+    with folder.wait_lock():  # its supervisor closes the log as it leaves, which would wake readers
+        pass
+    data = bytearray(folder.index.read_bytes())
+    data[number * RECORD_SIZE + 9] ^= 1
+    folder.index.write_bytes(data)
+    async with Engine(tmp_path) as engine, asyncio.timeout(10):  # nobody has watched this log here, whose end may wake
+        with pytest.raises(SpoolCorrupt):
+            async for _ in log_events(engine, job_id, follow=follow):
+                pass

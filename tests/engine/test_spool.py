@@ -215,6 +215,7 @@ def test_a_damaged_record_in_the_middle_is_an_error_and_no_endless_wait(tmp_path
     folder.index.write_bytes(index)
     with LogReader(folder) as reader:
         assert [event.data for event in reader.read() if isinstance(event, Output)] == [b"first"]
+        assert not reader.exhausted  # or whoever follows would wait for what comes next
         with pytest.raises(SpoolCorrupt):
             reader.read()
 

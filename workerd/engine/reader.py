@@ -151,8 +151,11 @@ class LogReader:
             count += 1
             yield record
         # The last record may be one that is being written: the next event of the file tells. An earlier one is damaged.
-        if count == 0 and len(data) >= 2 * RECORD_SIZE and not self._is_released():
-            raise SpoolCorrupt(self._path, f"record {self._next} does not check")
+        if len(data) >= (count + 2) * RECORD_SIZE:
+            if count > 0:
+                self.exhausted = False  # the next read meets it first
+            elif not self._is_released():
+                raise SpoolCorrupt(self._path, f"record {self._next} does not check")
 
     def _is_released(self) -> bool:
         return first_kept(self._index, self._path) > self._next
