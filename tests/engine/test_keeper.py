@@ -16,6 +16,7 @@ import structlog.testing
 
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell, wait_for_output
+from tests.waiting import eventually
 from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
 from workerd.engine.errors import CannotStart, CatalogBusy, CatalogFailed, Draining, ProgramNotFound
@@ -138,14 +139,22 @@ async def test_a_spawn_of_an_engine_that_was_killed_is_cleared_away_and_its_key_
     assert (await read_log(engines[2], job_id)).stdout == b"now\n"
 
 
+async def jobs_made(state: Path, count: int) -> None:
+    """Wait until so many jobs have their folders."""
+
+    async def made() -> bool:
+        return len(os.listdir(state / "jobs")) >= count
+
+    await eventually(made)
+
+
 async def test_a_spawn_in_the_hands_of_a_killed_zygote_is_made_once(engines: list[Engine], tmp_path: Path) -> None:
     first = await engines[0].spawn(shell("echo ready; exec sleep 1000"))
     old = zygote(engines[0])
     os.kill(old, signal.SIGSTOP)
     requests = [shell(f"echo once >> {tmp_path}/count{number}", request_key=f"k{number}") for number in range(5)]
     spawning = [asyncio.create_task(engines[0].spawn(request)) for request in requests]
-    while len(os.listdir(tmp_path / "jobs")) < 1 + len(requests):
-        await asyncio.sleep(0)
+    await jobs_made(tmp_path, 1 + len(requests))
     os.kill(old, signal.SIGKILL)
     for job_id in await asyncio.wait_for(asyncio.gather(*spawning), 30):
         await read_log(engines[1], job_id)
@@ -160,8 +169,7 @@ async def test_more_spawns_at_once_than_a_stopped_zygote_takes_do_not_hold_up_th
     other = await engines[0].spawn(shell("exec sleep 1000"))
     os.kill(zygote(engines[0]), signal.SIGSTOP)
     spawning = [asyncio.create_task(engines[0].spawn(SpawnRequest(owner=ME, program="nope"))) for _ in range(400)]
-    while len(os.listdir(tmp_path / "jobs")) < 1 + len(spawning):
-        await asyncio.sleep(0)
+    await jobs_made(tmp_path, 1 + len(spawning))
     assert engines[0].status(other).status.state is JobState.RUNNING
     os.kill(zygote(engines[0]), signal.SIGCONT)
     failures = await asyncio.wait_for(asyncio.gather(*spawning, return_exceptions=True), 60)
