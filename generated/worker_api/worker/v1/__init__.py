@@ -7,7 +7,11 @@ __all__ = (
     "ErrorDetail",
     "ErrorReason",
     "Exited",
+    "ExplainDecisionRequest",
+    "ExplainDecisionResponse",
     "Gap",
+    "IssueCredentialRequest",
+    "IssueCredentialResponse",
     "Job",
     "JobEnd",
     "JobState",
@@ -19,6 +23,9 @@ __all__ = (
     "Output",
     "RemoveRequest",
     "RemoveResponse",
+    "Share",
+    "ShareRequest",
+    "ShareResponse",
     "SpawnRequest",
     "SpawnResponse",
     "StatusRequest",
@@ -153,6 +160,31 @@ class ErrorReason(betterproto2.Enum):
     The certificate has expired; calls that were under way end with this. (UNAUTHENTICATED)
     """
 
+    LIMIT_REACHED = 18
+    """
+    A limit that the daemon is set to was met; the subject names it. (RESOURCE_EXHAUSTED)
+    """
+
+    AUDIT_FAILED = 19
+    """
+    The decision could not be written into the audit trail, so nothing was done. (RESOURCE_EXHAUSTED)
+    """
+
+    USER_UNKNOWN = 20
+    """
+    The daemon knows no user of this name, or several. (FAILED_PRECONDITION)
+    """
+
+    ACCOUNT_UNUSABLE = 21
+    """
+    The daemon cannot run jobs as this system account. (FAILED_PRECONDITION)
+    """
+
+    CANNOT_ISSUE = 22
+    """
+    The daemon has no key to sign certificates with. (FAILED_PRECONDITION)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -174,6 +206,11 @@ class ErrorReason(betterproto2.Enum):
             15: "ERROR_REASON_BUSY",
             16: "ERROR_REASON_CERTIFICATE_REVOKED",
             17: "ERROR_REASON_CERTIFICATE_EXPIRED",
+            18: "ERROR_REASON_LIMIT_REACHED",
+            19: "ERROR_REASON_AUDIT_FAILED",
+            20: "ERROR_REASON_USER_UNKNOWN",
+            21: "ERROR_REASON_ACCOUNT_UNUSABLE",
+            22: "ERROR_REASON_CANNOT_ISSUE",
         }
 
     @classmethod
@@ -197,6 +234,11 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_BUSY": 15,
             "ERROR_REASON_CERTIFICATE_REVOKED": 16,
             "ERROR_REASON_CERTIFICATE_EXPIRED": 17,
+            "ERROR_REASON_LIMIT_REACHED": 18,
+            "ERROR_REASON_AUDIT_FAILED": 19,
+            "ERROR_REASON_USER_UNKNOWN": 20,
+            "ERROR_REASON_ACCOUNT_UNUSABLE": 21,
+            "ERROR_REASON_CANNOT_ISSUE": 22,
         }
 
 
@@ -361,6 +403,66 @@ default_message_pool.register_message("worker.v1", "Exited", Exited)
 
 
 @dataclass(eq=False, repr=False)
+class ExplainDecisionRequest(betterproto2.Message):
+    """
+    ExplainDecisionRequest describes a call that somebody might make.
+    """
+
+    policies: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Cedar policies that are to count besides those that are in force. Empty: none.
+    """
+
+    user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    Who might make it: an id, or the name of a user that the daemon has seen. Empty: the caller.
+    """
+
+    right: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    What it takes, as "stop".
+    """
+
+    job_id: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
+    """
+    The job that it concerns: a UUID as text. Absent: none.
+    """
+
+
+default_message_pool.register_message("worker.v1", "ExplainDecisionRequest", ExplainDecisionRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ExplainDecisionResponse(betterproto2.Message):
+    """
+    ExplainDecisionResponse says what the answer would be, and why.
+    """
+
+    permitted: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
+    """
+    Whether it would be permitted.
+    """
+
+    policies: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The policies that decide it, as FILE:NAME, sorted. Empty: none does, and what nothing permits is denied.
+    """
+
+    user: "User | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Who was asked about.
+    """
+
+    roles: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The roles of that user, sorted.
+    """
+
+
+default_message_pool.register_message("worker.v1", "ExplainDecisionResponse", ExplainDecisionResponse)
+
+
+@dataclass(eq=False, repr=False)
 class Gap(betterproto2.Message):
     """
     Gap is a range of the combined output that cannot be sent.
@@ -378,6 +480,56 @@ class Gap(betterproto2.Message):
 
 
 default_message_pool.register_message("worker.v1", "Gap", Gap)
+
+
+@dataclass(eq=False, repr=False)
+class IssueCredentialRequest(betterproto2.Message):
+    """
+    IssueCredentialRequest says what the new certificate is to be good for.
+    """
+
+    certificate_request: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    A certificate request (PKCS #10, RFC 2986) in DER, with a key of P-256 or Ed25519, signed with that key. What it
+    says of subject and extensions does not count.
+    """
+
+    rights: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The rights, at least one; each one that the caller's certificate allows.
+    """
+
+    lifetime: "datetime.timedelta | None" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Duration, optional=True
+    )
+    """
+    For how long. Absent: 15 minutes. It ends with the caller's certificate at the latest.
+    """
+
+
+default_message_pool.register_message("worker.v1", "IssueCredentialRequest", IssueCredentialRequest)
+
+
+@dataclass(eq=False, repr=False)
+class IssueCredentialResponse(betterproto2.Message):
+    """
+    IssueCredentialResponse holds the new certificate.
+    """
+
+    certificate: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+    """
+    The certificate, in DER.
+    """
+
+    expires_at: "datetime.datetime | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, unwrap=lambda: __google__protobuf__.Timestamp, optional=True
+    )
+    """
+    When it expires.
+    """
+
+
+default_message_pool.register_message("worker.v1", "IssueCredentialResponse", IssueCredentialResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -475,6 +627,23 @@ class Job(betterproto2.Message):
     waits_for_room: "bool" = betterproto2.field(17, betterproto2.TYPE_BOOL)
     """
     Whether the daemon's disk is full, so that the job is held up when it prints, until there is room.
+    """
+
+    envs: "dict[str, str]" = betterproto2.field(
+        18, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
+    )
+    """
+    The environment variables of the spawn; only where Status was asked for them.
+    """
+
+    spawned_by: "User | None" = betterproto2.field(19, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Who asked for the job, when that was somebody who acted for the owner. Absent otherwise.
+    """
+
+    run_as: "str" = betterproto2.field(20, betterproto2.TYPE_STRING)
+    """
+    The system account that the job runs as, if it is another than the daemon's.
     """
 
 
@@ -599,6 +768,11 @@ class ListRequest(betterproto2.Message):
     The next_page_token of the page before. Empty: the first page.
     """
 
+    all_owners: "bool" = betterproto2.field(5, betterproto2.TYPE_BOOL)
+    """
+    Whether to send the jobs of all users, as far as the caller may see them.
+    """
+
 
 default_message_pool.register_message("worker.v1", "ListRequest", ListRequest)
 
@@ -701,6 +875,66 @@ default_message_pool.register_message("worker.v1", "RemoveResponse", RemoveRespo
 
 
 @dataclass(eq=False, repr=False)
+class Share(betterproto2.Message):
+    """
+    Share is what a user may do with somebody else's job.
+    """
+
+    user: "User | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    Who.
+    """
+
+    rights: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The rights, sorted.
+    """
+
+
+default_message_pool.register_message("worker.v1", "Share", Share)
+
+
+@dataclass(eq=False, repr=False)
+class ShareRequest(betterproto2.Message):
+    """
+    ShareRequest says what another user may do with a job.
+    """
+
+    job_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The job's id: a UUID as text.
+    """
+
+    user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    The other user: the id, or the name if the daemon has seen one user of that name. Empty: nothing is changed.
+    """
+
+    rights: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    All rights that the user is to have on the job from now on. Empty: none any more.
+    """
+
+
+default_message_pool.register_message("worker.v1", "ShareRequest", ShareRequest)
+
+
+@dataclass(eq=False, repr=False)
+class ShareResponse(betterproto2.Message):
+    """
+    ShareResponse says with whom the job is shared.
+    """
+
+    shares: "list[Share]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    One for each user, by name.
+    """
+
+
+default_message_pool.register_message("worker.v1", "ShareResponse", ShareResponse)
+
+
+@dataclass(eq=False, repr=False)
 class SpawnRequest(betterproto2.Message):
     """
     SpawnRequest says what to run. No shell is involved.
@@ -752,6 +986,11 @@ class SpawnRequest(betterproto2.Message):
     allows. Beyond it the oldest output is released and becomes a gap. Zero: what the daemon is set to.
     """
 
+    run_as: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    The system account to run as, by name, which takes the right "run-as". Empty: that of the daemon.
+    """
+
 
 default_message_pool.register_message("worker.v1", "SpawnRequest", SpawnRequest)
 
@@ -780,6 +1019,11 @@ class StatusRequest(betterproto2.Message):
     job_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
     The job's id: a UUID as text.
+    """
+
+    show_envs: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Whether to tell the environment variables of the spawn, which takes the right "show-envs".
     """
 
 
@@ -1032,7 +1276,7 @@ class WhoAmIResponse(betterproto2.Message):
 
     user: "User | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    The user that the certificate names.
+    The user that the certificate names, or whom the call is made for.
     """
 
     spiffe_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -1050,6 +1294,16 @@ class WhoAmIResponse(betterproto2.Message):
     )
     """
     When the certificate expires.
+    """
+
+    roles: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The roles that the user has, sorted.
+    """
+
+    acting: "User | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The user of the certificate, when the call is made for another. Absent otherwise.
     """
 
 
@@ -1176,13 +1430,76 @@ class WorkerServiceStub(betterproto2_grpclib.ServiceStub):
         metadata: "MetadataLike | None" = None,
     ) -> "ListResponse":
         """
-        List describes the caller's jobs, newest first.
+        List describes the caller's jobs, newest first, or those of all users that the caller may see.
         """
 
         return await self._unary_unary(
             "/worker.v1.WorkerService/List",
             message,
             ListResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def share(
+        self,
+        message: "ShareRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ShareResponse":
+        """
+        Share gives another user rights on a job, or takes them back.
+        """
+
+        return await self._unary_unary(
+            "/worker.v1.WorkerService/Share",
+            message,
+            ShareResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def issue_credential(
+        self,
+        message: "IssueCredentialRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "IssueCredentialResponse":
+        """
+        IssueCredential gives the caller a further certificate, with fewer rights and for a shorter time.
+        """
+
+        return await self._unary_unary(
+            "/worker.v1.WorkerService/IssueCredential",
+            message,
+            IssueCredentialResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def explain_decision(
+        self,
+        message: "ExplainDecisionRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "ExplainDecisionResponse":
+        """
+        ExplainDecision tells whether somebody might do something, and which policies decide it. Nothing is done.
+        """
+
+        return await self._unary_unary(
+            "/worker.v1.WorkerService/ExplainDecision",
+            message,
+            ExplainDecisionResponse,
             timeout=timeout,
             deadline=deadline,
             metadata=metadata,
@@ -1259,7 +1576,28 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
 
     async def list(self, message: "ListRequest") -> "ListResponse":
         """
-        List describes the caller's jobs, newest first.
+        List describes the caller's jobs, newest first, or those of all users that the caller may see.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def share(self, message: "ShareRequest") -> "ShareResponse":
+        """
+        Share gives another user rights on a job, or takes them back.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def issue_credential(self, message: "IssueCredentialRequest") -> "IssueCredentialResponse":
+        """
+        IssueCredential gives the caller a further certificate, with fewer rights and for a shorter time.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
+    async def explain_decision(self, message: "ExplainDecisionRequest") -> "ExplainDecisionResponse":
+        """
+        ExplainDecision tells whether somebody might do something, and which policies decide it. Nothing is done.
         """
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
@@ -1310,6 +1648,28 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
         response = await self.list(request)
         await stream.send_message(response)
 
+    async def __rpc_share(self, stream: "grpclib.server.Stream[ShareRequest, ShareResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.share(request)
+        await stream.send_message(response)
+
+    async def __rpc_issue_credential(
+        self, stream: "grpclib.server.Stream[IssueCredentialRequest, IssueCredentialResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.issue_credential(request)
+        await stream.send_message(response)
+
+    async def __rpc_explain_decision(
+        self, stream: "grpclib.server.Stream[ExplainDecisionRequest, ExplainDecisionResponse]"
+    ) -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.explain_decision(request)
+        await stream.send_message(response)
+
     async def __rpc_who_am_i(self, stream: "grpclib.server.Stream[WhoAmIRequest, WhoAmIResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -1353,6 +1713,24 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_UNARY,
                 ListRequest,
                 ListResponse,
+            ),
+            "/worker.v1.WorkerService/Share": grpclib.const.Handler(
+                self.__rpc_share,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ShareRequest,
+                ShareResponse,
+            ),
+            "/worker.v1.WorkerService/IssueCredential": grpclib.const.Handler(
+                self.__rpc_issue_credential,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                IssueCredentialRequest,
+                IssueCredentialResponse,
+            ),
+            "/worker.v1.WorkerService/ExplainDecision": grpclib.const.Handler(
+                self.__rpc_explain_decision,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                ExplainDecisionRequest,
+                ExplainDecisionResponse,
             ),
             "/worker.v1.WorkerService/WhoAmI": grpclib.const.Handler(
                 self.__rpc_who_am_i,
