@@ -127,7 +127,8 @@ class Credentials:
             call.timer = asyncio.get_running_loop().call_later(seconds, self._watch, call)
 
     def _check(self, caller: Identity) -> None:
-        if int(caller.serial, 16) in self._loaded.revoked:
+        # With a certificate go all that descend from it.
+        if any(int(serial, 16) in self._loaded.revoked for serial in (caller.serial, *caller.ancestors)):
             raise CertificateRevoked
         if datetime.now(UTC) >= caller.expires_at:
             raise CertificateExpired
