@@ -9,7 +9,8 @@ PkiError
 │   ├── InvalidHost
 │   ├── InvalidTrustDomain
 │   ├── InvalidLifetime
-│   └── InvalidNarrowing
+│   ├── InvalidNarrowing
+│   └── InvalidRequest
 ├── NotRenewable
 ├── NotRevocable
 ├── TrustDomainMissing
@@ -89,7 +90,16 @@ class InvalidNarrowing(InputInvalid):
     """A certificate with fewer rights that could not be written, or not be told from others."""
 
     def __init__(self, problem: str) -> None:
+        self.problem = problem
         super().__init__(f"a certificate cannot be narrowed so: {problem}")
+
+
+class InvalidRequest(InputInvalid):
+    """A certificate request that no certificate is issued for."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the certificate request cannot be used: {problem}")
 
 
 class NotRenewable(PkiError):
