@@ -28,20 +28,12 @@ from workerd.engine.errors import (
     SpoolCorrupt,
 )
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import (
-    Job,
-    JobEnd,
-    JobSpec,
-    JobState,
-    StopOrder,
-    Stream,
-    User,
-    parse_job_id,
-)
+from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
+from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 
@@ -194,15 +186,11 @@ class Engine:
             JobNotFound: there is no such job.
             SpoolCorrupt: its folder is damaged.
         """
-        job_id = parse_job_id(job_id)
-        folder = self._folder(job_id)
-        try:
-            spec = folder.read_spec()
-        except (FileNotFoundError, NotADirectoryError):
-            raise JobNotFound(job_id) from None
+        spec = self.spec(job_id)
+        folder = self._folder(spec.id)
         status = folder.read_status()
         if status is None:
-            raise JobNotFound(job_id)
+            raise JobNotFound(spec.id)
         extent = measure(folder)
         return Job(
             spec=spec,
@@ -211,6 +199,49 @@ class Engine:
             stderr_bytes=extent.stderr,
             kept_from=extent.kept_from,
         )
+
+    def spec(self, job_id: str) -> JobSpec:
+        """Tell what was asked for, and by whom, without looking at anything else of the job.
+
+        Raises:
+            JobIdMalformed: the id is not a UUID.
+            JobNotFound: there is no such job.
+            SpoolCorrupt: its spec is damaged.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            return self._folder(job_id).read_spec()
+
+    def shares(self, job_id: str) -> tuple[Share, ...]:
+        """Tell with whom a job is shared, by name.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            SpoolCorrupt: its folder is damaged.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            return self._folder(job_id).read_shares()
+
+    async def share(self, job_id: str, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+        """Set what another user may do with a job from now on, and wait until that is on the disk.
+
+        Args:
+            job_id: a UUID as text.
+            user: who.
+            rights: all that the user is to have; none takes everything back. What they mean is the caller's affair.
+
+        Returns:
+            With whom the job is shared now, by name.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            InvalidArgument: it is shared with too many users.
+            SpoolCorrupt: its folder is damaged.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
 
     async def remove(self, job_id: str) -> None:
         """Remove a job that has ended, with its log. Whoever reads that log just then finds that the job is gone.
@@ -378,5 +409,5 @@ def _found(job_id: str) -> Iterator[None]:
     """Take a file that is not there for a job that another process has just removed."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise JobNotFound(job_id) from None

@@ -45,6 +45,13 @@ class User(msgspec.Struct, frozen=True):
     name: str
 
 
+class Share(msgspec.Struct, frozen=True):
+    """What somebody may do with another's job. What a right means is for whoever decides on rights; they are sorted."""
+
+    user: User
+    rights: tuple[str, ...]
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for.
 
