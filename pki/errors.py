@@ -11,6 +11,7 @@ PkiError
 │   ├── InvalidLifetime
 │   ├── InvalidNarrowing
 │   └── InvalidRequest
+├── IssuedInvalid
 ├── NotRenewable
 ├── NotRevocable
 ├── TrustDomainMissing
@@ -102,6 +103,13 @@ class InvalidRequest(InputInvalid):
         super().__init__(f"the certificate request cannot be used: {problem}")
 
 
+class IssuedInvalid(PkiError):
+    """What came back for a certificate request is not what was asked for."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"what was issued cannot be used: {problem}")
+
+
 class NotRenewable(PkiError):
     """A certificate that cannot be issued once more as it is."""
 
@@ -147,4 +155,7 @@ class CertificateExpired(CertificateRefused):
     """Its time has run out."""
 
     def __init__(self) -> None:
-        super().__init__("the client certificate has expired: have it renewed with `workerctl pki renew`")
+        super().__init__(
+            "the client certificate has expired: have it renewed with `workerctl pki renew`,"
+            " or a narrowed one issued anew with `workerctl credential issue`"
+        )

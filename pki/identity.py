@@ -160,6 +160,14 @@ def read_uri(uris: Sequence[str], trust_domain: str) -> Named:
     raise IdentityInvalid(f"{uri!r} is not of the form {prefix}<uuid>")
 
 
+def read_any_uri(uri: str) -> Named | None:
+    """Read off a URI whom it names, in whichever trust domain; None if it names no user."""
+    try:
+        return read_uri([uri], uri.removeprefix("spiffe://").partition("/")[0])
+    except IdentityInvalid:
+        return None
+
+
 def _read_narrowed(uri: str, trust_domain: str, parts: re.Match[str]) -> Named:
     user_id, ancestors = parts["user"], tuple(parts["ancestors"].split("."))
     rights = frozenset(parts["rights"].split("."))

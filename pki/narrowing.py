@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from pki.authority import CLOCK_SKEW, Credential, PrivateKey, PublicKey, Validity, digest_for, sign_client
-from pki.errors import CertificateExpired, InvalidNarrowing, InvalidRequest
+from pki.errors import CertificateExpired, InvalidNarrowing, InvalidRequest, IssuedInvalid
 from pki.identity import Identity, narrowed_uri
 
 LIFETIME = timedelta(minutes=15)
@@ -41,6 +41,22 @@ def make_request(key: PrivateKey) -> bytes:
     """Ask for a certificate of a key, in DER. The request says nothing else."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     return builder.sign(key, digest_for(key)).public_bytes(Encoding.DER)
+
+
+def fit(key: PrivateKey, data: bytes) -> Credential:
+    """Put the certificate that was issued for a key, in DER, together with it.
+
+    Raises:
+        IssuedInvalid: it is none, or another key's.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+        fits = certificate.public_key() == key.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise IssuedInvalid("it is no certificate that can be read") from error
+    if not fits:
+        raise IssuedInvalid("it is for another key")
+    return Credential(key, certificate)
 
 
 def read_request(data: bytes) -> PublicKey:

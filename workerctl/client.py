@@ -22,6 +22,8 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
     Gap,
+    IssueCredentialRequest,
+    IssueCredentialResponse,
     Job,
     JobEnd,
     JobState,
@@ -85,6 +87,11 @@ class Client:
         self._channel: WorkerChannel | None = None
         self._connecting = asyncio.Lock()
         self._acquainted = False
+
+    @property
+    def endpoint(self) -> str:
+        """Where the daemon is, as far as it is known: of the connection that there is, or as it was given."""
+        return self._target.name if self._channel is None else self._channel.endpoint
 
     async def __aenter__(self) -> Self:
         return self
@@ -163,6 +170,22 @@ class Client:
     async def whoami(self) -> WhoAmIResponse:
         """Ask who the daemon takes the caller for."""
         return await self.call(lambda channel: WorkerServiceStub(channel).who_am_i(WhoAmIRequest()), repeat=True)
+
+    async def issue_credential(
+        self, certificate_request: bytes, rights: Collection[str], lifetime: timedelta | None = None
+    ) -> IssueCredentialResponse:
+        """Have a certificate issued that is good for fewer rights and a shorter time than the one presented.
+
+        Args:
+            certificate_request: PKCS #10 in DER, signed with the key that the certificate is to be for: `pki.narrowing`
+                makes one.
+            rights: what it is to be good for.
+            lifetime: for how long; None leaves it to the daemon.
+        """
+        request = IssueCredentialRequest(
+            certificate_request=certificate_request, rights=sorted(rights), lifetime=lifetime
+        )
+        return await self.call(lambda channel: WorkerServiceStub(channel).issue_credential(request), repeat=True)
 
     async def stream_log(
         self,

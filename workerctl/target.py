@@ -58,6 +58,14 @@ class Target:
         """Tell which folder the certificates are in."""
         return PkiFolder(self.pki_directory or _own_pki())
 
+    def user(self) -> str:
+        """Tell whose certificate is presented: under which name it lies in the folder.
+
+        Raises:
+            UsageInvalid: no user is given, and the system's has no name.
+        """
+        return self.username or _login_name()
+
     def tls(self) -> ssl.SSLContext:
         """Load what the connection needs.
 
@@ -65,7 +73,7 @@ class Target:
             PkiError: a file cannot be read.
             UsageInvalid: no user is given, and the system's has no name.
         """
-        return client_context(self.pki(), self.username or _login_name())
+        return client_context(self.pki(), self.user())
 
 
 def _login_name() -> str:

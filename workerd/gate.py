@@ -24,7 +24,6 @@ from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import Job
 from workerd.errors import NotPermitted, ShuttingDown, to_grpc
 from workerd.handler import Call
-from workerd.policy import allows
 from workerd.registry import Route
 from workerd.transport import bound_request, send
 
@@ -118,11 +117,14 @@ class Gate:
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], identity: Identity) -> None:
         request = await _receive(stream)
+        if identity.rights is not None and route.handler.right not in identity.rights:
+            raise NotPermitted(route.handler.right)
         job = self._find_job(request)
-        if not allows(identity, route.handler.right, job):
+        if job is not None and job.spec.owner.id != identity.user_id:
             # Another user's job does not exist.
-            raise NotPermitted(route.handler.right) if job is None else JobNotFound(job.id)
-        call = Call(self._engine, identity, self._rights, job, self._grace_seconds)
+            raise JobNotFound(job.id)
+        rights = self._rights if identity.rights is None else self._rights & identity.rights
+        call = Call(self._engine, identity, rights, job, self._grace_seconds, self._credentials._folder, self._rights)
         if route.method.cardinality.server_streaming:
             async with contextlib.aclosing(route.handler.function(call, request)) as responses:
                 async for response in responses:

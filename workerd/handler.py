@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from grpclib.const import Handler as Method
 
 from pki.identity import Identity
+from pki.store import PkiFolder
 from workerd.engine.engine import Engine
 from workerd.engine.job import Job
 
@@ -35,6 +36,9 @@ class Call:
         job: the job that the request's `job_id` names, on which the caller has the handler's right; None when the
             request has no such field.
         grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
+        pki: the folder of certificates.
+        known_rights: all rights there are.
+        actor: the user of the certificate, where the call is made for another; None otherwise.
     """
 
     engine: Engine
@@ -42,6 +46,9 @@ class Call:
     rights: frozenset[str]
     job: Job | None
     grace_seconds: float
+    pki: PkiFolder
+    known_rights: frozenset[str]
+    actor: Identity | None = None
 
     def require_job(self) -> Job:
         """Give the job that the request names."""
