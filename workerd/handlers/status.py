@@ -6,7 +6,7 @@ from workerd.handler import Call, handles
 from workerd.translate import to_job
 
 
-@handles(WorkerServiceBase, "Status", right="status")
+@handles(WorkerServiceBase, "Status", right="status", reads=True)
 async def status(call: Call, request: StatusRequest) -> StatusResponse:  # noqa: ARG001
     """Describe the job as it stands."""
     return StatusResponse(job=to_job(call.require_job()))
