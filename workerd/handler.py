@@ -119,7 +119,7 @@ class Handler:
         rpc: the RPC's name in that service.
         right: what the caller must be allowed to do, one word.
         further: rights that the handler asks for by itself, each with what it can be exercised on.
-        reads: whether the right and those that are exercised on jobs and the daemon change nothing.
+        reads: whether the right changes nothing.
         audit: gives what of a request belongs into the audit trail.
     """
 

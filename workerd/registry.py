@@ -68,8 +68,8 @@ def rights_of(routes: Iterable[Route]) -> dict[str, Right]:
     rights = {IMPERSONATE: Right(frozenset({On.USER}), reads=False)}
     for route in routes:
         handler = route.handler
-        for name, on in ((handler.right, route.on), *((name, frozenset({on})) for name, on in handler.further.items())):
-            reads = handler.reads and not on & {On.USER, On.ACCOUNT}
+        further = ((name, frozenset({on}), False) for name, on in handler.further.items())
+        for name, on, reads in ((handler.right, route.on, handler.reads), *further):
             known = rights.get(name, Right(frozenset(), reads))
             # Where two handlers have one word for different things, it is none that only looks.
             rights[name] = Right(known.on | on, known.reads and reads)

@@ -6,6 +6,7 @@ from worker_api.worker.v1 import SpawnRequest, SpawnResponse, WorkerServiceBase
 
 from workerd.engine import request as engine
 from workerd.handler import Call, handles
+from workerd.policy import On
 
 
 def _describe(request: SpawnRequest) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def _describe(request: SpawnRequest) -> dict[str, Any]:
     }
 
 
-@handles(WorkerServiceBase, "Spawn", right="spawn", audit=_describe)
+@handles(WorkerServiceBase, "Spawn", right="spawn", further={"run-as": On.ACCOUNT}, audit=_describe)
 async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
     """Start a job for the caller."""
     job_id = await call.engine.spawn(
