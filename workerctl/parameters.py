@@ -1,9 +1,8 @@
 """Parameters that several commands share."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 
 from workerctl.context import Context
 from workerctl.output import OutputFormat
@@ -12,9 +11,10 @@ Injected = Annotated[Context, Parameter(parse=False)]
 Output = Annotated[OutputFormat, Parameter(help="How to print the result: for people, or as JSON.")]
 Uuid = Annotated[str, Parameter(help="The job's id, as spawn printed it.")]
 CommandLine = Annotated[str, Parameter(help="After --: the program and its arguments, taken as they are.")]
+Rights = str
+"""Rights with commas between them."""
 
 
-def split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
-    """Take `a,b` and repetitions of an option as one list: a converter for a list of texts."""
-    del kind
-    return [part for token in tokens for part in token.value.split(",")]
+def split(rights: str) -> list[str]:
+    """Take `a,b` as a list."""
+    return [right for right in (part.strip() for part in rights.split(",")) if right]

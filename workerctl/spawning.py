@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from worker_api.worker.v1 import SpawnRequest
 
 from workerctl.context import warn
 from workerctl.errors import UsageInvalid
 from workerctl.output import print_line
-from workerctl.parameters import split_at_commas
+
+
+def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
+    """Take `a,b` and repetitions of the option as one list."""
+    del kind
+    return [part for token in tokens for part in token.value.split(",")]
 
 
 @Parameter(name="*")
@@ -25,7 +30,7 @@ class JobOptions:
     args: Annotated[
         list[str] | None,
         Parameter(
-            converter=split_at_commas,
+            converter=_split_at_commas,
             allow_leading_hyphen=True,
             negative=(),
             n_tokens=1,
@@ -35,7 +40,7 @@ class JobOptions:
     envs: Annotated[
         list[str] | None,
         Parameter(
-            converter=split_at_commas,
+            converter=_split_at_commas,
             negative=(),
             n_tokens=1,
             help="Environment variables NAME=VALUE, split at commas; may be repeated.",

@@ -99,6 +99,7 @@ class PolicyInvalid(DaemonError):
     """
 
     def __init__(self, file: str, problem: str) -> None:
+        self.problem = problem
         super().__init__(f"the policies in {file} cannot be used: {problem}")
 
 

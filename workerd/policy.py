@@ -1,8 +1,8 @@
 """Who may do what: Cedar policies, compiled and asked. What no policy permits is denied.
 
 A policy speaks of a *principal* (a user, who may have roles), an *action* (a right, as handlers declare it) and a
-*resource*: a job, the daemon itself where no job is meant, another user, or a system account. The schema, which policies
-are validated against, is made of the rights that the installed handlers declare.
+*resource*: a job, the daemon itself where no job is meant, another user, or a system account. The schema, which
+policies are validated against, is made of the rights that the installed handlers declare.
 """
 
 import enum
@@ -149,7 +149,8 @@ class Policies:
             labels[identifier] = label
         if faults := cedarpy.validate_policies(text, self._schema).errors:
             first = faults[0]
-            raise PolicyInvalid(file, f"{labels.get(first.policy_id, first.policy_id)}: {' '.join(first.error.split())}")
+            label, problem = labels.get(first.policy_id, first.policy_id), " ".join(first.error.split())
+            raise PolicyInvalid(file, f"{label}: {problem}")
         return named
 
 

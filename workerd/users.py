@@ -1,7 +1,7 @@
 """The users that a daemon has seen: what their ids are called.
 
-A user is an id, and the name in a certificate is for people. Whoever names somebody else, to share a job with them or to
-act for them, may give the name if the daemon has seen exactly one user whom it means.
+A user is an id, and the name in a certificate is for people. Whoever names somebody else, to share a job with them or
+to act for them, may give the name if the daemon has seen exactly one user whom it means.
 """
 
 import os

@@ -15,7 +15,7 @@ from pki.store import PkiFolder
 from workerctl.durations import parse_duration
 from workerctl.errors import UsageInvalid
 from workerctl.output import format_lines, format_time, print_line
-from workerctl.parameters import Injected, Output, split_at_commas
+from workerctl.parameters import Injected, Output, Rights, split
 
 app = App(name="credential", help="Have certificates issued with fewer rights and less time than your own.")
 
@@ -23,15 +23,7 @@ app = App(name="credential", help="Have certificates issued with fewer rights an
 @app.command
 async def issue(
     *,
-    allow: Annotated[
-        list[str],
-        Parameter(
-            converter=split_at_commas,
-            negative=(),
-            n_tokens=1,
-            help="What it is good for: rights, split at commas; may be repeated.",
-        ),
-    ],
+    allow: Annotated[Rights, Parameter(help="What it is good for: rights, with commas between them.")],
     out: Annotated[str, Parameter(help="The folder for it, which --pki-dir can name then.")],
     ttl: Annotated[str | None, Parameter(help="For how long: a number and s, m, h or d. [default: 15m]")] = None,
     key_type: Annotated[Literal["p256", "ed25519"], Parameter(help="The kind of key to make.")] = "p256",
@@ -45,19 +37,20 @@ async def issue(
     # What stands on cryptography is slow to import.
     from pki.narrowing import fit, make_key, make_request
 
-    if not all(allow):
-        raise UsageInvalid("--allow names a right that is empty: `workerctl whoami` shows yours")
+    rights = split(allow)
+    if not rights:
+        raise UsageInvalid("--allow names no right: `workerctl whoami` shows yours")
     if not out:
         raise UsageInvalid("--out names no folder")
     lifetime = None if ttl is None else parse_duration("--ttl", ttl)
-    folder, user = PkiFolder(Path(out)), context.target.user()
+    folder, user = PkiFolder(Path(out)), context.target.presented()
     if context.target.endpoint is None:  # one's own daemon, which may have no certificates before it is started
         await asyncio.to_thread(context.target.resolve)
     server_ca = read_bytes(context.target.pki().server_ca, "copy it from the daemon's machine")
     folder.require_room(user, server_ca)
     key = make_key(key_type)
     async with context.client() as client:
-        issued = await client.issue_credential(make_request(key), allow, lifetime)
+        issued = await client.issue_credential(make_request(key), rights, lifetime)
         endpoint = client.endpoint
     path = folder.take_up(user, fit(key, issued.certificate), server_ca)
     usage = ["workerctl", "--endpoint", endpoint, "--username", user, "--pki-dir", out]

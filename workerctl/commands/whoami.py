@@ -17,7 +17,14 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
         me = await client.whoami()
     name = me.user.name if me.user else ""
     expires = f"{me.certificate_expires_at:%Y-%m-%d}" if me.certificate_expires_at else "?"
-    text = f"{name}, {me.spiffe_id}\nrights on your own jobs: {', '.join(me.rights)}\ncertificate expires: {expires}"
+    lines = [
+        f"{name}, {me.spiffe_id}",
+        *([f"through: {me.acting.name}, who acts for them"] if me.acting else []),
+        *([f"roles: {', '.join(me.roles)}"] if me.roles else []),
+        f"rights on your own jobs: {', '.join(me.rights)}",
+        f"certificate expires: {expires}",
+    ]
+    text = "\n".join(lines)
     print_result(me, text, output)
     named = read_any_uri(me.spiffe_id)
     is_short = named is not None and named.rights is not None  # a narrowed certificate, on purpose

@@ -1,8 +1,9 @@
 """IssueCredential: give the caller a further certificate, with fewer rights and for a shorter time."""
 
 import asyncio
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 from worker_api.worker.v1 import IssueCredentialRequest, IssueCredentialResponse, WorkerServiceBase
@@ -18,38 +19,36 @@ from workerd.handler import Call, handles
 log = structlog.get_logger()
 
 
-@handles(WorkerServiceBase, "IssueCredential", right="issue-credential")
+def _describe(request: IssueCredentialRequest) -> dict[str, Any]:
+    lifetime = None if request.lifetime is None else request.lifetime.total_seconds()
+    return {"rights": sorted(request.rights), "lifetime_seconds": lifetime}
+
+
+@handles(WorkerServiceBase, "IssueCredential", right="issue-credential", audit=_describe)
 async def issue_credential(call: Call, request: IssueCredentialRequest) -> IssueCredentialResponse:
     """Issue a certificate that can do a part of what the caller's can, and does not outlive it."""
-    if call.actor is not None:
+    if call.caller.actor is not None:
         raise ActingForAnother
     holder, rights = call.identity, frozenset(request.rights)
-    _require(rights, call.known_rights, holder)
+    _require(rights, call.caller.rights.known, holder)
     # In a thread: the key comes off the disk, and whatever makes certificates is slow to import.
-    issued, serial, expires_at = await asyncio.to_thread(_issue, call.pki, holder, request, rights)
-    log.info(
-        "issued a narrowed certificate",
-        user=holder.name,
-        serial=serial,
-        descends_from=holder.serial,
-        rights=sorted(rights),
-        expires_at=expires_at.isoformat(),
-    )
+    issued, serial, expires_at = await asyncio.to_thread(_issue, call.daemon.pki, holder, request, rights)
+    call.caller.note("credential-issued", issued=serial, rights=sorted(rights), expires_at=expires_at.isoformat())
     return IssueCredentialResponse(certificate=issued, expires_at=expires_at)
 
 
-def _require(rights: AbstractSet[str], known: AbstractSet[str], holder: Identity) -> None:
+def _require(rights: frozenset[str], known: Collection[str], holder: Identity) -> None:
     """See that the caller's certificate is good for rights, whatever the policies say of them."""
     if not rights:
         raise InvalidArgument("rights", "names none: a certificate must be good for something")
-    if unknown := sorted(rights - known):
+    if unknown := sorted(rights.difference(known)):
         raise InvalidArgument("rights", f"names {unknown[0][:80]!r}, but there are only {', '.join(sorted(known))}")
     if holder.rights is not None and (further := sorted(rights - holder.rights)):
         raise NotPermitted(further[0])
 
 
 def _issue(
-    folder: PkiFolder, holder: Identity, request: IssueCredentialRequest, rights: AbstractSet[str]
+    folder: PkiFolder, holder: Identity, request: IssueCredentialRequest, rights: frozenset[str]
 ) -> tuple[bytes, str, datetime]:
     """Sign, with the authority's key, which is read for it and not kept.
 
