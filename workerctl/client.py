@@ -21,6 +21,7 @@ from typing import Self, TypeVar
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
+    ErrorReason,
     ExplainDecisionRequest,
     ExplainDecisionResponse,
     Gap,
@@ -45,6 +46,7 @@ from worker_api.worker.v1 import (
 )
 
 from workerctl.errors import (
+    CallFailed,
     ClientError,
     ConnectionLost,
     DaemonNotStarted,
@@ -62,6 +64,7 @@ _T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
 _OF_ANOTHER_HOST = (62, 64)  # hostname and IP address mismatch: X509_STORE_CTX_get_error(3)
+_CERTIFICATE_REASONS = (ErrorReason.CERTIFICATE_EXPIRED, ErrorReason.CERTIFICATE_REVOKED)
 _FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 
@@ -70,7 +73,8 @@ class Client:
 
     A call that may be made twice without harm is made again when the connection breaks, when the daemon cannot be
     reached and when it says that it is not available, for as long as `patience` says. Where the daemon is is asked anew
-    for each connection.
+    for each connection, and the certificate is read anew: a call that fails for a certificate which has been replaced
+    meanwhile is made again with the new one.
 
     Args:
         target: which daemon, and as whom.
@@ -89,6 +93,7 @@ class Client:
         self._on_retry = on_retry
         self._patience = patience
         self._channel: WorkerChannel | None = None
+        self._stamp: tuple[int, ...] | None = None  # of the certificate that the channel presents
         self._connecting = asyncio.Lock()
         self._acquainted = False
 
@@ -294,6 +299,7 @@ class Client:
                     host, port = await asyncio.to_thread(self._target.resolve)
                 else:
                     host, port = self._target.resolve()
+                self._stamp = self._target.stamp()
                 self._channel = WorkerChannel(
                     host, port, self._target.tls(), self._patience.keepalive_seconds, self._target.acting_for()
                 )
@@ -316,7 +322,15 @@ class Client:
         """
         if failure.may_pass and channel is self._channel:
             await self.aclose()
-        if intention is None or not failure.may_pass or not self._patience.retry_seconds:
+        if intention is None or not self._patience.retry_seconds:
+            return False
+        if self._has_another_certificate(failure, channel):
+            if channel is self._channel:
+                await self.aclose()
+            if self._on_retry is not None:
+                self._on_retry(f"the certificate counts no more, but another has taken its place: {intention}")
+            return True
+        if not failure.may_pass:
             return False
         if isinstance(failure, DaemonNotStarted) and not self._acquainted:
             return False  # it never ran: what keeps it from that does not pass
@@ -332,6 +346,14 @@ class Client:
         await asyncio.sleep(pause)
         attempts.again()
         return True
+
+    def _has_another_certificate(self, failure: ClientError, channel: WorkerChannel | None) -> bool:
+        """Tell whether a call failed for its certificate, in whose place there is another by now."""
+        return (
+            isinstance(failure, CallFailed)
+            and failure.reason in _CERTIFICATE_REASONS
+            and (channel is not self._channel or self._target.stamp() != self._stamp)
+        )
 
 
 def _translate(

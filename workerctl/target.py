@@ -71,6 +71,18 @@ class Target:
         """
         return client_context(self.pki(), self.presented())
 
+    def stamp(self) -> tuple[int, ...] | None:
+        """Tell the certificate that is there to be presented from others that take its place, without reading it.
+
+        Raises:
+            InvalidName, UsageInvalid: as for `tls`.
+        """
+        try:
+            found = os.stat(self.pki().client_certificate(self.presented()))
+        except OSError:  # why it cannot be read is told when it is
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+
     def acting_for(self) -> str | None:
         """Tell for whom the daemon is to be asked to serve the calls; None for the user of the certificate.
 
