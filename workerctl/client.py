@@ -138,9 +138,9 @@ class Client:
         request = StopRequest(job_id=job_id, grace=grace)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).stop(request), repeat=True)).job)
 
-    async def status(self, job_id: str) -> Job:
-        """Describe a job."""
-        request = StatusRequest(job_id=job_id)
+    async def status(self, job_id: str, *, show_envs: bool = False) -> Job:
+        """Describe a job, with the environment variables of its spawn if that is asked for."""
+        request = StatusRequest(job_id=job_id, show_envs=show_envs)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request), repeat=True)).job)
 
     async def remove(self, job_id: str) -> None:
