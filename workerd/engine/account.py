@@ -39,7 +39,7 @@ def find_account(name: str) -> Account | None:
             f"the daemon runs as {own_account().name}, and only root may take on another account: leave that to it"
         )
         raise AccountUnusable(name, problem)
-    return _account(entry, tuple(sorted(os.getgrouplist(entry.pw_name, entry.pw_gid))))
+    return _account(entry, tuple(sorted(set(os.getgrouplist(entry.pw_name, entry.pw_gid)))))
 
 
 def become(account: Account) -> None:
