@@ -8,7 +8,8 @@ PkiError
 │   ├── InvalidUserId
 │   ├── InvalidHost
 │   ├── InvalidTrustDomain
-│   └── InvalidLifetime
+│   ├── InvalidLifetime
+│   └── InvalidNarrowing
 ├── NotRenewable
 ├── NotRevocable
 ├── TrustDomainMissing
@@ -82,6 +83,13 @@ class InvalidLifetime(InputInvalid):
 
     def __init__(self, days: int, most_days: int) -> None:
         super().__init__(f"a certificate cannot hold for {days} days: give 1 to {most_days}")
+
+
+class InvalidNarrowing(InputInvalid):
+    """A certificate with fewer rights that could not be written, or not be told from others."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"a certificate cannot be narrowed so: {problem}")
 
 
 class NotRenewable(PkiError):

@@ -45,7 +45,7 @@ from pki.files import (
     require_free,
     write_pair,
 )
-from pki.identity import read_user_id
+from pki.identity import read_uri
 
 # cryptography is slow to import and only needed where certificates are made: what stands on it is imported there.
 
@@ -267,10 +267,12 @@ class PkiFolder:
                 if further_hosts:
                     raise NotRenewable(path, "a user has no hosts", "leave --host away")
                 try:
-                    user_id = read_user_id(uris, self.trust_domain())
+                    named = read_uri(uris, self.trust_domain())
                 except IdentityInvalid as error:
                     raise NotRenewable(path, str(error), "issue another with `pki issue-client`") from error
-                credential = issue_client(authority, common_name(old), user_id, lifetime)
+                if named.rights is not None:
+                    raise NotRenewable(path, "it is narrowed", "issue another with `workerctl credential issue`")
+                credential = issue_client(authority, common_name(old), named.user_id, lifetime)
             else:
                 credential = issue_server(authority, dict.fromkeys((*hosts, *further_hosts)), lifetime)
             replace_pair(path, credential)

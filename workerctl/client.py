@@ -21,6 +21,8 @@ from typing import Self, TypeVar
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
+    ExplainDecisionRequest,
+    ExplainDecisionResponse,
     Gap,
     Job,
     JobEnd,
@@ -28,6 +30,8 @@ from worker_api.worker.v1 import (
     ListRequest,
     ListResponse,
     RemoveRequest,
+    Share,
+    ShareRequest,
     SpawnRequest,
     StatusRequest,
     StopRequest,
@@ -148,17 +152,42 @@ class Client:
         request = RemoveRequest(job_id=job_id)
         await self.call(lambda channel: WorkerServiceStub(channel).remove(request))
 
-    async def list_jobs(self, states: Collection[JobState] = (), name: str = "") -> AsyncGenerator[Job, None]:
-        """Describe the caller's jobs, newest first, page by page as they are taken."""
+    async def list_jobs(
+        self, states: Collection[JobState] = (), name: str = "", *, all_owners: bool = False
+    ) -> AsyncGenerator[Job, None]:
+        """Describe the caller's jobs, or all that the caller may see, newest first, page by page as they are taken."""
         token = ""
         while True:
-            request = ListRequest(states=list(states), name=name, page_token=token)
+            request = ListRequest(states=list(states), name=name, page_token=token, all_owners=all_owners)
             page = await self.call(partial(_list, request), repeat=True)
             for job in page.jobs:
                 yield job
             token = page.next_page_token
             if not token:
                 return
+
+    async def share(self, job_id: str, user: str = "", rights: Collection[str] = ()) -> list[Share]:
+        """Set what another user, by name or id, may do with a job; without one nothing is changed.
+
+        Returns:
+            With whom the job is shared now.
+        """
+        request = ShareRequest(job_id=job_id, user=user, rights=sorted(set(rights)))
+        return (await self.call(lambda channel: WorkerServiceStub(channel).share(request), repeat=True)).shares
+
+    async def explain(
+        self, right: str, *, user: str = "", job_id: str | None = None, policies: str = ""
+    ) -> ExplainDecisionResponse:
+        """Ask whether somebody might do something, and by which policies.
+
+        Args:
+            right: as "stop".
+            user: by name or id; empty for the caller.
+            job_id: what it would be done to; None for what concerns no job.
+            policies: what is to count besides the policies in force, in Cedar's language.
+        """
+        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id)
+        return await self.call(lambda channel: WorkerServiceStub(channel).explain_decision(request), repeat=True)
 
     async def whoami(self) -> WhoAmIResponse:
         """Ask who the daemon takes the caller for."""
@@ -242,7 +271,9 @@ class Client:
                     host, port = await asyncio.to_thread(self._target.resolve)
                 else:
                     host, port = self._target.resolve()
-                self._channel = WorkerChannel(host, port, self._target.tls(), self._patience.keepalive_seconds)
+                self._channel = WorkerChannel(
+                    host, port, self._target.tls(), self._patience.keepalive_seconds, self._target.acting_for()
+                )
             return self._channel
 
     async def _bear(

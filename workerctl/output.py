@@ -131,13 +131,15 @@ def describe_end(end: JobEnd) -> str:
             return "ended in a way that this workerctl does not know: update it"
 
 
-def describe_jobs(jobs: Iterable[Job]) -> str:
+def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> str:
     """Describe jobs for people, one line for each."""
-    rows = [("ID", "CREATED", "STATE", "NAME", "PROGRAM")]
+    rows: list[tuple[str, ...]] = [("ID", *(["OWNER"] if with_owners else []), "CREATED", "STATE", "NAME", "PROGRAM")]
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
         program = " ".join((job.program, *map(shlex.quote, job.args)))
-        rows.append((job.id, format_time(job.created_at), state, job.name or "-", _cut(_one_line(program))))
+        owner = [job.owner.name if job.owner else "?"] if with_owners else []
+        created = format_time(job.created_at)
+        rows.append((job.id, *owner, created, state, job.name or "-", _cut(_one_line(program))))
     return format_table(rows)
 
 

@@ -20,7 +20,7 @@ from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
 from workerd.log import configure_log
 from workerd.registry import load_routes
-from workerd.server import LAST_READERS_SECONDS, answering, listen, signal_event, stop_signals, wait_first
+from workerd.server import LAST_READERS_SECONDS, _record, answering, listen, signal_event, stop_signals, wait_first
 from workerd.settings import Settings
 
 log = structlog.get_logger()
@@ -73,7 +73,7 @@ async def _serve(orders: Orders) -> None:
     stop, drained = stop_signals(), signal_event(DRAINED)
     async with Engine(orders.settings.state_directory, orders.settings.storage, keeps=False) as engine:
         with listen(orders.settings, shared=True) as listening:
-            async with answering(engine, orders.settings, routes, listening) as gate:
+            async with answering(engine, orders.settings, routes, listening, _record) as gate:
                 os.write(orders.report, SERVING)
                 os.close(orders.report)
                 if await wait_first(stop.wait(), drained.wait()) == 1:

@@ -6,12 +6,15 @@ DaemonError
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── DrainFailed
+├── UserUnknown
+├── PolicyInvalid
 └── PluginInvalid
 """
 
 import errno
 import os
 import sqlite3
+from collections.abc import Sequence
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -28,8 +31,8 @@ class DaemonError(Exception):
 class NotPermitted(DaemonError):
     """The caller is known and may not do this."""
 
-    def __init__(self, right: str) -> None:
-        super().__init__(f"you have no right to {right}: `workerctl whoami` shows your rights")
+    def __init__(self, right: str, on: str = "") -> None:
+        super().__init__(f"you have no right to {right}{on}: `workerctl whoami` shows your rights")
 
 
 class ShuttingDown(DaemonError):
@@ -58,6 +61,27 @@ class CannotListen(DaemonError):
 
 class DrainFailed(DaemonError):
     """A daemon could not be drained."""
+
+
+class UserUnknown(DaemonError):
+    """A name does not lead to one user."""
+
+    def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
+        known = f"several users have been called so ({', '.join(ids)})" if ids else "no such user has been here yet"
+        super().__init__(f"{name!r} names no user: {known}: give the id, as `workerctl whoami` shows it to them")
+
+
+class PolicyInvalid(DaemonError):
+    """Policies that cannot be used.
+
+    Args:
+        file: where they are.
+        problem: what is wrong with them.
+    """
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the policies in {file} cannot be used: {problem}")
 
 
 class PluginInvalid(DaemonError):
@@ -93,6 +117,8 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     CertificateRevoked: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED),
     CertificateExpired: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_EXPIRED),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
+    UserUnknown: (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN),
+    PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
 _ADVICE = {

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -212,6 +212,17 @@ class Engine:
         with _found(job_id):
             return self._folder(job_id).read_spec()
 
+    def owner(self, job_id: str) -> User:
+        """Tell whose job it is, even where its files are damaged or too new; then the name may be missing.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            owner = self._folder(job_id).read_owner()
+        return owner or User(self._shelf.catalog.owner(job_id) or "", "")
+
     def shares(self, job_id: str) -> tuple[Share, ...]:
         """Tell with whom a job is shared, by name.
 
@@ -305,16 +316,24 @@ class Engine:
         yield [end]
 
     async def list_jobs(
-        self, owner: str, *, states: Collection[JobState], name: str, size: int, after: tuple[int, str] | None
+        self,
+        owner: str | None,
+        *,
+        states: Collection[JobState],
+        name: str,
+        size: int,
+        after: tuple[int, str] | None,
+        is_visible: Callable[[str], bool] = lambda _: True,
     ) -> Page:
-        """List an owner's jobs, newest first.
+        """List jobs, newest first.
 
         Args:
-            owner: the owner's id.
+            owner: only those of the owner with this id; None for everybody's.
             states: only jobs in these states; empty for any.
             name: only jobs with this label; empty for any.
             size: the most jobs to return.
             after: `Page.next` of the page before.
+            is_visible: tells by a job's id whether it may be in the list; it may raise JobNotFound.
         """
         await self.wait_scanned()
         jobs: list[Job] = []
@@ -322,6 +341,8 @@ class Engine:
         for _, job_id in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
             await asyncio.sleep(0)  # a long list leaves the others their turn
             try:
+                if not is_visible(job_id):
+                    continue
                 job = self.status(job_id)
             except JobNotFound:  # being made, or being removed
                 continue

@@ -26,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from workerd.engine.errors import NO_ROOM, FormatTooNew, SpoolCorrupt
-from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder
+from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
 
 _RESERVE_BYTES = 8192
 
@@ -42,8 +42,15 @@ class _Version(msgspec.Struct):
     format: int
 
 
+class _Owned(msgspec.Struct):
+    """The field of a spec that says whose job it is, in every format so far."""
+
+    owner: User
+
+
 # Made once, where the zygote is started: every supervisor shares them.
 _decode_version = msgspec.json.Decoder(_Version).decode
+_decode_owned = msgspec.json.Decoder(_Owned).decode
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
 _decode_status = msgspec.json.Decoder(JobStatus).decode
 _decode_shares = msgspec.json.Decoder(tuple[Share, ...]).decode
@@ -119,6 +126,21 @@ class JobFolder:
             return _decode_spec(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.spec, str(error)) from error
+
+    def read_owner(self) -> User | None:
+        """Read whose job it is, whatever else is damaged or too new.
+
+        Returns:
+            None when that cannot be read either.
+
+        Raises:
+            FileNotFoundError: there is no such job.
+        """
+        data = self.spec.read_bytes()
+        try:
+            return _decode_owned(data).owner
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
     def is_too_new(self) -> bool:
         """Tell whether a newer workerd made this job."""
