@@ -41,7 +41,7 @@ async def explain(
         answer = await client.explain(action, user=as_, job_id=job, target=on, policies=policies)
     who = answer.user.name if answer.user else "?"
     lines = [
-        f"{'permitted' if answer.permitted else 'denied'}: {who}, {action}{f' job {job}' if job else f' {on}' if on else ''}",
+        f"{'permitted' if answer.permitted else 'denied'}: {who}, {' '.join(filter(None, (action, job, on)))}",
         f"roles: {', '.join(answer.roles) or 'none'}",
         f"decided by: {', '.join(answer.policies) or 'no policy, and what none permits is denied'}",
     ]
