@@ -154,9 +154,9 @@ class Client:
         request = StopRequest(job_id=job_id, grace=grace)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).stop(request), repeat=True)).job)
 
-    async def status(self, job_id: str) -> Job:
-        """Describe a job."""
-        request = StatusRequest(job_id=job_id)
+    async def status(self, job_id: str, *, show_envs: bool = False) -> Job:
+        """Describe a job, with the environment variables of its spawn if that is asked for."""
+        request = StatusRequest(job_id=job_id, show_envs=show_envs)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request), repeat=True)).job)
 
     async def remove(self, job_id: str) -> None:
@@ -188,7 +188,7 @@ class Client:
         return (await self.call(lambda channel: WorkerServiceStub(channel).share(request), repeat=True)).shares
 
     async def explain(
-        self, right: str, *, user: str = "", job_id: str | None = None, policies: str = ""
+        self, right: str, *, user: str = "", job_id: str | None = None, target: str = "", policies: str = ""
     ) -> ExplainDecisionResponse:
         """Ask whether somebody might do something, and by which policies.
 
@@ -196,9 +196,10 @@ class Client:
             right: as "stop".
             user: by name or id; empty for the caller.
             job_id: what it would be done to; None for what concerns no job.
+            target: the account or user that it concerns, for "run-as" and "impersonate".
             policies: what is to count besides the policies in force, in Cedar's language.
         """
-        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id)
+        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id, target=target)
         return await self.call(lambda channel: WorkerServiceStub(channel).explain_decision(request), repeat=True)
 
     async def whoami(self) -> WhoAmIResponse:

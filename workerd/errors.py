@@ -124,6 +124,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.ProgramNotFound: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_FOUND),
     engine.ProgramNotExecutable: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.WorkingDirectoryUnusable: (Status.FAILED_PRECONDITION, ErrorReason.WORKING_DIRECTORY_UNUSABLE),
+    engine.AccountUnusable: (Status.FAILED_PRECONDITION, ErrorReason.ACCOUNT_UNUSABLE),
     engine.CannotStart: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.JobNotEnded: (Status.FAILED_PRECONDITION, ErrorReason.JOB_NOT_ENDED),
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),

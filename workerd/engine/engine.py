@@ -16,6 +16,7 @@ from typing import Self
 
 import structlog
 
+from workerd.engine.account import find_account
 from workerd.engine.errors import (
     SHORTAGES,
     CannotStart,
@@ -142,8 +143,7 @@ class Engine:
         task = self._spawning.get(job_id)
         if task is None:
             # A task of the engine's own: a caller who goes away does not leave a job half made.
-            spec = request.specify(job_id, time.time_ns(), self._storage)
-            task = self._spawning[job_id] = asyncio.create_task(self._spawn(spec))
+            task = self._spawning[job_id] = asyncio.create_task(self._spawn(job_id, request, time.time_ns()))
             task.add_done_callback(lambda done: self._spawned(job_id, done))
         await asyncio.shield(task)
         return job_id
@@ -366,15 +366,17 @@ class Engine:
         if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining):
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
-    async def _spawn(self, spec: JobSpec) -> None:
+    async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int) -> None:
         try:
+            account = await asyncio.to_thread(find_account, request.run_as) if request.run_as else None
+            spec = request.specify(job_id, created_ns, self._storage, account)
             lock = await self._claim(spec)
             if lock is not None:
                 await self._start(spec, lock)
         except OSError as error:
             if error.errno not in SHORTAGES:
                 raise
-            raise ResourcesExhausted(spec.program, f"{error.filename or 'the system'}: {error.strerror}") from error
+            raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
 
     async def _claim(self, spec: JobSpec) -> int | None:
         """Take a job that is to be started; return the lock of its folder, or None when it has been started."""

@@ -6,7 +6,7 @@ from worker_api.worker.v1 import SpawnRequest, SpawnResponse, WorkerServiceBase
 
 from workerd.engine import request as engine
 from workerd.handler import Call, handles
-from workerd.policy import On
+from workerd.policy import On, Resource
 
 
 def _describe(request: SpawnRequest) -> dict[str, Any]:
@@ -17,12 +17,15 @@ def _describe(request: SpawnRequest) -> dict[str, Any]:
         "envs": sorted(request.envs),
         "working_directory": request.working_directory,
         "name": request.name,
+        **({"run_as": request.run_as} if request.run_as else {}),
     }
 
 
 @handles(WorkerServiceBase, "Spawn", right="spawn", further={"run-as": On.ACCOUNT}, audit=_describe)
 async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
     """Start a job for the caller."""
+    if request.run_as:
+        call.authorize("run-as", Resource(On.ACCOUNT, request.run_as))
     job_id = await call.engine.spawn(
         engine.SpawnRequest(
             owner=call.caller.user,
@@ -35,6 +38,8 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             grace_seconds=call.daemon.grace_seconds,
             request_key=request.request_key,
             max_log_bytes=request.max_log_bytes,
+            run_as=request.run_as,
+            spawned_by=call.caller.actor,
         )
     )
     call.caller.note("job-spawned", job=job_id)
