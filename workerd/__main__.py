@@ -13,6 +13,7 @@ from workerd.engine.errors import EngineError
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.errors import ConfigurationInvalid, DaemonError
+from workerd.limits import DEFAULT_LIMITS, Limits
 from workerd.log import configure_log
 from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
 
@@ -53,6 +54,7 @@ def workerd(
     drain: Annotated[
         bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
     ] = False,
+    limits: Annotated[Limits, Parameter(name="*", group="Limits")] = DEFAULT_LIMITS,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -69,6 +71,7 @@ def workerd(
         storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        limits=limits,
     )
     try:
         if drain:

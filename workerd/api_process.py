@@ -71,7 +71,10 @@ def main() -> None:
 async def _serve(orders: Orders) -> None:
     routes = load_routes()
     stop, drained = stop_signals(), signal_event(DRAINED)
-    async with Engine(orders.settings.state_directory, orders.settings.storage, keeps=False) as engine:
+    settings = orders.settings
+    async with Engine(
+        settings.state_directory, settings.storage, limits=settings.limits.for_jobs(), keeps=False
+    ) as engine:
         with listen(orders.settings, shared=True) as listening:
             async with answering(engine, orders.settings, routes, listening) as gate:
                 os.write(orders.report, SERVING)

@@ -3,6 +3,7 @@
 DaemonError
 ├── NotPermitted
 ├── ShuttingDown
+├── LimitReached
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── DrainFailed
@@ -37,6 +38,20 @@ class ShuttingDown(DaemonError):
 
     def __init__(self) -> None:
         super().__init__("the daemon is shutting down; jobs run on: try again when it is back")
+
+
+class LimitReached(DaemonError):
+    """A limit that the daemon is set to was met.
+
+    Args:
+        limit: the setting's name.
+        problem: what there is too much of, with the amount, as a sentence.
+        advice: what to do.
+    """
+
+    def __init__(self, limit: str, problem: str, advice: str) -> None:
+        self.limit = limit
+        super().__init__(f"{problem} ({limit}): {advice}")
 
 
 class ConfigurationInvalid(DaemonError):
@@ -86,12 +101,14 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.LimitMet: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     CertificateRevoked: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED),
     CertificateExpired: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_EXPIRED),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
+    LimitReached: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
 _ADVICE = {
@@ -161,6 +178,8 @@ def _subject(error: Exception) -> str:
             return field
         case engine.CannotStart(subject=subject):
             return subject
+        case engine.LimitMet(limit=limit) | LimitReached(limit=limit):
+            return limit
         case engine.JobNotFound() | engine.JobIdMalformed():
             return "job_id"
         case _:

@@ -43,7 +43,7 @@ async def serve(settings: Settings) -> None:
     routes = load_routes()
     prepare(settings)
     stop = stop_signals()
-    async with Engine(settings.state_directory, settings.storage) as engine:
+    async with Engine(settings.state_directory, settings.storage, limits=settings.limits.for_jobs()) as engine:
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
         with listen(settings) as listening:

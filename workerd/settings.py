@@ -9,6 +9,7 @@ import platformdirs
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
+from workerd.limits import DEFAULT_LIMITS, Limits
 
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 DEFAULT_KEEPALIVE_SECONDS = 20.0
@@ -31,6 +32,7 @@ class Settings:
         storage: what is kept of jobs.
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
+        limits: how much users may have of it.
     """
 
     host: str
@@ -41,6 +43,7 @@ class Settings:
     storage: Storage = DEFAULT_STORAGE
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
+    limits: Limits = DEFAULT_LIMITS
 
 
 def make_settings(
@@ -52,6 +55,7 @@ def make_settings(
     storage: Storage,
     keepalive_seconds: float,
     processes: int,
+    limits: Limits,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -73,6 +77,7 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
+    limits.check()
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
@@ -85,4 +90,5 @@ def make_settings(
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        limits=limits,
     )

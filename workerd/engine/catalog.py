@@ -5,9 +5,10 @@ complete before every folder has been entered again.
 """
 
 import fcntl
+import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Self
 from workerd.engine.errors import CatalogBusy, CatalogFailed
 from workerd.engine.job import JobSpec
 
-_BUILDING, _COMPLETE = 2, 3  # PRAGMA user_version; any other is not ours, or older
+_BUILDING, _COMPLETE = 4, 5  # PRAGMA user_version; any other is not ours, or older
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 DROP TABLE IF EXISTS jobs;
@@ -26,6 +27,7 @@ CREATE TABLE jobs (
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX newest ON jobs (owner, created_ns DESC, id DESC);
 CREATE INDEX ended ON jobs (ended_ns);
+CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
 PRAGMA user_version = {_BUILDING};
 COMMIT;
 """
@@ -71,12 +73,27 @@ class Catalog:
         """Note that every job has been entered."""
         self._execute(f"PRAGMA user_version = {_COMPLETE}")
 
-    def add(self, spec: JobSpec) -> None:
-        """Enter a job that has just been made, as not ended."""
-        self._execute(
-            "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?)",
-            (spec.id, spec.owner.id, spec.name, spec.created_ns),
+    def add(self, spec: JobSpec, *, most: int = 0, most_of_owner: int = 0, besides: Collection[str] = ()) -> bool:
+        """Enter a job that has just been made, as not ended, unless too many others have not.
+
+        Counting and entering are one transaction, so that of all processes that do it none passes the limit.
+
+        Args:
+            most: how many there may be with it, whoever owns them; zero for any number.
+            most_of_owner: how many of its owner.
+            besides: the ids of jobs that do not count.
+
+        Returns:
+            Whether it was entered.
+        """
+        others = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM others)"
+        entered = self._execute(
+            "WITH others AS (SELECT value FROM json_each(?7))"
+            " INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4"
+            f" WHERE (?5 = 0 OR ({others}) < ?5) AND (?6 = 0 OR ({others} AND owner = ?2) < ?6) RETURNING id",
+            (spec.id, spec.owner.id, spec.name, spec.created_ns, most, most_of_owner, json.dumps([*besides])),
         )
+        return bool(entered)
 
     def add_found(self, spec: JobSpec) -> None:
         """Enter a job that was found in its folder, as not ended unless it is known to have."""
@@ -104,6 +121,10 @@ class Catalog:
     def unended(self) -> list[str]:
         """Give the ids of all jobs not known to have ended."""
         return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0")]
+
+    def unended_of(self, owner: str) -> list[str]:
+        """Give the ids of an owner's jobs not known to have ended."""
+        return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?", (owner,))]
 
     def newest(
         self, owner: str, *, before: tuple[int, str] | None, name: str, only_unended: bool
