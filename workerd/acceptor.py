@@ -13,16 +13,23 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
-
-import structlog
+from dataclasses import dataclass
 
 from workerd.limits import Meter
 from workerd.notices import Notices
 
-log = structlog.get_logger()
 _AT_ONCE = 32  # then others have their turn
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _PAUSE_SECONDS = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _Handshake:
+    """One that is under way: with which address, and whether asyncio has taken the connection over."""
+
+    address: str
+    connection: socket.socket
+    begun: bool = False
 
 
 class Acceptor:
@@ -49,11 +56,10 @@ class Acceptor:
         self._meter = meter
         self._notices = notices
         self._loop = asyncio.get_running_loop()
-        # The task of each handshake, the oldest first, with the address it is with.
-        self._handshakes: dict[asyncio.Task[None], str] = {}
+        self._handshakes: dict[asyncio.Task[None], _Handshake] = {}  # the oldest first
         self._by_address: Counter[str] = Counter()
         self._resuming: asyncio.TimerHandle | None = None
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = _open_spare()
         listening.setblocking(False)
         self._loop.add_reader(listening.fileno(), self._accept)
 
@@ -62,14 +68,13 @@ class Acceptor:
         if self._resuming is not None:
             self._resuming.cancel()
         self._loop.remove_reader(self._listening.fileno())
-        for task in self._handshakes:
-            task.cancel()
-        os.close(self._spare)
+        for task in [*self._handshakes]:
+            self._end(task)
+        if self._spare is not None:
+            os.close(self._spare)
 
     async def wait_closed(self) -> None:
-        """Wait until the handshakes have ended."""
-        if self._handshakes:
-            await asyncio.wait([*self._handshakes])
+        """Wait for nothing: what is left of handshakes is the loop's."""
 
     def _accept(self) -> None:
         for _ in range(_AT_ONCE):
@@ -80,8 +85,8 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _NO_DESCRIPTOR and self._handshakes:
                     self._end_one()
-                elif error.errno in _NO_DESCRIPTOR:
-                    self._turn_away()
+                elif error.errno in _NO_DESCRIPTOR and self._spare is not None:
+                    self._turn_away(self._spare)
                 else:
                     self._pause(error)
                 return
@@ -93,56 +98,71 @@ class Acceptor:
             self._notices.warn("connections are closed: there are as many as may be", "max-connections")
             return
         if len(self._handshakes) >= self._meter.limits.max_handshakes:
-            self._notices.warn("handshakes are ended: there are more than may be", "max-handshakes", newest=address)
+            self._notices.warn("handshakes are ended: there are more than may be", "max-handshakes", latest=address)
             self._end_one()
         connection.setblocking(False)
-        task = self._loop.create_task(self._shake_hands(connection, address))
-        self._handshakes[task] = address
+        handshake = _Handshake(address, connection)
+        task = self._loop.create_task(self._shake_hands(handshake))
+        self._handshakes[task] = handshake
         self._by_address[address] += 1
         task.add_done_callback(self._forget)
 
-    async def _shake_hands(self, connection: socket.socket, address: str) -> None:
+    async def _shake_hands(self, handshake: _Handshake) -> None:
+        handshake.begun = True
         seconds = self._meter.limits.handshake_seconds
         try:
             await self._loop.connect_accepted_socket(
-                self._make_protocol, connection, ssl=self._context, ssl_handshake_timeout=seconds
+                self._make_protocol, handshake.connection, ssl=self._context, ssl_handshake_timeout=seconds
             )
         except ConnectionAbortedError:  # what a handshake ends with that took too long
-            self._notices.warn("connections are closed: their handshake took too long", "handshake-seconds", of=address)
+            what = "connections are closed: their handshake took too long"
+            self._notices.warn(what, "handshake-seconds", latest=handshake.address)
         except OSError:  # who came had no certificate, or has gone; ssl.SSLError is one
             pass
 
     def _end_one(self) -> None:
         """End the oldest handshake of the address that has most of them."""
         [(most, _)] = self._by_address.most_common(1)
-        oldest = next(task for task, address in self._handshakes.items() if address == most)
-        self._forget(oldest)
-        oldest.cancel()
+        self._end(next(task for task, handshake in self._handshakes.items() if handshake.address == most))
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        handshake = self._handshakes[task]
+        self._forget(task)
+        task.cancel()
+        if not handshake.begun:  # nor will it be
+            handshake.connection.close()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
-        address = self._handshakes.pop(task, None)
-        if address is None:
+        if (handshake := self._handshakes.pop(task, None)) is None:
             return
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+        self._by_address[handshake.address] -= 1
+        if not self._by_address[handshake.address]:
+            del self._by_address[handshake.address]
         if task.done() and not task.cancelled():
             task.result()
 
-    def _turn_away(self) -> None:
+    def _turn_away(self, spare: int) -> None:
         """Let a client know at once that there is no descriptor for it, instead of having it wait."""
-        os.close(self._spare)
-        try:
-            with contextlib.suppress(OSError):
-                self._listening.accept()[0].close()
-        finally:
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        os.close(spare)
+        with contextlib.suppress(OSError):
+            self._listening.accept()[0].close()
+        self._spare = _open_spare()
         self._notices.warn("connections are closed: there is no descriptor left", "RLIMIT_NOFILE")
 
     def _pause(self, error: OSError) -> None:
         """Leave those who connect waiting for a moment: without memory, say, trying again at once is of no use."""
         self._notices.warn("connections are left waiting", os.strerror(error.errno or 0))
+        if self._spare is None:
+            self._spare = _open_spare()
         self._loop.remove_reader(self._listening.fileno())
         self._resuming = self._loop.call_later(
             _PAUSE_SECONDS, self._loop.add_reader, self._listening.fileno(), self._accept
         )
+
+
+def _open_spare() -> int | None:
+    """Open a descriptor that can be given up for one that is needed, if there is one."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None

@@ -21,9 +21,11 @@ from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
 from workerd.expiry import remind
 from workerd.gate import Gate
+from workerd.limits import Meter
+from workerd.notices import Notices
 from workerd.registry import Route, load_routes
 from workerd.settings import Settings
-from workerd.transport import WorkerServer
+from workerd.transport import Surroundings, WorkerServer
 
 log = structlog.get_logger()
 _BACKLOG = 512
@@ -71,10 +73,10 @@ async def answering(
         [gate],
         codec=Codec(),
         status_details_codec=StatusDetailsCodec(),
-        keepalive_seconds=settings.keepalive_seconds,
+        around=Surroundings(settings.keepalive_seconds, Meter(settings.limits), Notices(), credentials.user_of),
     )
     _raise_descriptor_limit()
-    await server.start(sock=listening, ssl=credentials.context)
+    server.serve(listening, credentials.context)
     try:
         async with meanwhile(credentials.follow()):
             yield gate

@@ -31,6 +31,11 @@ CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
 PRAGMA user_version = {_BUILDING};
 COMMIT;
 """
+_OTHERS = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM json_each(?7))"
+_ADD = f"""
+INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4
+WHERE (?5 = 0 OR ({_OTHERS}) < ?5) AND (?6 = 0 OR ({_OTHERS} AND owner = ?2) < ?6) RETURNING id
+"""
 _BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
 _LATEST = 2**63 - 1
 _ROWS = 256
@@ -86,14 +91,8 @@ class Catalog:
         Returns:
             Whether it was entered.
         """
-        others = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM others)"
-        entered = self._execute(
-            "WITH others AS (SELECT value FROM json_each(?7))"
-            " INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4"
-            f" WHERE (?5 = 0 OR ({others}) < ?5) AND (?6 = 0 OR ({others} AND owner = ?2) < ?6) RETURNING id",
-            (spec.id, spec.owner.id, spec.name, spec.created_ns, most, most_of_owner, json.dumps([*besides])),
-        )
-        return bool(entered)
+        values = (spec.id, spec.owner.id, spec.name, spec.created_ns, most, most_of_owner, json.dumps([*besides]))
+        return bool(self._execute(_ADD, values))
 
     def add_found(self, spec: JobSpec) -> None:
         """Enter a job that was found in its folder, as not ended unless it is known to have."""
