@@ -32,6 +32,13 @@ def workerd(
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
     state_dir: Annotated[str | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
     pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
+    policy_dir: Annotated[
+        str | None, Parameter(help="Where further policies are. [default: policies in the state folder]")
+    ] = None,
+    roles: Annotated[
+        dict[str, list[str]] | None,
+        Parameter(negative=(), help="Who has a role, by name or id, as --roles.admin acrimon; may be repeated."),
+    ] = None,
     grace_seconds: Annotated[
         float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")
     ] = DEFAULT_GRACE_SECONDS,
@@ -67,6 +74,8 @@ def workerd(
         listen=listen,
         state_dir=Path(state_dir) if state_dir else None,
         pki_dir=Path(pki_dir) if pki_dir else None,
+        policy_dir=Path(policy_dir) if policy_dir else None,
+        roles=roles or {},
         grace_seconds=grace_seconds,
         storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         keepalive_seconds=keepalive_seconds,

@@ -20,7 +20,7 @@ from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
 from workerd.log import configure_log
 from workerd.registry import load_routes
-from workerd.server import LAST_READERS_SECONDS, answering, listen, signal_event, stop_signals, wait_first
+from workerd.server import LAST_READERS_SECONDS, _record, answering, listen, signal_event, stop_signals, wait_first
 from workerd.settings import Settings
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ async def _serve(orders: Orders) -> None:
         settings.state_directory, settings.storage, limits=settings.limits.for_jobs(), keeps=False
     ) as engine:
         with listen(orders.settings, shared=True) as listening:
-            async with answering(engine, orders.settings, routes, listening) as gate:
+            async with answering(engine, orders.settings, routes, listening, _record) as gate:
                 os.write(orders.report, SERVING)
                 os.close(orders.report)
                 if await wait_first(stop.wait(), drained.wait()) == 1:

@@ -15,17 +15,21 @@ from typing import Any
 import structlog
 
 from pki.store import PkiFolder
+from workerd.caller import Record
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.credentials import Credentials
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
 from workerd.expiry import remind
 from workerd.gate import Gate
+from workerd.handler import Daemon
 from workerd.limits import Meter
 from workerd.notices import Notices
-from workerd.registry import Route, load_routes
+from workerd.registry import Route, load_routes, rights_of
+from workerd.rights import Rights
 from workerd.settings import Settings
 from workerd.transport import Surroundings, WorkerServer
+from workerd.users import Users
 
 log = structlog.get_logger()
 _BACKLOG = 512
@@ -39,6 +43,7 @@ async def serve(settings: Settings) -> None:
     Raises:
         CannotListen: the address cannot be listened on.
         PluginInvalid: a handler cannot be served.
+        PolicyInvalid: the policies cannot be used.
         PkiError: the certificates cannot be read or made.
         StateDirectoryInUse: another daemon holds the state directory.
     """
@@ -51,7 +56,7 @@ async def serve(settings: Settings) -> None:
         with listen(settings) as listening:
             async with (
                 meanwhile(remind(PkiFolder(settings.pki_directory))),
-                answering(engine, settings, routes, listening) as gate,
+                answering(engine, settings, routes, listening, _record) as gate,
             ):
                 with advertise(settings.state_directory, listening):
                     drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
@@ -62,23 +67,31 @@ async def serve(settings: Settings) -> None:
                     log.info("shutting down; jobs run on")
 
 
+def _record(event: Mapping[str, Any]) -> None:
+    del event
+
+
 @contextlib.asynccontextmanager
 async def answering(
-    engine: Engine, settings: Settings, routes: Mapping[str, Route], listening: socket.socket
+    engine: Engine, settings: Settings, routes: Mapping[str, Route], listening: socket.socket, record: Record
 ) -> AsyncIterator[Gate]:
     """Answer calls on a listening socket; at the end, those that are under way are ended with UNAVAILABLE."""
-    credentials = Credentials(PkiFolder(settings.pki_directory))
-    gate = Gate(engine, routes, credentials, grace_seconds=settings.grace_seconds)
+    pki = PkiFolder(settings.pki_directory)
+    credentials = Credentials(pki)
+    rights = Rights(settings.policy_directory, settings.roles, rights_of(routes.values()))
+    daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds)
+    meter, notices = Meter(settings.limits), Notices()
+    gate = Gate(daemon, routes, credentials, rights, record, meter, notices)
     server = WorkerServer(
         [gate],
         codec=Codec(),
         status_details_codec=StatusDetailsCodec(),
-        around=Surroundings(settings.keepalive_seconds, Meter(settings.limits), Notices(), credentials.user_of),
+        around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
     )
     _raise_descriptor_limit()
     server.serve(listening, credentials.context)
     try:
-        async with meanwhile(credentials.follow()):
+        async with meanwhile(credentials.follow()), meanwhile(rights.follow()):
             yield gate
     finally:
         await gate.close(_CLOSE_SECONDS)

@@ -1,7 +1,9 @@
 """What can be set, and what it is when it is not."""
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -14,6 +16,7 @@ from workerd.limits import DEFAULT_LIMITS, Limits
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 DEFAULT_KEEPALIVE_SECONDS = 20.0
 MAX_PROCESSES = 64
+_ROLE = re.compile(r"[a-z][a-z0-9-]*")
 
 
 def default_state_directory() -> Path:
@@ -29,9 +32,11 @@ class Settings:
         host: the address to listen on.
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
+        policy_directory: where policies are that are added to the default ones.
         storage: what is kept of jobs.
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
+        roles: the names or ids of the users who have each role.
         limits: how much users may have of it.
     """
 
@@ -39,10 +44,12 @@ class Settings:
     port: int
     state_directory: Path
     pki_directory: Path
+    policy_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     storage: Storage = DEFAULT_STORAGE
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -51,10 +58,12 @@ def make_settings(
     listen: str,
     state_dir: Path | None,
     pki_dir: Path | None,
+    policy_dir: Path | None,
     grace_seconds: float,
     storage: Storage,
     keepalive_seconds: float,
     processes: int,
+    roles: Mapping[str, Sequence[str]],
     limits: Limits,
 ) -> Settings:
     """Check what was given and fill in what was not.
@@ -77,6 +86,11 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
+    for role, users in roles.items():
+        if _ROLE.fullmatch(role) is None or not all(users):
+            raise ConfigurationInvalid(
+                f"--roles.{role} {' '.join(users)!r} is no role with its users: give NAME or UUID"
+            )
     limits.check()
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
@@ -86,9 +100,11 @@ def make_settings(
         port=int(port),
         state_directory=state_directory,
         pki_directory=pki_directory,
+        policy_directory=(policy_dir or state_directory / "policies").absolute(),
         grace_seconds=grace_seconds,
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        roles={role: tuple(users) for role, users in roles.items()},
         limits=limits,
     )

@@ -52,18 +52,19 @@ _FRAMES_PER_CALL = 8.0
 _BYTES_PER_FRAME = 1024
 _MOST_UNREAD_FRAMES = 1000
 _CLOSE_SECONDS = 2.0
-# Above all arguments and variables that the kernel takes together, three quarters of 8 MiB (execve(2)).
-MAX_REQUEST_BYTES = 1 << 23
 
 
-def bound_request(stream: Stream[Any, Any]) -> None:
-    """Have `recv_message` of a stream raise ValueError for a message of more than MAX_REQUEST_BYTES."""
+def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
+    """Have `recv_message` of a stream count what it waits for, and raise LimitReached for a message that is too much.
+
+    Args:
+        user_id: of the user who sends it.
+    """
     receive = stream._stream.recv_data
 
     async def receive_bounded(size: int) -> bytes:
-        if size > MAX_REQUEST_BYTES:
-            raise ValueError(f"its {size} bytes are more than {MAX_REQUEST_BYTES}")
-        return await receive(size)
+        with meter.receiving(user_id, size):
+            return await receive(size)
 
     stream._stream.recv_data = receive_bounded  # type: ignore[method-assign]
 

@@ -26,6 +26,7 @@ CREATE TABLE jobs (
     ended_ns INTEGER NOT NULL DEFAULT 0, disk_bytes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX newest ON jobs (owner, created_ns DESC, id DESC);
+CREATE INDEX newest_of_all ON jobs (created_ns DESC, id DESC);
 CREATE INDEX ended ON jobs (ended_ns);
 CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
 PRAGMA user_version = {_BUILDING};
@@ -121,17 +122,22 @@ class Catalog:
         """Give the ids of all jobs not known to have ended."""
         return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0")]
 
+    def owner(self, job_id: str) -> str | None:
+        """Tell the id of a job's owner; None if the job is not entered."""
+        rows = self._execute("SELECT owner FROM jobs WHERE id = ?", (job_id,))
+        return str(rows[0][0]) if rows else None
+
     def unended_of(self, owner: str) -> list[str]:
         """Give the ids of an owner's jobs not known to have ended."""
         return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?", (owner,))]
 
     def newest(
-        self, owner: str, *, before: tuple[int, str] | None, name: str, only_unended: bool
+        self, owner: str | None, *, before: tuple[int, str] | None, name: str, only_unended: bool
     ) -> Iterator[tuple[int, str]]:
-        """Walk an owner's jobs, newest first.
+        """Walk the jobs, newest first.
 
         Args:
-            owner: the owner's id.
+            owner: only those of the owner with this id; None for everybody's.
             before: the position, as this method gives it, after which to go on; None for the start.
             name: only jobs with this label; empty for any.
             only_unended: leave out those known to have ended.
@@ -141,8 +147,11 @@ class Catalog:
         """
         position: tuple[int, str] | None = before or (_LATEST, "")
         while position is not None:
-            query = "SELECT created_ns, id FROM jobs WHERE owner = ? AND (created_ns, id) < (?, ?)"
-            values: list[str | int] = [owner, *position]
+            query = "SELECT created_ns, id FROM jobs WHERE (created_ns, id) < (?, ?)"
+            values: list[str | int] = [*position]
+            if owner is not None:
+                query += " AND owner = ?"
+                values.append(owner)
             if name:
                 query += " AND name = ?"
                 values.append(name)

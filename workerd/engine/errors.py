@@ -8,6 +8,7 @@ EngineError
 │   ├── ProgramNotFound
 │   ├── ProgramNotExecutable
 │   ├── WorkingDirectoryUnusable
+│   ├── AccountUnusable
 │   ├── ArgumentsTooLong
 │   └── ResourcesExhausted
 ├── Draining
@@ -107,6 +108,13 @@ class WorkingDirectoryUnusable(CannotStart):
 
     def sentence(self) -> str:  # noqa: D102
         return f"working directory {self.subject} cannot be used: {self.problem}"
+
+
+class AccountUnusable(CannotStart):
+    """No job can be run as this system account."""
+
+    def sentence(self) -> str:  # noqa: D102
+        return f"cannot run as {self.subject}: {self.problem}"
 
 
 class ArgumentsTooLong(CannotStart):

@@ -119,7 +119,8 @@ class Shelf:
             await self.wait_unlocked(folder)
             lock = folder.try_lock()
         try:
-            await self.forget(folder)
+            with folder.wait_held():
+                await self.forget(folder)
         finally:
             os.close(lock)
         log.info("a job was removed", job=folder.path.name)
