@@ -158,7 +158,7 @@ class TooManyJobs(LimitMet):
     """
 
     def __init__(self, limit: str, whose: str, most: int) -> None:
-        super().__init__(limit, f"{most} jobs of {whose} run, and no more may ({limit}): let one end, or stop one")
+        super().__init__(limit, f"as many jobs of {whose} run as may, {most} ({limit}): let one end, or stop one")
 
 
 class SpawnsTooFast(LimitMet):
