@@ -6,6 +6,7 @@ DaemonError
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── DrainFailed
+├── AuditFailed
 └── PluginInvalid
 """
 
@@ -60,6 +61,20 @@ class DrainFailed(DaemonError):
     """A daemon could not be drained."""
 
 
+class AuditFailed(DaemonError):
+    """The audit trail cannot be written.
+
+    Args:
+        problem: what the system says.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
+            " disk of its state directory, or see that it may write to the folder audit there, and try again"
+        )
+
+
 class PluginInvalid(DaemonError):
     """A handler that was found cannot be served: a mistake of the package that offers it.
 
@@ -91,6 +106,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     CertificateRevoked: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED),
     CertificateExpired: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_EXPIRED),
+    AuditFailed: (Status.RESOURCE_EXHAUSTED, ErrorReason.AUDIT_FAILED),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
