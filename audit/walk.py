@@ -86,7 +86,7 @@ class Walk:
             self._done_bytes += len(line)
             if number % _LINES_PER_REPORT == 0:
                 self._progress(self._done_bytes, sum(self._sizes))
-        self._place = self._end = (file.name, number + 1)
+        self._place = self._end = (file.name, number if self._unfinished_bytes else number + 1)
         if not is_last and self._first is not None:
             self._check_number(max(self._files[file_number + 1].first_seq, self._head.seq + 1), self._head.seq + 1)
         if number == 0 and not (is_last and file.first_seq == self._wanted(file)):

@@ -30,8 +30,6 @@ from workerd.errors import AuditFailed
 from workerd.trail_end import open_end
 
 log = structlog.get_logger()
-MIN_AUDIT_BYTES = 1 << 20
-DEFAULT_MAX_AUDIT_BYTES = 10 << 30
 _FILE_BYTES = 64 << 20
 _ROOM_BYTES = 4 << 20
 _FILES = 4  # of a small trail: most of it is there after the oldest was removed
@@ -43,7 +41,7 @@ class AuditTrail:
 
     Args:
         directory: the trail's folder; made with the first line.
-        max_bytes: how much its files may take, at least MIN_AUDIT_BYTES; zero for any amount. Beyond it the oldest is
+        max_bytes: how much its files may take; zero for any amount. Beyond it the oldest is
             removed.
     """
 

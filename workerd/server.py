@@ -15,12 +15,14 @@ from typing import Any
 import structlog
 
 from pki.store import PkiFolder
+from workerd.audit import AuditTrail
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.credentials import Credentials
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
 from workerd.expiry import remind
 from workerd.gate import Gate
+from workerd.job_events import JobEvents, noting_service
 from workerd.registry import Route, load_routes
 from workerd.settings import Settings
 from workerd.transport import WorkerServer
@@ -43,10 +45,10 @@ async def serve(settings: Settings) -> None:
     routes = load_routes()
     prepare(settings)
     stop = stop_signals()
-    async with Engine(settings.state_directory, settings.storage) as engine:
+    async with telling_engine(settings) as (engine, trail):
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
-        with listen(settings) as listening:
+        with noting_service(trail, settings.processes), listen(settings) as listening:
             async with (
                 meanwhile(remind(PkiFolder(settings.pki_directory))),
                 answering(engine, settings, routes, listening) as gate,
@@ -58,6 +60,18 @@ async def serve(settings: Settings) -> None:
                     await wait_first(stop.wait(), gate.wait_idle(LAST_READERS_SECONDS))
                 else:
                     log.info("shutting down; jobs run on")
+
+
+@contextlib.asynccontextmanager
+async def telling_engine(settings: Settings, *, keeps: bool = True) -> AsyncIterator[tuple[Engine, AuditTrail]]:
+    """Run an engine that tells the audit trail of its jobs. It is as `Engine` has it."""
+    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
+        events = JobEvents(trail)
+        engine = Engine(
+            settings.state_directory, settings.storage, keeps=keeps, on_end=events.ended, on_remove=events.removed
+        )
+        async with engine:
+            yield engine, trail
 
 
 @contextlib.asynccontextmanager

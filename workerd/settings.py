@@ -10,6 +10,8 @@ from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 
+MIN_AUDIT_BYTES = 1 << 20
+DEFAULT_MAX_AUDIT_BYTES = 10 << 30
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 DEFAULT_KEEPALIVE_SECONDS = 20.0
 MAX_PROCESSES = 64
@@ -31,6 +33,7 @@ class Settings:
         storage: what is kept of jobs.
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
+        max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
     """
 
     host: str
@@ -41,6 +44,12 @@ class Settings:
     storage: Storage = DEFAULT_STORAGE
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
+    max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
+
+    @property
+    def audit_directory(self) -> Path:
+        """Where the audit trail is."""
+        return self.state_directory / "audit"
 
 
 def make_settings(
@@ -52,6 +61,7 @@ def make_settings(
     storage: Storage,
     keepalive_seconds: float,
     processes: int,
+    max_audit_bytes: int,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -73,6 +83,8 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
+    if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
+        raise ConfigurationInvalid(f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES}, or 0")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
@@ -85,4 +97,5 @@ def make_settings(
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        max_audit_bytes=max_audit_bytes,
     )

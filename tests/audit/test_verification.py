@@ -195,6 +195,7 @@ def test_a_head_that_is_a_line_behind_is_no_fault_and_two_are(files: Files) -> N
         ({7: b""}, 5, 4, 8, "the trail ends here, and the file `head` names line 8: removed"),
         ({6: b"", 7: b""}, 5, 3, 7, "the trail ends here, and the file `head` names line 8: removed"),
         ({4: b"", 5: b"", 6: b"", 7: b""}, 5, 1, 5, "the trail ends here, and the file `head` names line 8: removed"),
+        ({7: b'{"seq":8,'}, 5, 4, 8, "the trail ends here, and the file `head` names line 8: removed"),
         ({0: b""}, 1, 1, 1, "line 1 was removed: line 2 follows"),
     ],
 )

@@ -20,7 +20,7 @@ def make_trail(lengths: Sequence[int], released_files: int = 0) -> Files:
         released_files: how many of the first are not there any more. The last line says so.
     """
     files: Files = {}
-    head = GENESIS
+    head, name = GENESIS, ""
     ends = []
     for length in lengths:
         name = file_name(head.seq + 1)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,7 @@ from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
-from workerd.engine.shelf import Shelf
+from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 
 log = structlog.get_logger()
@@ -75,6 +75,9 @@ class Engine:
         storage: what is kept of jobs.
         keeps: whether it has a keeper of its own. Of all engines of a state directory, in however many processes, one
             may; the others work under a keeper that is there already.
+        on_end: told of each job that ends, as `Keeper` does it; without a keeper, of those that are removed before a
+            keeper has told of them.
+        on_remove: as `Keeper` has it.
 
     Attributes:
         keeper: its own, if any.
@@ -84,10 +87,18 @@ class Engine:
         StorageUnfit: on entering, when its file system cannot do what `storage` asks for.
     """
 
-    def __init__(self, state_directory: Path, storage: Storage = DEFAULT_STORAGE, *, keeps: bool = True) -> None:
-        self._shelf = Shelf(state_directory)
+    def __init__(
+        self,
+        state_directory: Path,
+        storage: Storage = DEFAULT_STORAGE,
+        *,
+        keeps: bool = True,
+        on_end: OnEnd | None = None,
+        on_remove: Callable[[str], None] | None = None,
+    ) -> None:
+        self._shelf = Shelf(state_directory, on_end)
         self._storage = storage
-        self.keeper = Keeper(state_directory, storage) if keeps else None
+        self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
         self._launcher = Launcher()
         self._spawning: dict[str, asyncio.Task[None]] = {}
 
@@ -218,6 +229,7 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
             JobNotEnded: it has not ended.
+            Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
         job = self.status(job_id)
         if not job.ended:
