@@ -15,7 +15,7 @@ from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.errors import ConfigurationInvalid, DaemonError
 from workerd.limits import DEFAULT_LIMITS, Limits
 from workerd.log import configure_log
-from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
+from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, DEFAULT_MAX_AUDIT_BYTES, make_settings
 
 _USAGE = 2
 
@@ -58,6 +58,9 @@ def workerd(
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
     processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
+    max_audit_bytes: Annotated[
+        int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
+    ] = DEFAULT_MAX_AUDIT_BYTES,
     drain: Annotated[
         bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
     ] = False,
@@ -81,6 +84,7 @@ def workerd(
         keepalive_seconds=keepalive_seconds,
         processes=processes,
         limits=limits,
+        max_audit_bytes=max_audit_bytes,
     )
     try:
         if drain:

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from pki.store import PkiFolder
+from workerd.audit import AuditTrail
 from workerd.caller import Record
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.credentials import Credentials
@@ -23,6 +24,7 @@ from workerd.errors import CannotListen
 from workerd.expiry import remind
 from workerd.gate import Gate
 from workerd.handler import Daemon
+from workerd.job_events import JobEvents, noting_service
 from workerd.limits import Meter
 from workerd.notices import Notices
 from workerd.registry import Route, load_routes, rights_of
@@ -50,13 +52,13 @@ async def serve(settings: Settings) -> None:
     routes = load_routes()
     prepare(settings)
     stop = stop_signals()
-    async with Engine(settings.state_directory, settings.storage, limits=settings.limits.for_jobs()) as engine:
+    async with telling_engine(settings) as (engine, trail):
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
-        with listen(settings) as listening:
+        with noting_service(trail, settings.processes), listen(settings) as listening:
             async with (
                 meanwhile(remind(PkiFolder(settings.pki_directory))),
-                answering(engine, settings, routes, listening, _record) as gate,
+                answering(engine, settings, routes, listening, trail.record) as gate,
             ):
                 with advertise(settings.state_directory, listening):
                     drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
@@ -67,8 +69,21 @@ async def serve(settings: Settings) -> None:
                     log.info("shutting down; jobs run on")
 
 
-def _record(event: Mapping[str, Any]) -> None:
-    del event
+@contextlib.asynccontextmanager
+async def telling_engine(settings: Settings, *, keeps: bool = True) -> AsyncIterator[tuple[Engine, AuditTrail]]:
+    """Run an engine that tells the audit trail of its jobs. It is as `Engine` has it."""
+    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
+        events = JobEvents(trail)
+        engine = Engine(
+            settings.state_directory,
+            settings.storage,
+            limits=settings.limits.for_jobs(),
+            keeps=keeps,
+            on_end=events.ended,
+            on_remove=events.removed,
+        )
+        async with engine:
+            yield engine, trail
 
 
 @contextlib.asynccontextmanager

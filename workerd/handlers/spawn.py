@@ -42,5 +42,5 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             spawned_by=call.caller.actor,
         )
     )
-    call.caller.note("job-spawned", job=job_id)
+    call.caller.note("job-spawned", job_id=job_id)
     return SpawnResponse(job_id=job_id)
