@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from worker_api.worker.v1 import ErrorReason, SpawnRequest
@@ -100,7 +101,7 @@ def test_on_the_disk_a_secret_is_in_the_spec_alone(daemon: Daemon) -> None:
 async def test_a_spawn_that_fails_tells_no_secret(daemon: Daemon) -> None:
     secret = uuid.uuid4().hex
     envs = {"TOKEN": secret}
-    program = {"program": "true", "working_directory": "/"}
+    program: Any = {"program": "true", "working_directory": "/"}
     wishes = [
         SpawnRequest(program="no-such-program", envs=envs),
         SpawnRequest(program="/etc/passwd", envs=envs),
