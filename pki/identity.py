@@ -22,6 +22,7 @@ from pki.errors import IdentityInvalid, InvalidNarrowing
 
 EXPIRES_SOON = timedelta(days=14)
 MOST_ANCESTORS = 8
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _MOST_BYTES = 2048  # SPIFFE-ID §2.3
 _SERIAL = r"(?!00)(?:[0-9A-F]{2}){1,20}"  # RFC 5280 §4.1.2.2: positive, at most 20 bytes
 _RIGHT = r"[a-z][a-z0-9-]*"
@@ -43,6 +44,7 @@ class Identity:
         expires_at: when the certificate does.
         rights: what the certificate is good for; None if it is not narrowed, and good for whatever the user may do.
         ancestors: the serial numbers of the certificates from which a narrowed one descends, the oldest first.
+        not_before: since when the certificate holds.
     """
 
     user_id: str
@@ -52,6 +54,7 @@ class Identity:
     expires_at: datetime
     rights: frozenset[str] | None = None
     ancestors: tuple[str, ...] = ()
+    not_before: datetime = _LONG_AGO
 
     @property
     def spiffe_id(self) -> str:
@@ -130,10 +133,12 @@ def read_identity(certificate: Mapping[str, Any], trust_domain: str) -> Identity
         raise IdentityInvalid(f"it carries {len(names)} common names instead of one")
     try:
         serial = certificate["serialNumber"]
-        expires_at = datetime.fromtimestamp(ssl.cert_time_to_seconds(certificate["notAfter"]), UTC)
+        not_before, expires_at = (_read_time(certificate[name]) for name in ("notBefore", "notAfter"))
     except (KeyError, ValueError, OverflowError) as error:
-        raise IdentityInvalid(f"it has no serial number, or no date of expiry: {error}") from error
-    return Identity(named.user_id, names[0], trust_domain, serial, expires_at, named.rights, named.ancestors)
+        raise IdentityInvalid(f"it has no serial number, or does not say when it holds: {error}") from error
+    return Identity(
+        named.user_id, names[0], trust_domain, serial, expires_at, named.rights, named.ancestors, not_before
+    )
 
 
 def read_uri(uris: Sequence[str], trust_domain: str) -> Named:
@@ -155,6 +160,14 @@ def read_uri(uris: Sequence[str], trust_domain: str) -> Named:
     raise IdentityInvalid(f"{uri!r} is not of the form {prefix}<uuid>")
 
 
+def read_any_uri(uri: str) -> Named | None:
+    """Read off a URI whom it names, in whichever trust domain; None if it names no user."""
+    try:
+        return read_uri([uri], uri.removeprefix("spiffe://").partition("/")[0])
+    except IdentityInvalid:
+        return None
+
+
 def _read_narrowed(uri: str, trust_domain: str, parts: re.Match[str]) -> Named:
     user_id, ancestors = parts["user"], tuple(parts["ancestors"].split("."))
     rights = frozenset(parts["rights"].split("."))
@@ -165,6 +178,10 @@ def _read_narrowed(uri: str, trust_domain: str, parts: re.Match[str]) -> Named:
     if uri != canonical or not _is_canonical_uuid(user_id):
         raise IdentityInvalid(f"{uri!r} is not written as it would be issued")
     return Named(user_id, rights, ancestors)
+
+
+def _read_time(text: str) -> datetime:
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC)
 
 
 def _common_names(certificate: Mapping[str, Any]) -> Iterator[str]:

@@ -21,9 +21,12 @@ from typing import Self, TypeVar
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
+    ErrorReason,
     ExplainDecisionRequest,
     ExplainDecisionResponse,
     Gap,
+    IssueCredentialRequest,
+    IssueCredentialResponse,
     Job,
     JobEnd,
     JobState,
@@ -43,6 +46,7 @@ from worker_api.worker.v1 import (
 )
 
 from workerctl.errors import (
+    CallFailed,
     ClientError,
     ConnectionLost,
     DaemonNotStarted,
@@ -60,6 +64,7 @@ _T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
 _OF_ANOTHER_HOST = (62, 64)  # hostname and IP address mismatch: X509_STORE_CTX_get_error(3)
+_CERTIFICATE_REASONS = (ErrorReason.CERTIFICATE_EXPIRED, ErrorReason.CERTIFICATE_REVOKED)
 _FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 
@@ -68,7 +73,8 @@ class Client:
 
     A call that may be made twice without harm is made again when the connection breaks, when the daemon cannot be
     reached and when it says that it is not available, for as long as `patience` says. Where the daemon is is asked anew
-    for each connection.
+    for each connection, and the certificate is read anew: a call that fails for a certificate which has been replaced
+    meanwhile is made again with the new one.
 
     Args:
         target: which daemon, and as whom.
@@ -87,8 +93,14 @@ class Client:
         self._on_retry = on_retry
         self._patience = patience
         self._channel: WorkerChannel | None = None
+        self._stamp: tuple[int, ...] | None = None  # of the certificate that the channel presents
         self._connecting = asyncio.Lock()
         self._acquainted = False
+
+    @property
+    def endpoint(self) -> str:
+        """Where the daemon is, as far as it is known: of the connection that there is, or as it was given."""
+        return self._target.name if self._channel is None else self._channel.endpoint
 
     async def __aenter__(self) -> Self:
         return self
@@ -176,7 +188,7 @@ class Client:
         return (await self.call(lambda channel: WorkerServiceStub(channel).share(request), repeat=True)).shares
 
     async def explain(
-        self, right: str, *, user: str = "", job_id: str | None = None, policies: str = ""
+        self, right: str, *, user: str = "", job_id: str | None = None, target: str = "", policies: str = ""
     ) -> ExplainDecisionResponse:
         """Ask whether somebody might do something, and by which policies.
 
@@ -184,14 +196,31 @@ class Client:
             right: as "stop".
             user: by name or id; empty for the caller.
             job_id: what it would be done to; None for what concerns no job.
+            target: the account or user that it concerns, for "run-as" and "impersonate".
             policies: what is to count besides the policies in force, in Cedar's language.
         """
-        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id)
+        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id, target=target)
         return await self.call(lambda channel: WorkerServiceStub(channel).explain_decision(request), repeat=True)
 
     async def whoami(self) -> WhoAmIResponse:
         """Ask who the daemon takes the caller for."""
         return await self.call(lambda channel: WorkerServiceStub(channel).who_am_i(WhoAmIRequest()), repeat=True)
+
+    async def issue_credential(
+        self, certificate_request: bytes, rights: Collection[str], lifetime: timedelta | None = None
+    ) -> IssueCredentialResponse:
+        """Have a certificate issued that is good for fewer rights and a shorter time than the one presented.
+
+        Args:
+            certificate_request: PKCS #10 in DER, signed with the key that the certificate is to be for: `pki.narrowing`
+                makes one.
+            rights: what it is to be good for.
+            lifetime: for how long; None leaves it to the daemon.
+        """
+        request = IssueCredentialRequest(
+            certificate_request=certificate_request, rights=sorted(rights), lifetime=lifetime
+        )
+        return await self.call(lambda channel: WorkerServiceStub(channel).issue_credential(request), repeat=True)
 
     async def stream_log(
         self,
@@ -271,6 +300,7 @@ class Client:
                     host, port = await asyncio.to_thread(self._target.resolve)
                 else:
                     host, port = self._target.resolve()
+                self._stamp = self._target.stamp()
                 self._channel = WorkerChannel(
                     host, port, self._target.tls(), self._patience.keepalive_seconds, self._target.acting_for()
                 )
@@ -293,7 +323,15 @@ class Client:
         """
         if failure.may_pass and channel is self._channel:
             await self.aclose()
-        if intention is None or not failure.may_pass or not self._patience.retry_seconds:
+        if intention is None or not self._patience.retry_seconds:
+            return False
+        if self._has_another_certificate(failure, channel):
+            if channel is self._channel:
+                await self.aclose()
+            if self._on_retry is not None:
+                self._on_retry(f"the certificate counts no more, but another has taken its place: {intention}")
+            return True
+        if not failure.may_pass:
             return False
         if isinstance(failure, DaemonNotStarted) and not self._acquainted:
             return False  # it never ran: what keeps it from that does not pass
@@ -309,6 +347,14 @@ class Client:
         await asyncio.sleep(pause)
         attempts.again()
         return True
+
+    def _has_another_certificate(self, failure: ClientError, channel: WorkerChannel | None) -> bool:
+        """Tell whether a call failed for its certificate, in whose place there is another by now."""
+        return (
+            isinstance(failure, CallFailed)
+            and failure.reason in _CERTIFICATE_REASONS
+            and (channel is not self._channel or self._target.stamp() != self._stamp)
+        )
 
 
 def _translate(

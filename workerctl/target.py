@@ -69,7 +69,19 @@ class Target:
             PkiError: a file cannot be read.
             UsageInvalid: no user is given, and the system's has no name.
         """
-        return client_context(self.pki(), self._presented())
+        return client_context(self.pki(), self.presented())
+
+    def stamp(self) -> tuple[int, ...] | None:
+        """Tell the certificate that is there to be presented from others that take its place, without reading it.
+
+        Raises:
+            InvalidName, UsageInvalid: as for `tls`.
+        """
+        try:
+            found = os.stat(self.pki().client_certificate(self.presented()))
+        except OSError:  # why it cannot be read is told when it is
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
 
     def acting_for(self) -> str | None:
         """Tell for whom the daemon is to be asked to serve the calls; None for the user of the certificate.
@@ -77,10 +89,14 @@ class Target:
         Raises:
             UsageInvalid: as for `tls`.
         """
-        return None if self.username in (None, self._presented()) else self.username
+        return None if self.username in (None, self.presented()) else self.username
 
-    def _presented(self) -> str:
-        """Tell whose certificate to present."""
+    def presented(self) -> str:
+        """Tell whose certificate to present: the name of its file.
+
+        Raises:
+            UsageInvalid: as for `tls`.
+        """
         if self.certificate is not None:
             return self.certificate
         if self.username is None:

@@ -2,6 +2,8 @@
 
 DaemonError
 ├── NotPermitted
+│   └── ActingForAnother
+├── CannotIssue
 ├── ShuttingDown
 ├── ConfigurationInvalid
 ├── CannotListen
@@ -20,7 +22,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
-from pki.errors import CertificateExpired, CertificateRevoked, IdentityInvalid
+from pki.errors import CertificateExpired, CertificateRevoked, IdentityInvalid, InvalidNarrowing, InvalidRequest
 from workerd.engine import errors as engine
 
 
@@ -33,6 +35,23 @@ class NotPermitted(DaemonError):
 
     def __init__(self, right: str, on: str = "") -> None:
         super().__init__(f"you have no right to {right}{on}: `workerctl whoami` shows your rights")
+
+
+class ActingForAnother(NotPermitted):
+    """The caller acts for another user, to whom no certificate is given in this way."""
+
+    def __init__(self) -> None:
+        DaemonError.__init__(self, "a certificate is issued to its own user only: ask without acting for another")
+
+
+class CannotIssue(DaemonError):
+    """The daemon has no key to sign certificates with."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this daemon cannot issue certificates, because it has no client-ca.key that it can use: have whoever runs"
+            " it put the key of client-ca.crt beside that, or ask a daemon that has it"
+        )
 
 
 class ShuttingDown(DaemonError):
@@ -116,6 +135,9 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     CertificateRevoked: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED),
     CertificateExpired: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_EXPIRED),
+    InvalidRequest: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    InvalidNarrowing: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    CannotIssue: (Status.FAILED_PRECONDITION, ErrorReason.CANNOT_ISSUE),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     UserUnknown: (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN),
     PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
@@ -190,5 +212,9 @@ def _subject(error: Exception) -> str:
             return subject
         case engine.JobNotFound() | engine.JobIdMalformed():
             return "job_id"
+        case InvalidRequest():
+            return "certificate_request"
+        case InvalidNarrowing():
+            return "rights"
         case _:
             return ""

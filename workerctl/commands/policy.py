@@ -25,6 +25,10 @@ async def explain(
     ] = "",
     action: Annotated[str, Parameter(help="The right that is asked for, as stop.")],
     job: Annotated[str | None, Parameter(help="The id of the job that it is asked for. [default: no job]")] = None,
+    on: Annotated[
+        str,
+        Parameter(help="For run-as the system account, for impersonate the other user.", show_default=False),
+    ] = "",
     output: Output = "text",
     context: Injected,
 ) -> int:
@@ -34,10 +38,10 @@ async def explain(
     """
     policies = _read(file) if file else ""
     async with context.client() as client:
-        answer = await client.explain(action, user=as_, job_id=job, policies=policies)
+        answer = await client.explain(action, user=as_, job_id=job, target=on, policies=policies)
     who = answer.user.name if answer.user else "?"
     lines = [
-        f"{'permitted' if answer.permitted else 'denied'}: {who}, {action}{f' job {job}' if job else ''}",
+        f"{'permitted' if answer.permitted else 'denied'}: {who}, {' '.join(filter(None, (action, job, on)))}",
         f"roles: {', '.join(answer.roles) or 'none'}",
         f"decided by: {', '.join(answer.policies) or 'no policy, and what none permits is denied'}",
     ]

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from pki.identity import expires_soon
+from pki.identity import expires_soon, read_any_uri
 from workerctl.context import warn
 from workerctl.output import print_result
 from workerctl.parameters import Injected, Output
@@ -26,5 +26,7 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
     ]
     text = "\n".join(lines)
     print_result(me, text, output)
-    if me.certificate_expires_at and expires_soon(me.certificate_expires_at, datetime.now(UTC)):
+    named = read_any_uri(me.spiffe_id)
+    is_short = named is not None and named.rights is not None  # a narrowed certificate, on purpose
+    if me.certificate_expires_at and not is_short and expires_soon(me.certificate_expires_at, datetime.now(UTC)):
         warn(f"your certificate is about to expire ({expires}): have it renewed with `workerctl pki renew {name}`")

@@ -1,5 +1,6 @@
 """ExplainDecision: tell whether somebody might do something, and which policies decide it."""
 
+from collections.abc import Collection
 from typing import Any
 
 from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
@@ -7,11 +8,12 @@ from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import PolicyInvalid
 from workerd.handler import Call, handles
-from workerd.policy import Principal
+from workerd.policy import On, Principal, Resource
 from workerd.translate import to_user
 
 _MAX_POLICIES = 1 << 16
 _FILE = "yours"
+_IN_WORDS = {On.JOB: "a job", On.DAEMON: "the daemon", On.USER: "another user", On.ACCOUNT: "a system account"}
 
 
 def _describe(request: ExplainDecisionRequest) -> dict[str, Any]:
@@ -35,7 +37,29 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
             raise InvalidArgument("policies", f"cannot be used: {error.problem}") from error
     user = call.daemon.users.find(request.user) if request.user else call.caller.user
     roles = rights.roles_of(user)
-    decision = policies.decide(Principal(user, roles), request.right, call.resource)
+    resource = _resource(call, request, rights.known[request.right].on)
+    decision = policies.decide(Principal(user, roles), request.right, resource)
     return ExplainDecisionResponse(
         permitted=decision.permitted, policies=list(decision.policies), user=to_user(user), roles=sorted(roles)
     )
+
+
+def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -> Resource:
+    """Find out what it is asked for."""
+    if call.job is not None:
+        kind = On.JOB
+    elif not request.target:
+        kind = On.DAEMON
+    else:
+        kind = On.ACCOUNT if On.ACCOUNT in on else On.USER
+    if kind not in on:
+        kinds = " or ".join(sorted(_IN_WORDS[each] for each in on))
+        raise InvalidArgument("right", f"{request.right!r} is exercised on {kinds}: say which")
+    match kind:
+        case On.JOB | On.DAEMON:
+            return call.resource
+        case On.ACCOUNT:
+            return Resource(On.ACCOUNT, request.target)
+        case On.USER:
+            other = call.daemon.users.find(request.target)
+            return Resource(On.USER, other.id, owner=other, roles=call.caller.rights.roles_of(other))

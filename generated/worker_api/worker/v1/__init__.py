@@ -428,6 +428,12 @@ class ExplainDecisionRequest(betterproto2.Message):
     The job that it concerns: a UUID as text. Absent: none.
     """
 
+    target: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    What it concerns where that is no job: the system account for "run-as", the name or id of the user for
+    "impersonate". Empty: the daemon itself.
+    """
+
 
 default_message_pool.register_message("worker.v1", "ExplainDecisionRequest", ExplainDecisionRequest)
 
