@@ -56,6 +56,9 @@ def workerd(
     keepalive_seconds: Annotated[
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
+    run_as: Annotated[
+        str, Parameter(help="The account that jobs run as when nobody names one. [default: the daemon's own]")
+    ] = "",
     processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
     drain: Annotated[
         bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
@@ -78,6 +81,7 @@ def workerd(
         storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        run_as=run_as,
     )
     try:
         if drain:

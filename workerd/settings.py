@@ -36,6 +36,7 @@ class Settings:
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
         roles: the names or ids of the users who have each role.
+        run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
     """
 
     host: str
@@ -48,6 +49,7 @@ class Settings:
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    run_as: str = ""
 
 
 def make_settings(
@@ -61,6 +63,7 @@ def make_settings(
     keepalive_seconds: float,
     processes: int,
     roles: Mapping[str, Sequence[str]],
+    run_as: str = "",
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -101,4 +104,5 @@ def make_settings(
         keepalive_seconds=keepalive_seconds,
         processes=processes,
         roles={role: tuple(users) for role, users in roles.items()},
+        run_as=run_as,
     )

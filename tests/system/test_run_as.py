@@ -4,6 +4,8 @@ import asyncio
 import os
 import pwd
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +46,8 @@ async def output(client: Client, job_id: str) -> bytes:
 
 
 async def test_who_may_runs_a_job_as_another_account_and_it_is_shown(daemon: Daemon) -> None:
-    ran = await asyncio.to_thread(
-        *(daemon.workerctl, "run", "--run-as", NOBODY, "--working-directory", "/", "--", "sh", "-c", "id -un; exit 3"),
-        user="operator",
-    )
+    command = ("--run-as", NOBODY, "--working-directory", "/", "--", "sh", "-c", "id -un; exit 3")
+    ran = await asyncio.to_thread(daemon.workerctl, "run", *command, user="operator")
     assert (ran.stdout, ran.stderr, ran.returncode) == (f"{NOBODY}\n".encode(), b"", 3)
     async with daemon.client("operator") as client:
         job = await anext(client.list_jobs())
@@ -122,6 +122,32 @@ async def test_such_a_job_outlives_its_daemon_and_can_be_stopped_by_the_next(dae
     assert job.end is not None
     assert job.end.stopped is not None
     assert job.end.stopped.signal == 15
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_jobs_run_as_the_account_that_is_set_unless_who_may_says_otherwise(
+    tmp_path: Path, processes: str
+) -> None:
+    options = ("--run-as", NOBODY, "--roles.admin", "operator", "--processes", processes)
+    with running_daemon(tmp_path / "state", *options) as daemon:
+        daemon.pki.issue_client("operator")
+        async with daemon.client() as client, daemon.client("operator") as operator:
+            job_id = await client.spawn(wish("id -un", ""))
+            assert await output(client, job_id) == f"{NOBODY}\n".encode()
+            assert (await client.status(job_id)).run_as == NOBODY
+            with pytest.raises(CallFailed, match="run-as root"):
+                await client.spawn(wish("id -un", "root"))
+            assert await output(operator, await operator.spawn(wish("id -un", "root"))) == b"root\n"
+
+
+def test_an_account_that_cannot_be_ends_the_daemon_at_its_start(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path / "state")]
+    for options in ((), ("--processes", "2")):
+        ended = subprocess.run(
+            [*command, *options, "--run-as", "no-such-account"], capture_output=True, timeout=60, check=False
+        )
+        assert (ended.returncode, ended.stdout, ended.stderr.count(b"\n")) == (1, b"", 1), ended.stderr
+        assert ended.stderr.startswith(b"workerd: cannot run as no-such-account: ")
 
 
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv(1)")

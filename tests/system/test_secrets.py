@@ -4,6 +4,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -98,18 +99,18 @@ async def test_on_the_disk_a_secret_is_in_the_spec_alone(daemon: Daemon) -> None
 async def test_a_spawn_that_fails_tells_no_secret(daemon: Daemon) -> None:
     secret = uuid.uuid4().hex
     envs = {"TOKEN": secret}
-    program = {"program": "true", "working_directory": "/"}
+    here = SpawnRequest(program="true", working_directory="/", envs=envs)
     wishes = [
         SpawnRequest(program="no-such-program", envs=envs),
         SpawnRequest(program="/etc/passwd", envs=envs),
         SpawnRequest(program="true", working_directory="/no/such", envs=envs),
         SpawnRequest(program="true", args=["x" * 200_000], envs=envs),
-        SpawnRequest(**program, envs={**envs, "A": f"\0{secret}"}),
-        SpawnRequest(**program, envs={"A=B": secret}),
-        SpawnRequest(**program, envs={"": secret}),
-        SpawnRequest(**program, envs={"TOKEN": secret * 10_000}),
-        SpawnRequest(**program, envs=envs, run_as="no-such-account"),
-        SpawnRequest(**program, envs=envs, name="x" * 300),
+        replace(here, envs={**envs, "A": f"\0{secret}"}),
+        replace(here, envs={"A=B": secret}),
+        replace(here, envs={"": secret}),
+        replace(here, envs={"TOKEN": secret * 10_000}),
+        replace(here, run_as="no-such-account"),
+        replace(here, name="x" * 300),
     ]
     async with daemon.client("root") as client:
         for wish in wishes:
@@ -119,7 +120,7 @@ async def test_a_spawn_that_fails_tells_no_secret(daemon: Daemon) -> None:
             assert secret not in repr(failure.value) + repr(failure.value.__cause__)
         (daemon.state / "drafts").rename(daemon.state / "away")  # a fault of the daemon's, with a traceback
         with pytest.raises(CallFailed) as failure:
-            await client.spawn(SpawnRequest(**program, envs=envs))
+            await client.spawn(here)
         (daemon.state / "away").rename(daemon.state / "drafts")
         assert failure.value.reason is ErrorReason.INTERNAL
         assert secret not in repr(failure.value) + repr(failure.value.__cause__)
