@@ -57,6 +57,9 @@ def workerd(
     keepalive_seconds: Annotated[
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
+    run_as: Annotated[
+        str, Parameter(help="The account that jobs run as when nobody names one. [default: the daemon's own]")
+    ] = "",
     processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
     max_audit_bytes: Annotated[
         int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
@@ -83,6 +86,7 @@ def workerd(
         storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
     )

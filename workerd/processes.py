@@ -37,6 +37,7 @@ async def serve(settings: Settings) -> None:
     """Serve with several processes until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
+        AccountUnusable: jobs cannot run as the account that is set.
         ConfigurationInvalid: no API process can serve with these settings.
         PkiError: the certificates cannot be made.
         StateDirectoryInUse: another daemon holds the state directory.

@@ -19,6 +19,7 @@ from workerd.audit import AuditTrail
 from workerd.caller import Record
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.credentials import Credentials
+from workerd.engine.account import find_account
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
 from workerd.expiry import remind
@@ -43,6 +44,7 @@ async def serve(settings: Settings) -> None:
     """Serve in this process until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
+        AccountUnusable: jobs cannot run as the account that is set.
         CannotListen: the address cannot be listened on.
         PluginInvalid: a handler cannot be served.
         PolicyInvalid: the policies cannot be used.
@@ -94,7 +96,7 @@ async def answering(
     pki = PkiFolder(settings.pki_directory)
     credentials = Credentials(pki)
     rights = Rights(settings.policy_directory, settings.roles, rights_of(routes.values()))
-    daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds)
+    daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds, settings.run_as)
     meter, notices = Meter(settings.limits), Notices()
     gate = Gate(daemon, routes, credentials, rights, record, meter, notices)
     server = WorkerServer(
@@ -127,11 +129,14 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def prepare(settings: Settings) -> None:
-    """Make the state directory, and certificates where there are none.
+    """Make the state directory, and certificates where there are none, and see whether jobs can run as they are to.
 
     Raises:
+        AccountUnusable: they cannot.
         PkiError: the certificates cannot be read or made.
     """
+    if settings.run_as:
+        find_account(settings.run_as)
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():

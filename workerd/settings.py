@@ -39,6 +39,7 @@ class Settings:
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
         roles: the names or ids of the users who have each role.
+        run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
         limits: how much users may have of it.
         max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
     """
@@ -53,6 +54,7 @@ class Settings:
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    run_as: str = ""
     limits: Limits = DEFAULT_LIMITS
     max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
 
@@ -73,6 +75,7 @@ def make_settings(
     keepalive_seconds: float,
     processes: int,
     roles: Mapping[str, Sequence[str]],
+    run_as: str,
     limits: Limits,
     max_audit_bytes: int,
 ) -> Settings:
@@ -118,6 +121,7 @@ def make_settings(
         keepalive_seconds=keepalive_seconds,
         processes=processes,
         roles={role: tuple(users) for role, users in roles.items()},
+        run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
     )

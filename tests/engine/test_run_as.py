@@ -52,9 +52,8 @@ async def engine(open_directory: Path) -> AsyncIterator[Engine]:
 
 def wish(script: str, **fields: Any) -> SpawnRequest:
     """A request for a job of nobody's."""
-    return SpawnRequest(
-        owner=ME, program="/bin/sh", args=("-c", script), **{"run_as": NOBODY, "working_directory": "/", **fields}
-    )
+    fields = {"run_as": NOBODY, "working_directory": "/", **fields}
+    return SpawnRequest(owner=ME, program="/bin/sh", args=("-c", script), **fields)
 
 
 def status_lines(log: Log) -> dict[str, str]:
