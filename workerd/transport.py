@@ -24,6 +24,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
 from workerd.codec import Encoded
+from workerd.http2 import Calls, StrictProtocol
 
 _TURNS = 4
 # Calls on one connection at a time: a client waits with the next (RFC 9113 §5.1.2), which may be a stop. h2 says 100.
@@ -82,7 +83,7 @@ def _unserved(path: str) -> Any:
     return refuse
 
 
-class _Protocol(H2Protocol):
+class _Protocol(StrictProtocol):
     """One connection.
 
     When nothing at all has come for two quarters of `keepalive_seconds` in a row, it sends a PING; after two more, the
@@ -135,7 +136,9 @@ class WorkerServer(Server):
         self._keepalive_seconds = keepalive_seconds
 
     def _protocol_factory(self) -> H2Protocol:
-        made = super()._protocol_factory()
-        protocol = _Protocol(made.handler, made.config, made.h2_config)
+        self.__gc_step__()
+        calls = Calls(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        self._handlers.add(calls)
+        protocol = _Protocol(calls, self._config)
         protocol.keepalive_seconds = self._keepalive_seconds
         return protocol
