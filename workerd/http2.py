@@ -5,16 +5,18 @@
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - Frames that are announced longer than they may be: h2 refuses them when they are there as a whole.
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
-- Time limits and binary metadata that are none: grpclib fails on them without any answer, or with a traceback.
+- Time limits and binary metadata that are none: grpclib fails on them without any answer. One that is over before the
+  call is looked at, it logs as a fault of the server's.
 - A peer that has much answered (PING, SETTINGS, errors) and reads nothing: grpclib keeps all answers.
 """
 
+import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from grpclib.config import Configuration
-from grpclib.const import Cardinality, Status
+from grpclib.const import Status
 from grpclib.const import Handler as Method
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import decode_metadata
@@ -32,16 +34,17 @@ from workerd.errors import to_grpc
 _HEAD_BYTES = 9  # RFC 9113 §4.1
 # Some thousands of answers: nobody who reads has so many waiting.
 _MAX_UNREAD_BYTES = 1 << 18
-# gRPC over HTTP2, Requests: at most eight digits.
-_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
-# grpclib logs a time limit that is over before it looks at it as a fault.
-_SHORTEST_TIMEOUT = "1m"
+_TIMEOUT = "grpc-timeout"
+_TIMEOUT_VALUE = re.compile(r"([0-9]{1,8})([HMSmun])")  # gRPC over HTTP2, Requests
+_UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_SHOWN = 100
 
+Function = Callable[[Stream[Any, Any]], Awaitable[None]]
 Headers = list[tuple[str, str]]
 
 H2_CONFIGURATION = H2Configuration(
     client_side=False,
-    header_encoding="ascii",
+    header_encoding="latin-1",  # it takes any byte: h2 fails on headers that are not of the encoding
     validate_inbound_headers=True,
     validate_outbound_headers=False,
     normalize_inbound_headers=False,
@@ -50,70 +53,87 @@ H2_CONFIGURATION = H2Configuration(
 
 
 class Calls(Handler):
-    """What a connection does with calls: it answers those whose headers are none with what is wrong with them."""
+    """What a connection does with calls: those whose headers are none are answered with what is wrong with them."""
 
     def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Have a call answered."""
+        mapping, left = self.mapping, headers
         try:
-            checked = _check(headers)
+            seconds = _check(headers)
         except InvalidArgument as error:
-            mapping = _Always(Method(_refusal(error), Cardinality.UNARY_UNARY, bytes, bytes))
-            answered = [(name, value) for name, value in headers if not _is_checked(name)]
+            mapping = _Altered(self.mapping, _refuse(error))
+            left = [(name, value) for name, value in headers if not name.endswith("-bin")]
         else:
-            super().accept(stream, checked, release_stream)
-            return
+            if seconds is not None:
+                mapping = _Altered(self.mapping, _limit(seconds))
+        left = [(name, value) for name, value in left if name != _TIMEOUT]
         self.__gc_step__()
         self._tasks[stream] = self.loop.create_task(
-            request_handler(
-                mapping, stream, answered, self.codec, self.status_details_codec, self.dispatch, release_stream
-            )
+            request_handler(mapping, stream, left, self.codec, self.status_details_codec, self.dispatch, release_stream)
         )
 
 
-class _Always(dict[str, Method]):
-    """Routes that all lead to one place."""
+class _Altered(dict[str, Method]):
+    """Routes to functions that are altered."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, routes: Mapping[str, Method], alter: Callable[[Function], Function]) -> None:
         super().__init__()
-        self._method = method
+        self._routes = routes
+        self._alter = alter
 
     def get(self, path: str, default: Any = None) -> Any:
-        del path, default
-        return self._method
+        method = self._routes.get(path, default)
+        return None if method is None else method._replace(func=self._alter(method.func))
 
 
-def _refusal(error: InvalidArgument) -> Any:
+def _refuse(error: InvalidArgument) -> Callable[[Function], Function]:
     async def refuse(stream: Stream[Any, Any]) -> None:
         del stream
         raise to_grpc(error)
 
-    return refuse
+    return lambda function: refuse
 
 
-def _is_checked(name: str) -> bool:
-    return name == "grpc-timeout" or name.endswith("-bin")
+def _limit(seconds: float) -> Callable[[Function], Function]:
+    def alter(function: Function) -> Function:
+        async def serve(stream: Stream[Any, Any]) -> None:
+            try:
+                async with asyncio.timeout(seconds) as limit:
+                    await function(stream)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise GRPCError(Status.DEADLINE_EXCEEDED, f"the call was not over after {seconds:g} s") from error
+
+        return serve
+
+    return alter
 
 
-def _check(headers: Headers) -> Headers:
-    """Check what grpclib reads off the headers of a call, and give them as it can read them.
+def _check(headers: Headers) -> float | None:
+    """Check what grpclib reads off the headers of a call.
+
+    Returns:
+        How long the call may take, in seconds; None for any time.
 
     Raises:
         InvalidArgument: they cannot be.
     """
-    checked = headers
+    limits = []
     for name, value in headers:
-        if name == "grpc-timeout":
-            found = _TIMEOUT.fullmatch(value)
+        if not value.isascii():
+            raise InvalidArgument(name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold all else")
+        if name == _TIMEOUT:
+            found = _TIMEOUT_VALUE.fullmatch(value)
             if found is None:
-                raise InvalidArgument("grpc-timeout", f"{value[:20]!r} is not at most eight digits and one of HMSmun")
-            if found[2] in "un" or int(found[1]) == 0:
-                checked = [(other, _SHORTEST_TIMEOUT if other == name else text) for other, text in checked]
+                raise InvalidArgument(name, f"{value[:_SHOWN]!r} is not at most eight digits and one of HMSmun")
+            limits.append(int(found[1]) * _UNIT_SECONDS[found[2]])
         elif name.endswith("-bin"):
             try:
                 decode_metadata([(name, value)])
             except ValueError as error:
-                raise InvalidArgument(name[:100], "is not base64, as binary metadata is") from error
-    return checked
+                raise InvalidArgument(name[:_SHOWN], "is not base64, as binary metadata is") from error
+    return min(limits, default=None)
 
 
 class _Events(EventsProcessor):

@@ -16,7 +16,7 @@ from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame, Wind
 from workerctl.target import Target
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 §3.4
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 30.0
 SERVICE = "/worker.v1.WorkerService/"
 DATA, HEADERS, RST_STREAM, PING, GOAWAY = 0, 1, 3, 6, 7
 _END_STREAM, _ACK = 1, 1

@@ -13,8 +13,8 @@ RPCS = ("Spawn", "Stop", "Status", "StreamLog", "Remove", "List", "WhoAmI", "Sha
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = range(6)
 _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(6, 10)
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
-_MUTATED_IN = 12  # one of so many frames is harmed: most harm ends the connection, and with it what the rest can try
-_STRAYS_IN = 40
+_MUTATED_IN = 40  # one of so many frames is harmed: most harm ends the connection, and with it what the rest can try
+_STRAYS_IN = 150
 _JOB_ID = "00000000-0000-4000-8000-000000000000"
 _REQUESTS = (
     bytes(WhoAmIRequest()),
@@ -100,7 +100,7 @@ class FrameSource:
             case 0:
                 return [*headers, ("grpc-timeout", source.choice(("1m", "0n", "9H", "1", "-1S", "99999999999S")))]
             case 1:
-                return [*headers, ("workerd-username", "".join(map(chr, source.choices(range(32, 127), k=20))))]
+                return [*headers, ("workerd-username", "".join(map(chr, source.choices(range(33, 127), k=20))))]
             case 2:
                 return [(name, value + "x" if name == "content-type" else value) for name, value in headers]
             case _:
@@ -148,3 +148,12 @@ class FrameSource:
 
     def _continuation(self) -> bytes:
         return raw_frame(_CONTINUATION, _END_HEADERS, 1, self.source.randbytes(8))
+
+
+def missing_bytes(data: bytes) -> int:
+    """Tell how many bytes the last of the frames that some bytes are read as still lacks."""
+    position = 0
+    while position < len(data):
+        head = data[position : position + 9]
+        position += 9 + (int.from_bytes(head[:3]) if len(head) == 9 else 0)
+    return position - len(data)
