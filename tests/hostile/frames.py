@@ -13,8 +13,8 @@ RPCS = ("Spawn", "Stop", "Status", "StreamLog", "Remove", "List", "WhoAmI", "Sha
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = range(6)
 _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(6, 10)
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
-_MUTATED_IN = 40  # one of so many frames is harmed: most harm ends the connection, and with it what the rest can try
-_STRAYS_IN = 150
+_MUTATED_IN = 80  # one of so many frames is harmed: most harm ends the connection, and with it what the rest can try
+_STRAYS_IN = 300
 _JOB_ID = "00000000-0000-4000-8000-000000000000"
 _REQUESTS = (
     bytes(WhoAmIRequest()),
@@ -109,7 +109,8 @@ class FrameSource:
     def _data(self) -> bytes:
         source = self.source
         stream_id = source.choice(self._open) if self._open else 1
-        payload = source.choice((message(source.choice(_REQUESTS)), source.randbytes(source.randrange(40)), b""))
+        whole = message(source.choice(_REQUESTS))
+        payload = source.choice((whole, self._garble(whole), self._garble(whole), source.randbytes(source.randrange(40)), b""))
         end = source.random() < 0.5
         if end and stream_id in self._open:
             self._open.remove(stream_id)
@@ -117,6 +118,13 @@ class FrameSource:
             padding = source.randrange(256)
             return raw_frame(_DATA, _PADDED | end, stream_id, bytes([padding]) + payload + bytes(padding))
         return raw_frame(_DATA, int(end), stream_id, payload)
+
+    def _garble(self, data: bytes) -> bytes:
+        """Harm a message, which is the call's affair and not the connection's."""
+        garbled = bytearray(data)
+        for _ in range(self.source.randrange(1, 4)):
+            garbled[self.source.randrange(len(garbled))] = self.source.randrange(256)
+        return bytes(garbled[: self.source.randrange(len(garbled)) or None])
 
     def _reset(self) -> bytes:
         stream_id = self._open.pop(self.source.randrange(len(self._open))) if self._open else 1
