@@ -3,8 +3,6 @@
 - A call of an RPC that nobody serves is answered in full: grpclib's own answer lacks the content type, which its own
   client then takes for the failure (`grpclib.server._abort`).
 - Messages that are encoded already are sent as they are, many at once: grpclib sends one at a time.
-- A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
-  is not acknowledged, so HTTP/2's flow control bounds what comes of it.
 - A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
   which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
   grpclib's PINGs (`grpclib.protocol.Connection._ping`) end with a polite close, which waits for the peer that has gone,
@@ -12,6 +10,7 @@
 """
 
 import asyncio
+import functools
 from asyncio import BaseTransport, Transport
 from typing import Any, cast
 
@@ -25,25 +24,17 @@ from h2.settings import SettingCodes
 
 from workerd.codec import Encoded
 from workerd.http2 import Calls, StrictProtocol
+from workerd.receiving import receive
 
 _TURNS = 4
 # Calls on one connection at a time: a client waits with the next (RFC 9113 §5.1.2), which may be a stop. h2 says 100.
 _MAX_STREAMS = 1000
 _PING = b"workerd\0"  # any eight bytes (RFC 9113 §6.7)
-# Above all arguments and variables that the kernel takes together, three quarters of 8 MiB (execve(2)).
-MAX_REQUEST_BYTES = 1 << 23
 
 
 def bound_request(stream: Stream[Any, Any]) -> None:
-    """Have `recv_message` of a stream raise ValueError for a message of more than MAX_REQUEST_BYTES."""
-    receive = stream._stream.recv_data
-
-    async def receive_bounded(size: int) -> bytes:
-        if size > MAX_REQUEST_BYTES:
-            raise ValueError(f"its {size} bytes are more than {MAX_REQUEST_BYTES}")
-        return await receive(size)
-
-    stream._stream.recv_data = receive_bounded  # type: ignore[method-assign]
+    """Have `recv_message` of a stream take requests as `workerd.receiving` does."""
+    stream.recv_message = functools.partial(receive, stream)  # type: ignore[method-assign]
 
 
 async def send(stream: Stream[Any, Any], response: Any) -> None:
