@@ -18,6 +18,7 @@ from workerctl.events import Output
 _COUNT = 'n=0; while [ ! -e "$0" ]; do echo "line $n"; n=$((n+1)); sleep 0.02; done; echo "end $n"'
 _LONGEST_SILENCE_SECONDS = 10.0
 _END_SECONDS = 60.0
+_QUIET = 8  # looks that see the same
 _FAULTS = ("Traceback", "a call failed", "Fatal error", "exception", "never retrieved", "never awaited")
 
 
@@ -85,6 +86,24 @@ class Watch:
         return f"RSS {' → '.join(sizes)} MB, {self.lines} lines followed, silence {self.silence_seconds:.2f} s at most"
 
 
+def held_by(daemon: Daemon) -> tuple[int, int]:
+    """Count the descriptors and watches of a daemon; its processes come and go with the steps of the job."""
+    while True:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            holding = Holding.of(daemon.pid)
+            return holding.descriptors, holding.watches
+
+
+async def quiet_holding(daemon: Daemon) -> tuple[int, int]:
+    """Give what a daemon holds when it has let go of what was before."""
+    seen = [held_by(daemon)]
+    async with asyncio.timeout(_END_SECONDS):
+        while len(seen) < _QUIET or len(set(seen[-_QUIET:])) > 1:
+            await asyncio.sleep(0.05)
+            seen.append(held_by(daemon))
+    return seen[-1]
+
+
 @contextlib.asynccontextmanager
 async def undisturbed(daemon: Daemon, folder: Path) -> AsyncIterator[Watch]:
     """Have a job run and be followed meanwhile, and see afterwards that neither was harmed, nor the daemon.
@@ -101,12 +120,12 @@ async def undisturbed(daemon: Daemon, folder: Path) -> AsyncIterator[Watch]:
             tasks.create_task(follower.follow(began))
             async with asyncio.timeout(_END_SECONDS):
                 await began.wait()
-            before = Holding.of(daemon.pid)
+            before = await quiet_holding(daemon)
             watch = Watch(resident_bytes(daemon.pid))
             forget_peak(daemon.pid)
             try:
                 yield watch
-                await settle(lambda: Holding.of(daemon.pid), before)
+                await settle(lambda: held_by(daemon), before)
                 async with asyncio.timeout(_END_SECONDS):
                     assert (await other.status(job_id)).end is None
             finally:
