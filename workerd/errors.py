@@ -11,6 +11,7 @@ DaemonError
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
+├── AuditFailed
 └── PluginInvalid
 """
 
@@ -118,6 +119,20 @@ class PolicyInvalid(DaemonError):
         super().__init__(f"the policies in {file} cannot be used: {problem}")
 
 
+class AuditFailed(DaemonError):
+    """The audit trail cannot be written.
+
+    Args:
+        problem: what the system says.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
+            " disk of its state directory, or see that it may write to the folder audit there, and try again"
+        )
+
+
 class PluginInvalid(DaemonError):
     """A handler that was found cannot be served: a mistake of the package that offers it.
 
@@ -154,6 +169,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     InvalidRequest: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     InvalidNarrowing: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     CannotIssue: (Status.FAILED_PRECONDITION, ErrorReason.CANNOT_ISSUE),
+    AuditFailed: (Status.RESOURCE_EXHAUSTED, ErrorReason.AUDIT_FAILED),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     UserUnknown: (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN),
     PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),

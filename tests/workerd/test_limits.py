@@ -211,7 +211,7 @@ def test_a_limit_is_told_with_its_name_and_what_to_do(error: LimitReached | TooM
     assert answer.status is Status.RESOURCE_EXHAUSTED
     [detail] = answer.details
     assert (detail.reason, detail.subject) == (ErrorReason.LIMIT_REACHED, error.limit)
-    assert f"({error.limit}): " in str(answer.message)
+    assert f"({error.limit}): " in (answer.message or "")
 
 
 @pytest.mark.parametrize("name", [each.name for each in fields(Limits)])

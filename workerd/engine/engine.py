@@ -38,7 +38,7 @@ from workerd.engine.launcher import Launcher
 from workerd.engine.reader import Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
-from workerd.engine.shelf import Shelf
+from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 
 log = structlog.get_logger()
@@ -73,6 +73,9 @@ class Engine:
             are for each.
         keeps: whether it has a keeper of its own. Of all engines of a state directory, in however many processes, one
             may; the others work under a keeper that is there already.
+        on_end: told of each job that ends, as `Keeper` does it; without a keeper, of those that are removed before a
+            keeper has told of them.
+        on_remove: as `Keeper` has it.
 
     Attributes:
         keeper: its own, if any.
@@ -89,11 +92,13 @@ class Engine:
         *,
         limits: JobLimits = NO_LIMITS,
         keeps: bool = True,
+        on_end: OnEnd | None = None,
+        on_remove: Callable[[str], None] | None = None,
     ) -> None:
-        self._shelf = Shelf(state_directory)
+        self._shelf = Shelf(state_directory, on_end)
         self._storage = storage
         self._admission = Admission(limits)
-        self.keeper = Keeper(state_directory, storage) if keeps else None
+        self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
         self._launcher = Launcher()
         self._spawning: dict[str, asyncio.Task[None]] = {}
 
@@ -276,6 +281,7 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
             JobNotEnded: it has not ended.
+            Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
         job = self.status(job_id)
         if not job.ended:
