@@ -13,10 +13,11 @@ from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 from worker_api.worker.v1 import SpawnRequest
 
+from audit.chain import GENESIS, make_line
 from tests.daemon import USER, Daemon, running_daemon
-from workerctl.commands.pki import app as pki
 from workerctl.exit_codes import ExitCode
 from workerd.registry import load_routes
 
@@ -91,7 +92,8 @@ def test_every_command_is_documented_and_no_other() -> None:
 @pytest.mark.parametrize("command", names(installed("workerctl.commands")))
 def test_every_option_of_a_command_is_documented_and_no_other(command: str) -> None:
     common = options("workerctl")
-    subcommands = [(name,) for name in pki if not name.startswith("-")] if command == "pki" else [()]
+    [loaded] = [entry_point.load() for entry_point in installed("workerctl.commands") if entry_point.name == command]
+    subcommands = [(name,) for name in loaded if not name.startswith("-")] if isinstance(loaded, App) else [()]
     shown = {option for words in subcommands for option in options("workerctl", command, *words)} - common
     own = documented_options(section(CLIENT, f"### {command}"))
     if command == "spawn":  # its section says: those of run except --detach, and these
@@ -271,6 +273,16 @@ async def test_the_readmes_handler_works_once_it_is_installed(tmp_path: Path, mo
             request = api.CountRequest(job_id=job_id)
             answer = await client.call(lambda channel: api.CountServiceStub(channel).count(request))
     assert answer.lines == script.count("echo")
+
+
+def test_a_line_of_the_audit_trail_can_be_checked_by_hand_as_the_page_says(tmp_path: Path) -> None:
+    [command] = [block for block in code(DAEMON, "sh") if "sha256sum" in block]
+    line, head = make_line(
+        {"event": "decision", "args": ["ü", '"}', 'x","hash":"00"}']}, GENESIS, "2026-11-24T00:00:00Z"
+    )
+    (tmp_path / "LINE").write_bytes(line)
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, text=True, timeout=60)
+    assert result.stdout.split() == [head.hash, "-"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
