@@ -16,6 +16,7 @@ import pytest
 from cyclopts import App
 from worker_api.worker.v1 import SpawnRequest
 
+from audit.chain import GENESIS, make_line
 from tests.daemon import USER, Daemon, running_daemon
 from workerctl.exit_codes import ExitCode
 from workerd.registry import load_routes
@@ -272,6 +273,16 @@ async def test_the_readmes_handler_works_once_it_is_installed(tmp_path: Path, mo
             request = api.CountRequest(job_id=job_id)
             answer = await client.call(lambda channel: api.CountServiceStub(channel).count(request))
     assert answer.lines == script.count("echo")
+
+
+def test_a_line_of_the_audit_trail_can_be_checked_by_hand_as_the_page_says(tmp_path: Path) -> None:
+    [command] = [block for block in code(DAEMON, "sh") if "sha256sum" in block]
+    line, head = make_line(
+        {"event": "decision", "args": ["ü", '"}', 'x","hash":"00"}']}, GENESIS, "2026-11-24T00:00:00Z"
+    )
+    (tmp_path / "LINE").write_bytes(line)
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, text=True, timeout=60)
+    assert result.stdout.split() == [head.hash, "-"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
