@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, IssueCredentialRequest, SpawnRequest, WorkerServiceStub
 
@@ -93,14 +95,12 @@ async def test_request_must_be_one(shared_daemon: Daemon, data: bytes) -> None:
     assert "certificate request" in str(error)
 
 
-async def test_request_of_openssl_s_is_as_good(shared_daemon: Daemon, tmp_path: Path) -> None:
-    command = ["openssl", "req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    files = ["-keyout", str(tmp_path / "key"), "-subj", "/CN=somebody else"]
-    pem = subprocess.run([*command, *files], capture_output=True, check=True, timeout=60).stdout
+async def test_request_that_others_make_and_keep_in_pem_is_as_good(shared_daemon: Daemon) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    somebody_else = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody else")])
+    pem = x509.CertificateSigningRequestBuilder(somebody_else).sign(key, hashes.SHA384()).public_bytes(Encoding.PEM)
     async with shared_daemon.client() as client:
         issued = await client.issue_credential(pem, ["status"])
-        key = load_pem_private_key((tmp_path / "key").read_bytes(), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
         assert describe_now(fit(key, issued.certificate).certificate).subject == USER
         with pytest.raises(InvalidRequest, match="no PKCS #10 in PEM"):
             await client.issue_credential(pem[:200], ["status"])
