@@ -3,8 +3,6 @@
 - A call of an RPC that nobody serves is answered in full: grpclib's own answer lacks the content type, which its own
   client then takes for the failure (`grpclib.server._abort`).
 - Messages that are encoded already are sent as they are, many at once: grpclib sends one at a time.
-- A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
-  is not acknowledged, so HTTP/2's flow control bounds what comes of it.
 - A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
   which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
   grpclib's PINGs (`grpclib.protocol.Connection._ping`) end with a polite close, which waits for the peer that has gone,
@@ -17,6 +15,7 @@
 """
 
 import asyncio
+import functools
 import socket
 import ssl
 from asyncio import BaseTransport, Transport
@@ -39,8 +38,10 @@ from pki.errors import IdentityInvalid
 from workerd.acceptor import Acceptor
 from workerd.codec import Encoded
 from workerd.errors import LimitReached
+from workerd.http2 import Calls, StrictProtocol
 from workerd.limits import Meter
 from workerd.notices import Notices
+from workerd.receiving import receive
 
 _TURNS = 4
 # Calls on one connection at a time: a client waits with the next (RFC 9113 §5.1.2), which may be a stop. h2 says 100.
@@ -55,18 +56,12 @@ _CLOSE_SECONDS = 2.0
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
-    """Have `recv_message` of a stream count what it waits for, and raise LimitReached for a message that is too much.
+    """Have `recv_message` of a stream take requests as `workerd.receiving` does.
 
     Args:
         user_id: of the user who sends it.
     """
-    receive = stream._stream.recv_data
-
-    async def receive_bounded(size: int) -> bytes:
-        with meter.receiving(user_id, size):
-            return await receive(size)
-
-    stream._stream.recv_data = receive_bounded  # type: ignore[method-assign]
+    stream.recv_message = functools.partial(receive, stream, meter, user_id)  # type: ignore[method-assign]
 
 
 async def send(stream: Stream[Any, Any], response: Any) -> None:
@@ -124,7 +119,7 @@ class Surroundings:
     user_of: Callable[[Mapping[str, Any]], str]
 
 
-class _Protocol(H2Protocol):
+class _Protocol(StrictProtocol):
     """One connection.
 
     When nothing at all has come for two quarters of `keepalive_seconds` in a row, it sends a PING; after two more, the
@@ -303,7 +298,9 @@ class WorkerServer(Server):
         self._server_closed_fut = asyncio.get_running_loop().create_future()
 
     def _protocol_factory(self) -> H2Protocol:
-        made = super()._protocol_factory()
-        protocol = _Protocol(made.handler, made.config, made.h2_config)
+        self.__gc_step__()
+        calls = Calls(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        self._handlers.add(calls)
+        protocol = _Protocol(calls, self._config)
         protocol.around = self._around
         return protocol
