@@ -41,7 +41,8 @@ class NotPermitted(DaemonError):
         advice: what to do.
     """
 
-    def __init__(self, right: str, on: str = "", advice: str = "`workerctl whoami` shows your rights") -> None:
+    def __init__(self, right: str, on: str = "", advice: str = "") -> None:
+        advice = advice or "`workerctl whoami` shows your rights, and whoever runs the daemon gives them"
         super().__init__(f"you have no right to {right}{on}: {advice}")
 
 

@@ -18,7 +18,7 @@ OTHER = "other"
 def documented_policies() -> dict[str, str]:
     """The files that the page on the daemon has as examples, by their names."""
     section = DOCUMENTED.read_text().partition("\n### Policies\n")[2].partition("\n### ")[0]
-    files = dict(re.findall(r"^`([\w-]+\.cedar)`.*?:\n\n```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
+    files = dict(re.findall(r"`([\w-]+\.cedar)`:\n\n```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL))
     assert files
     return files
 
@@ -30,6 +30,13 @@ def verdict(daemon: Daemon, *arguments: str, user: str = USER) -> tuple[bool, st
     decided = result.stdout.decode().splitlines()[-1].removeprefix("decided by: ")
     assert result.stdout.startswith(b"permitted: " if result.returncode == 0 else b"denied: ")
     return result.returncode == 0, decided
+
+
+def put(file: Path, text: str) -> None:
+    """Put a file in its place as a whole."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.rename(file)
 
 
 def see(daemon: Daemon, *users: str) -> None:
@@ -67,10 +74,10 @@ def test_policies_are_taken_up_while_the_daemon_runs_and_bad_ones_are_not(any_da
     folder = any_daemon.state / "policies"
     folder.mkdir()
     file = folder / "own.cedar"
-    file.write_text('forbid (principal, action == Action::"spawn", resource);')
+    put(file, 'forbid (principal, action == Action::"spawn", resource);')
     wait_told(any_daemon, "policies were changed and are in force from now on")
     assert b"no right to spawn" in any_daemon.workerctl("spawn", "--", "true").stderr
-    file.write_text(BAD)
+    put(file, BAD)
     wait_told(any_daemon, "policies were changed and cannot be used")
     assert b"no right to spawn" in any_daemon.workerctl("spawn", "--", "true").stderr
     file.unlink()
@@ -80,8 +87,9 @@ def test_policies_are_taken_up_while_the_daemon_runs_and_bad_ones_are_not(any_da
 
 def test_a_file_of_the_same_name_takes_the_place_of_the_default_policies(daemon: Daemon) -> None:
     (daemon.state / "policies").mkdir()
-    (daemon.state / "policies" / "default.cedar").write_text(
-        'permit (principal, action == Action::"whoami", resource is Daemon);'
+    put(
+        daemon.state / "policies" / "default.cedar",
+        'permit (principal, action == Action::"whoami", resource is Daemon);',
     )
     wait_told(daemon, "policies were changed and are in force from now on")
     assert b"rights on your own jobs: whoami\n" in daemon.workerctl("whoami").stdout
