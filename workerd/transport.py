@@ -52,7 +52,7 @@ _FRAME_HEADER_BYTES = 9  # RFC 9113 §4.1
 _FRAMES_PER_CALL = 8.0
 _BYTES_PER_FRAME = 1024
 _MOST_UNREAD_FRAMES = 1000
-_CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS, _FLOOD_SECONDS = 2.0, 0.1
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
@@ -207,7 +207,7 @@ class _Protocol(StrictProtocol):
                 what = "connections are closed: what came over them is a flood"
                 self.around.notices.warn(what, "flood", latest=self._user_id, problem=str(error))
             self.connection.flush()  # the GOAWAY
-            self._bound_close()
+            self._bound_close(_FLOOD_SECONDS)  # until then asyncio reads what still comes, to find the end of it
             raise
         return events
 
@@ -245,12 +245,12 @@ class _Protocol(StrictProtocol):
         """Close the connection politely: tell why, and let what was sent arrive."""
         self.connection._connection.close_connection(code, additional_data=reason.encode())
         self.connection.flush()
-        self._bound_close()
+        self._bound_close(_CLOSE_SECONDS)
         self.processor.close(reason)
 
-    def _bound_close(self) -> None:
+    def _bound_close(self, seconds: float) -> None:
         """Have the connection closed, soon, whether or not the peer goes along."""
-        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._transport.abort)
+        asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
     def _arm(self) -> None:
         seconds = self.around.keepalive_seconds / _TURNS
