@@ -25,7 +25,7 @@ from workerd.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.credentials import Credentials
 from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
-from workerd.errors import LimitReached, NotPermitted, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
 from workerd.notices import Notices
@@ -185,8 +185,9 @@ class Gate:
         except UserUnknown as error:  # told only to those who might act for any user
             user, unknown = User("", name), error
         roles = self._rights.roles_of(user)
-        if not caller.decide(IMPERSONATE, Resource(On.USER, user.id, owner=user, roles=roles)):
-            raise NotPermitted(IMPERSONATE, on=f" {name}")
+        resource = Resource(On.USER, user.id, owner=user, roles=roles)
+        if not caller.decide(IMPERSONATE, resource):
+            raise caller.refusal(IMPERSONATE, resource, name)
         if unknown is not None:
             raise unknown
         return caller.acting_for(user)
@@ -198,14 +199,14 @@ class Gate:
         job_id = getattr(request, "job_id", None)
         if job_id is None:
             if not caller.decide(right, DAEMON, details):
-                raise NotPermitted(right)
+                raise caller.refusal(right, DAEMON)
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         resource = self._daemon.find(job_id)
         if not caller.decide(right, resource, details):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:
-                raise NotPermitted(right)
+                raise caller.refusal(right, resource)
             raise JobNotFound(job_id)
         return Call(self._daemon, caller, self._daemon.engine.status(job_id), resource)
 

@@ -78,7 +78,7 @@ def _stub(make: Make) -> Callable[[WorkerChannel, str], Awaitable[Any]]:
 
 
 def _is_job(answer: Any) -> bool:
-    return answer.job.program == "sh" and answer.job.owner.name == USER
+    return bool(answer.job.program == "sh" and answer.job.owner.name == USER)
 
 
 def _status(*, show_envs: bool = False) -> Callable[[WorkerChannel, str], Awaitable[Any]]:
