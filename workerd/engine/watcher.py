@@ -13,15 +13,13 @@ import asyncinotify
 
 from workerd.engine.errors import WatchesExhausted
 
-_MASK = (
+_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
+REPLACED = asyncinotify.Mask.MOVED_TO | _GONE  # a file was replaced in a watched folder
+CHANGED = (
     asyncinotify.Mask.MODIFY  # records were appended
     | asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
-    | asyncinotify.Mask.MOVED_TO  # a file was replaced in a watched folder
-    | asyncinotify.Mask.DELETE_SELF
-    | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
+    | REPLACED
 )
-_NOTHING = asyncinotify.Mask(0)
-_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
 
 
 class Watcher:
@@ -30,11 +28,11 @@ class Watcher:
     A waiter registers first and looks at the file afterwards, so that no change falls between.
 
     Args:
-        also: what to tell of besides.
+        mask: what to tell of.
     """
 
-    def __init__(self, also: asyncinotify.Mask = _NOTHING) -> None:
-        self._mask = _MASK | also
+    def __init__(self, mask: asyncinotify.Mask = CHANGED) -> None:
+        self._mask = mask
         self._inotify = asyncinotify.Inotify()
         self._watches: dict[Path, asyncinotify.Watch] = {}
         self._waiters: dict[Path, set[asyncio.Event]] = defaultdict(set)
