@@ -11,8 +11,8 @@ from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import REPLACED, Watcher
 
 log = structlog.get_logger()
-# Files once they are written, links and folders that are made, files that become readable, and what goes without
-# anything in its place. A file that is still being written is not looked at: half of it may seem to be whole.
+# Files once they are written (not while they are: half of one may seem to be whole), what is made, files that become
+# readable, and what goes without anything in its place.
 _MASK = REPLACED | Mask.CLOSE_WRITE | Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
 
 

@@ -176,6 +176,8 @@ def read_policies(folder: Path) -> dict[str, str]:
             sources[path.name] = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error
+        if not sources[path.name]:  # as a file is when somebody has just begun to write it
+            raise PolicyInvalid(str(path), "it is empty: if there are to be no policies in it, write a comment")
     return sources
 
 

@@ -36,6 +36,7 @@ class Rights:
         self._roles = roles
         self.known = known
         self._told: set[asyncio.Event] = set()
+        self._problem = ""  # that was told last, and still is there
         self._sources = read_policies(folder)
         self.policies = Policies(self._sources, known)
 
@@ -63,12 +64,15 @@ class Rights:
     def _look(self) -> None:
         try:
             sources = read_policies(self._folder)
+            self._problem = ""
             if sources == self._sources:
                 return
             self._sources = sources
             self.policies = Policies(sources, self.known)
         except PolicyInvalid as error:
-            log.error("policies were changed and cannot be used; those from before stay", error=str(error))
+            if str(error) != self._problem:
+                log.error("policies were changed and cannot be used; those from before stay", error=str(error))
+            self._problem = str(error)
         else:
             log.info("policies were changed and are in force from now on", folder=str(self._folder))
             for changed in self._told:

@@ -51,7 +51,8 @@ class Watcher:
             if asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have changed
                 for waiters in self._waiters.values():
                     _wake(waiters)
-            elif event.watch is not None:
+            elif event.watch is not None and asyncinotify.Mask.IGNORED not in event.mask:
+                # Ignored are what was dropped here, in whose place there may be another, and what has been told to go.
                 if event.mask & _GONE and self._watches.get(event.watch.path) is event.watch:
                     self._drop(event.watch.path)  # whoever registers from now on means what has taken its place
                 _wake(self._waiters.get(event.watch.path, set()))
