@@ -1,5 +1,6 @@
-"""What tests share: an engine, a daemon, and programs for jobs to run."""
+"""What tests share: an engine, a daemon, programs for jobs to run, and the seed of what is drawn (`--seed`)."""
 
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -9,6 +10,25 @@ from tests.daemon import Daemon, end_jobs, running_daemon
 from workerd.engine.engine import Engine
 
 PROGRAMS = Path(__file__).parent / "programs"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="Repeat what was drawn in the run with this seed.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = secrets.randbelow(1 << 32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: repeat what is drawn with `--seed {config.option.seed}`"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run."""
+    return int(request.config.option.seed)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ OutputFormat = Literal["text", "json"]
 
 _LONGEST_COMMAND = 100  # characters, in a list
 _MOST_OUTSTANDING = 1 << 22  # bytes
+_MOST_WAITING = 1 << 16  # characters, of lines that are printed together
 _SMALL_BYTES = 1 << 12  # what is cheaper to be put together than to be written by itself
 
 
@@ -268,8 +269,30 @@ def print_line(line: str) -> None:
         BrokenPipeError: nobody reads it.
         OSError: it cannot be written, for another reason.
     """
+    print_lines([line])
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print any number of lines, many at a time.
+
+    Raises:
+        BrokenPipeError, OSError: as `print_line`.
+    """
+    waiting: list[str] = []
+    waiting_characters = 0
+    for line in lines:
+        waiting.append(line)
+        waiting_characters += len(line)
+        if waiting_characters > _MOST_WAITING:
+            _print(waiting)
+            waiting, waiting_characters = [], 0
+    _print(waiting)
+
+
+def _print(lines: Iterable[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
     try:
-        write_all(1, f"{line}\n".encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
+        write_all(1, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
     except OSError as error:
         error.filename = "standard output"
         raise

@@ -67,7 +67,7 @@ class JobOptions:
     run_as: Annotated[
         str,
         Parameter(
-            help="The system account to run as, by name. [default: the daemon's]",
+            help="The system account to run as, by name. [default: what the daemon says]",
             show_default=False,
         ),
     ] = ""

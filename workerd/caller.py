@@ -10,7 +10,7 @@ from typing import Any
 from pki.identity import Identity
 from workerd.engine.job import User
 from workerd.errors import NotPermitted
-from workerd.policy import DAEMON, Decision, On, Resource
+from workerd.policy import Decision, On, Resource
 from workerd.rights import Rights
 
 Record = Callable[[Mapping[str, Any]], None]
@@ -72,7 +72,7 @@ class Caller:
         self.note(
             "decision",
             action=right,
-            **({"on": str(resource.on), "id": resource.id} if resource is not DAEMON else {}),
+            **_describe(resource),
             **(details or {}),
             verdict="permit" if decision.permitted else "deny",
             policies=decision.policies,
@@ -107,3 +107,17 @@ class Caller:
                 **fields,
             }
         )
+
+
+def _describe(resource: Resource) -> dict[str, Any]:
+    """Name what a decision is about, as the audit trail has it; the daemon itself needs no name."""
+    match resource.on:
+        case On.JOB:
+            return {"job_id": resource.id}
+        case On.ACCOUNT:
+            return {"account": resource.id}
+        case On.USER:
+            other = resource.owner or User(resource.id, "")
+            return {"other_user": {"id": other.id, "name": other.name}}
+        case On.DAEMON:
+            return {}

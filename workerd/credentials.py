@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import structlog
 
 from pki.errors import CertificateExpired, CertificateRefused, CertificateRevoked, Missing, PkiError
 from pki.files import read_bytes
-from pki.identity import Identity
+from pki.identity import Identity, read_identity
 from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
 from workerd.expiry import CallerWarnings
@@ -79,6 +79,17 @@ class Credentials:
     def trust_domain(self) -> str:
         """The one that callers must be of."""
         return self._loaded.trust_domain
+
+    def user_of(self, certificate: Mapping[str, Any]) -> str:
+        """Tell the id of the user of a certificate, whether or not that still counts.
+
+        Args:
+            certificate: as `ssl.SSLSocket.getpeercert` gives it.
+
+        Raises:
+            IdentityInvalid: it names none.
+        """
+        return read_identity(certificate, self.trust_domain).user_id
 
     @contextlib.contextmanager
     def admit(self, caller: Identity) -> Iterator[None]:

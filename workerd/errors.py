@@ -5,11 +5,13 @@ DaemonError
 │   └── ActingForAnother
 ├── CannotIssue
 ├── ShuttingDown
+├── LimitReached
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
+├── AuditFailed
 └── PluginInvalid
 """
 
@@ -61,6 +63,20 @@ class ShuttingDown(DaemonError):
         super().__init__("the daemon is shutting down; jobs run on: try again when it is back")
 
 
+class LimitReached(DaemonError):
+    """A limit that the daemon is set to was met.
+
+    Args:
+        limit: the setting's name.
+        problem: what there is too much of, with the amount, as a sentence.
+        advice: what to do.
+    """
+
+    def __init__(self, limit: str, problem: str, advice: str) -> None:
+        self.limit = limit
+        super().__init__(f"{problem} ({limit}): {advice}")
+
+
 class ConfigurationInvalid(DaemonError):
     """A setting cannot be."""
 
@@ -103,6 +119,20 @@ class PolicyInvalid(DaemonError):
         super().__init__(f"the policies in {file} cannot be used: {problem}")
 
 
+class AuditFailed(DaemonError):
+    """The audit trail cannot be written.
+
+    Args:
+        problem: what the system says.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
+            " disk of its state directory, or see that it may write to the folder audit there, and try again"
+        )
+
+
 class PluginInvalid(DaemonError):
     """A handler that was found cannot be served: a mistake of the package that offers it.
 
@@ -130,6 +160,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.LimitMet: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
@@ -138,9 +169,11 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     InvalidRequest: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     InvalidNarrowing: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     CannotIssue: (Status.FAILED_PRECONDITION, ErrorReason.CANNOT_ISSUE),
+    AuditFailed: (Status.RESOURCE_EXHAUSTED, ErrorReason.AUDIT_FAILED),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
     UserUnknown: (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN),
     PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    LimitReached: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
 _ADVICE = {
@@ -210,6 +243,8 @@ def _subject(error: Exception) -> str:
             return field
         case engine.CannotStart(subject=subject):
             return subject
+        case engine.LimitMet(limit=limit) | LimitReached(limit=limit):
+            return limit
         case engine.JobNotFound() | engine.JobIdMalformed():
             return "job_id"
         case InvalidRequest():

@@ -1,9 +1,8 @@
 """The gate: what every call passes on its way to a handler.
 
-identity (off the certificate, which still counts) → whom the call is made for → request (decoded) → job (named by
-`job_id`) → policy → audit trail → handler → response, and whatever goes wrong on that way becomes a status with a
-reason. Nothing that a handler raises reaches grpclib raw. A call that answers with a stream ends, as a new one would,
-when what it was permitted by is taken back.
+    async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
+        caller = self._act(holder, stream)
+        request = await self._receive(stream, holder.user.id)
 
 A job that is not there is decided on like one of nobody's, so whoever may not see a job can tell by nothing whether it
 is there.
@@ -25,11 +24,13 @@ from pki.errors import CertificateRefused, IdentityInvalid
 from pki.identity import read_identity
 from workerd.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.credentials import Credentials
-from workerd.engine.errors import InvalidArgument, JobNotFound
+from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
-from workerd.errors import NotPermitted, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import LimitReached, NotPermitted, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
-from workerd.lasting import while_passing
+    async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
+        caller = self._act(holder, stream)
+        request = await self._receive(stream, holder.user.id)
 from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
 from workerd.rights import Rights
@@ -48,16 +49,27 @@ class Gate:
         credentials: who callers may be.
         rights: what they may do.
         record: writes down what is decided, and what comes of it.
+        meter: counts what users have under way.
+        notices: tells which limits are met.
     """
 
     def __init__(
-        self, daemon: Daemon, routes: Mapping[str, Route], credentials: Credentials, rights: Rights, record: Record
+        self,
+        daemon: Daemon,
+        routes: Mapping[str, Route],
+        credentials: Credentials,
+        rights: Rights,
+        record: Record,
+        meter: Meter,
+        notices: Notices,
     ) -> None:
         self._daemon = daemon
         self._routes = routes
         self._credentials = credentials
         self._rights = rights
         self._record = record
+        self._meter = meter
+        self._notices = notices
         # The task that answers a call, as grpclib made it, with the one that does the work.
         self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
         self._closing = False
@@ -115,14 +127,17 @@ class Gate:
             if self._closing:
                 raise ShuttingDown
             caller = self._identify(route, stream)
-            with self._admit(caller):
+            streaming = route.method.cardinality.server_streaming
+            with self._admit(caller), self._meter.call(caller.identity.user_id, streaming=streaming):
                 self._daemon.users.note(caller.user)
                 await self._answer(route, stream, caller)
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:
             answer = to_grpc(error)
-            if answer.status is Status.INTERNAL:
+            if isinstance(error, LimitReached | LimitMet):  # as often as its user likes
+                self._notices.warn("calls are turned away", error.limit, rpc=route.path, latest=answer.message)
+            elif answer.status is Status.INTERNAL:
                 log.exception("a call failed", rpc=route.path)
             elif answer.status is Status.RESOURCE_EXHAUSTED:
                 log.warning("a call was turned away", rpc=route.path, problem=answer.message)
@@ -130,7 +145,7 @@ class Gate:
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
         caller = self._act(holder, stream)
-        request = await _receive(stream)
+        request = await self._receive(stream, holder.user.id)
         call = self._decide(route, request, caller)
         if not route.method.cardinality.server_streaming:
             await send(stream, await route.handler.function(call, request))
@@ -227,15 +242,14 @@ class Gate:
             raise JobNotFound(job_id)
         return Call(self._daemon, caller, self._daemon.engine.status(job_id), resource)
 
-
-async def _receive(stream: Stream[Any, Any]) -> Any:
-    bound_request(stream)
-    try:
-        request = await stream.recv_message()
-    except (GRPCError, StreamTerminatedError, MemoryError):
-        raise
-    except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
-        raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
-    if request is None:
-        raise InvalidArgument("request", "is missing")
-    return request
+    async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
+        bound_request(stream, self._meter, user_id)
+        try:
+            request = await stream.recv_message()
+        except (GRPCError, StreamTerminatedError, MemoryError, LimitReached):
+            raise
+        except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
+            raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
+        if request is None:
+            raise InvalidArgument("request", "is missing")
+        return request

@@ -42,12 +42,14 @@ class Daemon:
         users: those that have been here.
         pki: the folder of certificates.
         grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
+        run_as: the account that jobs run as when the caller names none; empty for the daemon's own.
     """
 
     engine: Engine
     users: Users
     pki: PkiFolder
     grace_seconds: float
+    run_as: str = ""
 
     def find(self, job_id: str) -> Resource:
         """Find a job to decide on; one that is not there is nobody's."""

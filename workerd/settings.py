@@ -11,7 +11,10 @@ import platformdirs
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
+from workerd.limits import DEFAULT_LIMITS, Limits
 
+MIN_AUDIT_BYTES = 1 << 20
+DEFAULT_MAX_AUDIT_BYTES = 10 << 30
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 DEFAULT_KEEPALIVE_SECONDS = 20.0
 MAX_PROCESSES = 64
@@ -36,6 +39,9 @@ class Settings:
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
         roles: the names or ids of the users who have each role.
+        run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
+        limits: how much users may have of it.
+        max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
     """
 
     host: str
@@ -48,6 +54,14 @@ class Settings:
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    run_as: str = ""
+    limits: Limits = DEFAULT_LIMITS
+    max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
+
+    @property
+    def audit_directory(self) -> Path:
+        """Where the audit trail is."""
+        return self.state_directory / "audit"
 
 
 def make_settings(
@@ -61,6 +75,9 @@ def make_settings(
     keepalive_seconds: float,
     processes: int,
     roles: Mapping[str, Sequence[str]],
+    run_as: str,
+    limits: Limits,
+    max_audit_bytes: int,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -87,6 +104,9 @@ def make_settings(
             raise ConfigurationInvalid(
                 f"--roles.{role} {' '.join(users)!r} is no role with its users: give NAME or UUID"
             )
+    limits.check()
+    if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
+        raise ConfigurationInvalid(f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES}, or 0")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
@@ -101,4 +121,7 @@ def make_settings(
         keepalive_seconds=keepalive_seconds,
         processes=processes,
         roles={role: tuple(users) for role, users in roles.items()},
+        run_as=run_as,
+        limits=limits,
+        max_audit_bytes=max_audit_bytes,
     )

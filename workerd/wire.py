@@ -3,9 +3,12 @@
 betterproto2 reads a field that ends too early as far as it goes, stops without a word at an unfinished tag, takes what
 is in a group for fields, and puts a number into a text's place when the wire type says so. All of that is refused here,
 at every depth (https://protobuf.dev/programming-guides/encoding).
+
+The parts are counted as well: betterproto2 takes time for each of them, and keeps what it does not know.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 _VARINT, _FIXED_64, _LENGTH, _FIXED_32 = 0, 1, 2, 5
@@ -15,10 +18,34 @@ _WIRE_TYPES = {
     **dict.fromkeys(("fixed32", "sfixed32", "float"), _FIXED_32),
     **dict.fromkeys(("fixed64", "sfixed64", "double"), _FIXED_64),
 }
+# More than any argument list that a shell makes.
+MAX_FIELDS = 1 << 18
+MAX_UNKNOWN_BYTES = 1 << 16
+
+
+@dataclass(slots=True)
+class _Count:
+    """What a message has so far."""
+
+    fields: int = 0
+    unknown_bytes: int = 0
+
+    def add(self, fields: int, unknown_bytes: int = 0) -> None:
+        """Count some more.
+
+        Raises:
+            ValueError: it is too much.
+        """
+        self.fields += fields
+        self.unknown_bytes += unknown_bytes
+        if self.fields > MAX_FIELDS:
+            raise ValueError(f"it has more than {MAX_FIELDS} parts")
+        if self.unknown_bytes > MAX_UNKNOWN_BYTES:
+            raise ValueError(f"it has more than {MAX_UNKNOWN_BYTES} bytes in fields that this daemon does not know")
 
 
 def check(data: bytes, message_type: Any) -> None:
-    """Check that bytes are a message of a type.
+    """Check that bytes are a message of a type, and one that can be afforded.
 
     Args:
         message_type: a class that betterproto2 generated.
@@ -26,21 +53,27 @@ def check(data: bytes, message_type: Any) -> None:
     Raises:
         ValueError: they are not.
     """
+    _check(data, message_type, _Count())
+
+
+def _check(data: bytes, message_type: Any, count: _Count) -> None:
     known = message_type._betterproto
     chosen: dict[str, str] = {}
     for number, wire_type, content in _fields(data):
         name = known.field_name_by_number.get(number)
         if name is None:
+            count.add(1, len(content))
             continue
         field = known.meta_by_field_name[name]
         expected = _WIRE_TYPES.get(field.proto_type, _VARINT)
         packed = field.repeated and wire_type == _LENGTH
         if wire_type != expected and not packed:
             raise ValueError(f"the field {name} has the wire type {wire_type} instead of {expected}")
+        count.add(1 if wire_type == expected else 1 + len(content) // _WIDTHS.get(expected, 1))
         if field.group and chosen.setdefault(field.group, name) != name:
             raise ValueError(f"{chosen[field.group]} and {name} exclude each other")
         if field.proto_type in ("message", "map"):
-            check(content, field.unwrap() if field.unwrap else known.cls_by_field[name])
+            _check(content, field.unwrap() if field.unwrap else known.cls_by_field[name], count)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,11 +50,10 @@ async def engine(open_directory: Path) -> AsyncIterator[Engine]:
     end_jobs(open_directory / "state")
 
 
-def wish(script: str, **fields: object) -> SpawnRequest:
+def wish(script: str, **fields: Any) -> SpawnRequest:
     """A request for a job of nobody's."""
-    return SpawnRequest(
-        owner=ME, program="/bin/sh", args=("-c", script), **{"run_as": NOBODY, "working_directory": "/", **fields}
-    )
+    fields = {"run_as": NOBODY, "working_directory": "/", **fields}
+    return SpawnRequest(owner=ME, program="/bin/sh", args=("-c", script), **fields)
 
 
 def status_lines(log: Log) -> dict[str, str]:

@@ -11,9 +11,10 @@ from worker_api.worker.v1 import ErrorReason, IssueCredentialRequest, SpawnReque
 from pki.files import key_path
 from pki.identity import Named, read_any_uri
 from pki.inventory import describe_now, serial_text
-from pki.narrowing import fit, make_key, make_request
+from pki.narrowing import make_key, make_request
 from pki.store import PkiFolder
 from tests.daemon import USER, Daemon, running_daemon
+from tests.narrowing import narrow
 from workerctl.client import Client
 from workerctl.errors import CallFailed
 from workerctl.target import Target
@@ -23,17 +24,6 @@ SECOND = timedelta(seconds=1)
 
 def request() -> bytes:
     return make_request(make_key("p256"))
-
-
-async def narrow(
-    client: Client, daemon: Daemon, folder: Path, *rights: str, lifetime: timedelta | None = None
-) -> Target:
-    """Have a certificate issued and laid down; give what it takes to call with it."""
-    key = make_key("ed25519")
-    issued = await client.issue_credential(make_request(key), rights, lifetime)
-    credential = fit(key, issued.certificate)
-    PkiFolder(folder).take_up(USER, credential, daemon.pki.server_ca.read_bytes())
-    return Target(daemon.endpoint, USER, folder)
 
 
 async def refusal(
@@ -101,7 +91,7 @@ async def test_request_must_be_one(shared_daemon: Daemon, data: bytes) -> None:
 async def test_narrowed_certificate_is_good_for_its_rights_only(shared_daemon: Daemon, tmp_path: Path) -> None:
     async with shared_daemon.client() as client:
         job_id = await client.spawn(SpawnRequest(program="true"))
-        target = await narrow(client, shared_daemon, tmp_path, "status", "whoami")
+        target = await narrow(client, shared_daemon, tmp_path, ["status", "whoami"])
     async with Client(target) as narrowed:
         assert (await narrowed.status(job_id)).id == job_id
         assert (await narrowed.whoami()).rights == ["status", "whoami"]
@@ -123,7 +113,7 @@ async def test_narrowed_certificate_s_refusal_does_not_tell_which_jobs_there_are
 ) -> None:
     async with shared_daemon.client() as client:
         job_id = await client.spawn(SpawnRequest(program="true"))
-        target = await narrow(client, shared_daemon, tmp_path, "status")
+        target = await narrow(client, shared_daemon, tmp_path, ["status"])
     answers = []
     async with Client(target) as narrowed:
         for each in (job_id, "123e4567-e89b-42d3-a456-426614174000"):
@@ -135,12 +125,12 @@ async def test_narrowed_certificate_s_refusal_does_not_tell_which_jobs_there_are
 
 async def test_chain_gets_narrower_only(shared_daemon: Daemon, tmp_path: Path) -> None:
     async with shared_daemon.client() as client:
-        target = await narrow(client, shared_daemon, tmp_path / "1", "status", "list", "whoami", "issue-credential")
+        target = await narrow(client, shared_daemon, tmp_path / "1", ["status", "list", "whoami", "issue-credential"])
     async with Client(target) as first:
         for beyond in (("stop",), ("status", "stop")):
             error = await refusal(first, *beyond)
             assert (error.status, error.reason) == (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED)
-        target = await narrow(first, shared_daemon, tmp_path / "2", "list", "whoami", lifetime=timedelta(days=9))
+        target = await narrow(first, shared_daemon, tmp_path / "2", ["list", "whoami"], lifetime=timedelta(days=9))
     async with Client(target) as second:
         assert len((await second.whoami()).rights) == 2
         with pytest.raises(CallFailed, match="no right to status"):

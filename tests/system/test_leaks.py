@@ -2,65 +2,22 @@
 
 import asyncio
 import contextlib
-import os
-import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from grpclib.exceptions import StreamTerminatedError
 from worker_api.worker.v1 import JobEnd, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
 from tests.daemon import Daemon, daemon_in_this_process
+from tests.holding import Holding, resident_bytes, settle, tasks_by_name
 from workerctl.client import Client
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
-from workerd.engine.tree import descendants
 
 AT_ONCE = 5
 WARM_UP = 400
 COUNT = 1000
 MAX_GROWTH_BYTES = 10_000_000  # the allocator's; what each of them left behind would be more
-
-
-@dataclass(frozen=True)
-class Holding:
-    """What a process holds of the machine.
-
-    Attributes:
-        processes: the names of those below it, zombies included.
-    """
-
-    descriptors: int
-    watches: int
-    processes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, pid: int) -> "Holding":
-        open_files = list(Path(f"/proc/{pid}/fdinfo").iterdir())
-        watches = 0
-        for file in open_files:
-            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
-                watches += len(re.findall(r"^inotify ", file.read_text(), re.MULTILINE))  # proc_pid_fdinfo(5)
-        names = tuple(sorted(Path(f"/proc/{below}/stat").read_text().split()[1] for below, _ in descendants(pid)))
-        return cls(len(open_files), watches, names)
-
-
-def resident_bytes(pid: int) -> int:
-    """Tell how much memory a process has in use (proc_pid_statm(5))."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def settle(look: Callable[[], object], wanted: object) -> None:
-    """Wait until what is looked at is as it was: what has been let go of may take a moment to be gone."""
-    seen: object = None
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(20):
-            while seen != wanted:
-                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                    seen = look()
-                await asyncio.sleep(0.05)
-    assert seen == wanted
 
 
 async def repeat(act: Callable[[], Awaitable[None]], count: int) -> None:
@@ -126,11 +83,6 @@ async def test_a_thousand_jobs_and_a_thousand_broken_streams_leave_nothing_in_th
             pass
     assert "Traceback" not in daemon.errors()
     assert "error" not in daemon.errors()
-
-
-def tasks_by_name() -> list[str]:
-    """Name what the tasks that have not ended run."""
-    return sorted(getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks())
 
 
 async def test_jobs_and_broken_streams_leave_no_task(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ async def test_a_call_that_fails_just_when_its_client_goes_is_no_fault(monkeypat
         raise to_grpc(ShuttingDown())
 
     monkeypatch.setattr(Gate, "_serve", fail)
-    gate = Gate(NOTHING, load_routes(), NOTHING, NOTHING, NOTHING)
+    gate = Gate(NOTHING, load_routes(), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
     method = gate.__mapping__()["/worker.v1.WorkerService/Status"]
     answering = asyncio.create_task(method.func(cast("Stream[Any, Any]", None)))
     await ended.wait()
@@ -43,6 +43,6 @@ async def test_a_call_that_fails_tells_its_client(monkeypatch: pytest.MonkeyPatc
         raise to_grpc(ShuttingDown())
 
     monkeypatch.setattr(Gate, "_serve", fail)
-    gate = Gate(NOTHING, load_routes(), NOTHING, NOTHING, NOTHING)
+    gate = Gate(NOTHING, load_routes(), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
     with pytest.raises(GRPCError):
         await gate.__mapping__()["/worker.v1.WorkerService/Status"].func(cast("Stream[Any, Any]", None))

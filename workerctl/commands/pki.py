@@ -104,11 +104,10 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
         for path, description in described:
             print_line(json.dumps(_plain(path, description)))
         return
-    rows = [("FILE", "SUBJECT", "FOR", "ONLY", "STATE", "EXPIRES", "SERIAL")]
+    rows = [("FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL", "ONLY")]
     for path, each in described:
-        only = ",".join(each.rights) or "-"
-        expires = format_time(each.not_after)
-        rows.append((str(path), each.subject, each.purpose, only, each.state, expires, each.serial))
+        expires, only = format_time(each.not_after), ",".join(each.rights) or "-"
+        rows.append((str(path), each.subject, each.purpose, each.state, expires, each.serial, only))
     print_line(format_table(rows))
 
 

@@ -5,9 +5,10 @@ complete before every folder has been entered again.
 """
 
 import fcntl
+import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,8 +28,14 @@ CREATE TABLE jobs (
 CREATE INDEX newest ON jobs (owner, created_ns DESC, id DESC);
 CREATE INDEX newest_of_all ON jobs (created_ns DESC, id DESC);
 CREATE INDEX ended ON jobs (ended_ns);
+CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
 PRAGMA user_version = {_BUILDING};
 COMMIT;
+"""
+_OTHERS = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM json_each(?7))"
+_ADD = f"""
+INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4
+WHERE (?5 = 0 OR ({_OTHERS}) < ?5) AND (?6 = 0 OR ({_OTHERS} AND owner = ?2) < ?6) RETURNING id
 """
 _BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
 _LATEST = 2**63 - 1
@@ -72,12 +79,21 @@ class Catalog:
         """Note that every job has been entered."""
         self._execute(f"PRAGMA user_version = {_COMPLETE}")
 
-    def add(self, spec: JobSpec) -> None:
-        """Enter a job that has just been made, as not ended."""
-        self._execute(
-            "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?)",
-            (spec.id, spec.owner.id, spec.name, spec.created_ns),
-        )
+    def add(self, spec: JobSpec, *, most: int = 0, most_of_owner: int = 0, besides: Collection[str] = ()) -> bool:
+        """Enter a job that has just been made, as not ended, unless too many others have not.
+
+        Counting and entering are one transaction, so that of all processes that do it none passes the limit.
+
+        Args:
+            most: how many there may be with it, whoever owns them; zero for any number.
+            most_of_owner: how many of its owner.
+            besides: the ids of jobs that do not count.
+
+        Returns:
+            Whether it was entered.
+        """
+        values = (spec.id, spec.owner.id, spec.name, spec.created_ns, most, most_of_owner, json.dumps([*besides]))
+        return bool(self._execute(_ADD, values))
 
     def add_found(self, spec: JobSpec) -> None:
         """Enter a job that was found in its folder, as not ended unless it is known to have."""
@@ -110,6 +126,10 @@ class Catalog:
         """Tell the id of a job's owner; None if the job is not entered."""
         rows = self._execute("SELECT owner FROM jobs WHERE id = ?", (job_id,))
         return str(rows[0][0]) if rows else None
+
+    def unended_of(self, owner: str) -> list[str]:
+        """Give the ids of an owner's jobs not known to have ended."""
+        return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?", (owner,))]
 
     def newest(
         self, owner: str | None, *, before: tuple[int, str] | None, name: str, only_unended: bool

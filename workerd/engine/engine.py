@@ -17,6 +17,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.account import find_account
+from workerd.engine.admission import NO_LIMITS, Admission, JobLimits
 from workerd.engine.errors import (
     SHORTAGES,
     CannotStart,
@@ -25,8 +26,10 @@ from workerd.engine.errors import (
     Draining,
     JobNotEnded,
     JobNotFound,
+    LimitMet,
     ResourcesExhausted,
     SpoolCorrupt,
+    TooManyJobs,
 )
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
@@ -35,7 +38,7 @@ from workerd.engine.launcher import Launcher
 from workerd.engine.reader import Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
-from workerd.engine.shelf import Shelf
+from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 
 log = structlog.get_logger()
@@ -66,8 +69,13 @@ class Engine:
     Args:
         state_directory: made if it does not exist.
         storage: what is kept of jobs.
+        limits: what is taken on. The number of jobs is that of all engines of the state directory together, the others
+            are for each.
         keeps: whether it has a keeper of its own. Of all engines of a state directory, in however many processes, one
             may; the others work under a keeper that is there already.
+        on_end: told of each job that ends, as `Keeper` does it; without a keeper, of those that are removed before a
+            keeper has told of them.
+        on_remove: as `Keeper` has it.
 
     Attributes:
         keeper: its own, if any.
@@ -77,10 +85,20 @@ class Engine:
         StorageUnfit: on entering, when its file system cannot do what `storage` asks for.
     """
 
-    def __init__(self, state_directory: Path, storage: Storage = DEFAULT_STORAGE, *, keeps: bool = True) -> None:
-        self._shelf = Shelf(state_directory)
+    def __init__(
+        self,
+        state_directory: Path,
+        storage: Storage = DEFAULT_STORAGE,
+        *,
+        limits: JobLimits = NO_LIMITS,
+        keeps: bool = True,
+        on_end: OnEnd | None = None,
+        on_remove: Callable[[str], None] | None = None,
+    ) -> None:
+        self._shelf = Shelf(state_directory, on_end)
         self._storage = storage
-        self.keeper = Keeper(state_directory, storage) if keeps else None
+        self._admission = Admission(limits)
+        self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
         self._launcher = Launcher()
         self._spawning: dict[str, asyncio.Task[None]] = {}
 
@@ -135,6 +153,7 @@ class Engine:
             InvalidArgument: the request asks for what no job could be.
             CannotStart: the program does not run; nothing is left of the job.
             Draining: no new jobs are taken.
+            LimitMet: it would be too much; a repeated request never is.
             LauncherFailed: the supervisor failed.
             OSError: the state directory cannot be used.
         """
@@ -143,6 +162,8 @@ class Engine:
         job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
         task = self._spawning.get(job_id)
         if task is None:
+            if not self._folder(job_id).path.exists():
+                self._admission.admit(request, time.monotonic())
             # A task of the engine's own: a caller who goes away does not leave a job half made.
             task = self._spawning[job_id] = asyncio.create_task(self._spawn(job_id, request, time.time_ns()))
             task.add_done_callback(lambda done: self._spawned(job_id, done))
@@ -278,6 +299,7 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
             JobNotEnded: it has not ended.
+            Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
         job = self.status(job_id)
         if not job.ended:
@@ -381,11 +403,13 @@ class Engine:
         del self._spawning[job_id]
         if task.cancelled():
             return
-        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining):
+        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining | LimitMet):
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
     async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int) -> None:
         try:
+            if not self._folder(job_id).path.exists():
+                await self._check_room(request.owner)
             account = await asyncio.to_thread(find_account, request.run_as) if request.run_as else None
             spec = request.specify(job_id, created_ns, self._storage, account)
             lock = await self._claim(spec)
@@ -416,7 +440,7 @@ class Engine:
         try:
             if self._shelf.drain.exists():
                 raise Draining
-            self._enter(spec)
+            await self._enter(spec)
             await self._launcher.launch(folder.path, lock)
         except asyncio.CancelledError:
             raise  # what was executed is not known here: the keeper sees it from the folder
@@ -428,11 +452,64 @@ class Engine:
         finally:
             os.close(lock)
 
-    def _enter(self, spec: JobSpec) -> None:
+    async def _enter(self, spec: JobSpec) -> None:
+        """Enter a job into the catalogue, which counts it from then on.
+
+        Raises:
+            TooManyJobs: as many run as may.
+        """
+        limits = self._admission.limits
+        most, most_of_owner = limits.max_jobs, limits.max_jobs_per_user
         try:
-            self._shelf.catalog.add(spec)
+            ended: frozenset[str] = frozenset()
+            while not self._shelf.catalog.add(spec, most=most, most_of_owner=most_of_owner, besides=ended):
+                ended = await self._ended_unnoticed(spec.owner)
+                if (refusal := self._too_many(spec.owner, ended)) is not None:
+                    raise refusal
         except CatalogBusy as error:
             log.error("a job is not listed before it has ended", job=spec.id, error=str(error))
+
+    async def _check_room(self, owner: User) -> None:
+        """Refuse a job that will be too many before anything is made of it; `_enter` has the last word.
+
+        Raises:
+            TooManyJobs: as many run as may.
+        """
+        limits = self._admission.limits
+        if not (limits.max_jobs or limits.max_jobs_per_user):
+            return
+        with contextlib.suppress(CatalogBusy):
+            if self._too_many(owner, frozenset()) is None:
+                return
+            ended = await self._ended_unnoticed(owner)
+            if (refusal := self._too_many(owner, ended)) is not None:
+                raise refusal
+
+    def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
+        """Tell which limit leaves no room for another job of an owner, if any."""
+        limits, catalog = self._admission.limits, self._shelf.catalog
+        if 0 < limits.max_jobs_per_user <= len(set(catalog.unended_of(owner.id)) - ended):
+            return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
+        if 0 < limits.max_jobs <= len(set(catalog.unended()) - ended):
+            return TooManyJobs("max-jobs", "all users", limits.max_jobs)
+        return None
+
+    async def _ended_unnoticed(self, owner: User) -> frozenset[str]:
+        """Find the jobs that have ended, though the keeper has not come to enter that yet: their ids."""
+        ended = set()
+        limits, catalog = self._admission.limits, self._shelf.catalog
+        unended = catalog.unended()
+        if len(unended) < limits.max_jobs or not limits.max_jobs:
+            unended = catalog.unended_of(owner.id)
+        self._admission.note_looks(owner.id, len(unended), time.monotonic())
+        for job_id in unended:
+            await asyncio.sleep(0)  # a long look leaves the others their turn
+            folder = self._folder(job_id)
+            with contextlib.suppress(SpoolCorrupt):
+                status = folder.read_status()
+                if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
+                    ended.add(job_id)
+        return frozenset(ended)
 
     async def _finish(self, watching: asyncio.Task[None]) -> None:
         if self._spawning:

@@ -9,6 +9,7 @@
     index     what of `output` is whose (`workerd.engine.record`)
     fault     what went wrong inside the supervisor, for people; usually absent
     shares    who besides the owner may do what with the job (JSON), replaced as a whole; absent until it is shared
+    told      empty; there when the job's end has been told to whoever wanted to know
 
 A free lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
 
@@ -106,6 +107,23 @@ class JobFolder:
     def shares(self) -> Path:
         """Who besides the owner may do what with the job."""
         return self.path / "shares"
+
+    @property
+    def told(self) -> Path:
+        """There when the job's end has been told."""
+        return self.path / "told"
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Note that the job's end has been told, once that has been done within the context.
+
+        What a full disk could refuse is done before, so that an end that was told is not told again for want of room.
+        """
+        new = self.told.with_suffix(".new")
+        with open(new, "wb", opener=_private):
+            pass
+        yield
+        os.rename(new, self.told)
 
     def write_spec(self, spec: JobSpec) -> None:
         """Write what was asked for."""

@@ -66,7 +66,19 @@ def punch_hole(descriptor: int, offset: int, length: int) -> None:
     Raises:
         OSError: EOPNOTSUPP where the file system cannot do this.
     """
-    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    _fallocate(descriptor, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def set_room_aside(descriptor: int, offset: int, length: int) -> None:
+    """Take room on the disk for a range of a file; the file's size and what can be read of it stay.
+
+    Raises:
+        OSError: ENOSPC where there is none, EOPNOTSUPP where the file system cannot do this.
+    """
+    _fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     while _libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length)) != 0:
         number = ctypes.get_errno()
         if number != errno.EINTR:

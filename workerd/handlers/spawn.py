@@ -38,9 +38,9 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             grace_seconds=call.daemon.grace_seconds,
             request_key=request.request_key,
             max_log_bytes=request.max_log_bytes,
-            run_as=request.run_as,
+            run_as=request.run_as or call.daemon.run_as,
             spawned_by=call.caller.actor,
         )
     )
-    call.caller.note("job-spawned", job=job_id)
+    call.caller.note("job-spawned", job_id=job_id)
     return SpawnResponse(job_id=job_id)

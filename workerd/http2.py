@@ -1,0 +1,158 @@
+"""What comes over a connection before it is a call, and what grpclib and h2 would let through or fall over.
+
+- Malformed headers: grpclib has h2 pass them all, and fails on what it misses without any answer. They end the
+  connection (RFC 9113 §8.1.1).
+- Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
+- DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
+- Time limits and binary metadata that are none: grpclib fails on them without any answer. One that is over before the
+  call is looked at, it logs as a fault of the server's.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from grpclib.config import Configuration
+from grpclib.const import Handler as Method
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from grpclib.metadata import decode_metadata
+from grpclib.protocol import EventsProcessor, H2Protocol
+from grpclib.protocol import Stream as RawStream
+from grpclib.server import Handler, Stream, request_handler
+from h2.config import H2Configuration
+from h2.events import DataReceived
+from h2.events import Event as H2Event
+
+from workerd.engine.errors import InvalidArgument
+from workerd.errors import to_grpc
+
+_TIMEOUT = "grpc-timeout"
+_TIMEOUT_VALUE = re.compile(r"([0-9]{1,8})([HMSmun])")  # gRPC over HTTP2, Requests
+_UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+_SHOWN = 100
+
+Function = Callable[[Stream[Any, Any]], Awaitable[None]]
+Headers = list[tuple[str, str]]
+
+H2_CONFIGURATION = H2Configuration(
+    client_side=False,
+    header_encoding="latin-1",  # it takes any byte: h2 fails on headers that are not of the encoding
+    validate_inbound_headers=True,
+    validate_outbound_headers=False,
+    normalize_inbound_headers=False,
+    normalize_outbound_headers=False,
+)
+
+
+class Calls(Handler):
+    """What a connection does with calls: those whose headers are none are answered with what is wrong with them."""
+
+    def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
+        """Have a call answered."""
+        mapping, left = self.mapping, headers
+        try:
+            seconds = _check(headers)
+        except InvalidArgument as error:
+            mapping = _Altered(self.mapping, _refuse(error))
+            left = [(name, value) for name, value in headers if not name.endswith("-bin")]
+        else:
+            if seconds is not None:
+                mapping = _Altered(self.mapping, _limit(seconds))
+        left = [(name, value) for name, value in left if name != _TIMEOUT]
+        self.__gc_step__()
+        self._tasks[stream] = self.loop.create_task(
+            request_handler(mapping, stream, left, self.codec, self.status_details_codec, self.dispatch, release_stream)
+        )
+
+
+class _Altered(dict[str, Method]):
+    """Routes to functions that are altered."""
+
+    def __init__(self, routes: Mapping[str, Method], alter: Callable[[Function], Function]) -> None:
+        super().__init__()
+        self._routes = routes
+        self._alter = alter
+
+    def get(self, path: str, default: Any = None) -> Any:
+        method = self._routes.get(path, default)
+        return None if method is None else method._replace(func=self._alter(method.func))
+
+
+def _refuse(error: InvalidArgument) -> Callable[[Function], Function]:
+    async def refuse(stream: Stream[Any, Any]) -> None:
+        del stream
+        raise to_grpc(error)
+
+    return lambda _: refuse
+
+
+def _limit(seconds: float) -> Callable[[Function], Function]:
+    def alter(function: Function) -> Function:
+        async def serve(stream: Stream[Any, Any]) -> None:
+            limit = asyncio.timeout(seconds)
+            try:
+                async with limit:
+                    await function(stream)
+            except TimeoutError as error:
+                if not limit.expired():
+                    raise
+                raise GRPCError(Status.DEADLINE_EXCEEDED, f"the call was not over after {seconds:g} s") from error
+
+        return serve
+
+    return alter
+
+
+def _check(headers: Headers) -> float | None:
+    """Check what grpclib reads off the headers of a call.
+
+    Returns:
+        How long the call may take, in seconds; None for any time.
+
+    Raises:
+        InvalidArgument: they cannot be.
+    """
+    limits = []
+    for name, value in headers:
+        if not value.isascii():
+            raise InvalidArgument(
+                name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold all else"
+            )
+        if name == _TIMEOUT:
+            found = _TIMEOUT_VALUE.fullmatch(value)
+            if found is None:
+                raise InvalidArgument(name, f"{value[:_SHOWN]!r} is not at most eight digits and one of HMSmun")
+            limits.append(int(found[1]) * _UNIT_SECONDS[found[2]])
+        elif name.endswith("-bin"):
+            try:
+                decode_metadata([(name, value)])
+            except ValueError as error:
+                raise InvalidArgument(name[:_SHOWN], "is not base64, as binary metadata is") from error
+    return min(limits, default=None)
+
+
+class _Events(EventsProcessor):
+    """What a connection does with what h2 tells of it."""
+
+    def process(self, event: H2Event) -> None:
+        """Do it, unless it is nothing that a call is made of."""
+        processors: Mapping[type[H2Event], object] | None = getattr(self, "processors", None)
+        if processors is not None and type(event) not in processors:
+            return
+        if isinstance(event, DataReceived) and not event.flow_controlled_length:
+            return
+        super().process(event)
+
+
+class StrictProtocol(H2Protocol):
+    """One connection, of a peer that may send anything."""
+
+    def __init__(self, handler: Handler, config: Configuration) -> None:
+        super().__init__(handler, config, H2_CONFIGURATION)
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin."""
+        super().connection_made(transport)
+        self.processor = _Events(self.handler, self.connection)
