@@ -1,8 +1,9 @@
 """The gate: what every call passes on its way to a handler.
 
-    async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
-        caller = self._act(holder, stream)
-        request = await self._receive(stream, holder.user.id)
+identity (off the certificate, which still counts) → limits → whom the call is made for → request (decoded) → job (named
+by `job_id`) → policy → audit trail → handler → response, and whatever goes wrong on that way becomes a status with a
+reason. Nothing that a handler raises reaches grpclib raw. A call that answers with a stream ends, as a new one would,
+when what it was permitted by is taken back.
 
 A job that is not there is decided on like one of nobody's, so whoever may not see a job can tell by nothing whether it
 is there.
@@ -28,9 +29,9 @@ from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
 from workerd.errors import LimitReached, NotPermitted, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
-    async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
-        caller = self._act(holder, stream)
-        request = await self._receive(stream, holder.user.id)
+from workerd.lasting import while_passing
+from workerd.limits import Meter
+from workerd.notices import Notices
 from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
 from workerd.rights import Rights
