@@ -4,10 +4,11 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pki.errors import TrustDomainMissing
@@ -16,14 +17,18 @@ from pki.identity import user_uri
 AUTHORITY_LIFETIME = timedelta(days=3650)
 SERVER_LIFETIME = timedelta(days=365)
 CLIENT_LIFETIME = timedelta(days=90)
-_CLOCK_SKEW = timedelta(minutes=5)
+CLOCK_SKEW = timedelta(minutes=5)
+
+# Users may have keys of either kind; what is made here for others has P-256.
+PrivateKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | ed25519.Ed25519PublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
     """A private key and the certificate of its public half, chain excluded."""
 
-    key: ec.EllipticCurvePrivateKey
+    key: PrivateKey
     certificate: x509.Certificate
 
     def key_pem(self) -> bytes:
@@ -37,12 +42,26 @@ class Credential:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
 
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """From when until when a certificate holds."""
+
+    not_before: datetime
+    not_after: datetime
+
+    @classmethod
+    def from_now(cls, lifetime: timedelta) -> Self:
+        """Begin now, or a little before for those whose clock is slow."""
+        now = datetime.now(UTC)
+        return cls(now - CLOCK_SKEW, now + lifetime)
+
+
 def make_authority(common_name: str, trust_domain: str) -> Credential:
     """Make a self-signed authority that signs certificates of one trust domain, and no further authorities."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(common_name)
     builder = (
-        _builder(key, name, name, AUTHORITY_LIFETIME)
+        _builder(key.public_key(), name, name, Validity.from_now(AUTHORITY_LIFETIME))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
         # SPIFFE X.509-SVID §3.1: a signing certificate names its trust domain, without a path.
@@ -50,7 +69,7 @@ def make_authority(common_name: str, trust_domain: str) -> Credential:
             x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")]), critical=False
         )
     )
-    return Credential(key, builder.sign(key, hashes.SHA256()))
+    return Credential(key, builder.sign(key, digest_for(key)))
 
 
 def trust_domain_of(authority: x509.Certificate) -> str:
@@ -79,7 +98,9 @@ def issue_server(authority: Credential, hosts: Iterable[str], lifetime: timedelt
     """
     hosts = list(hosts)
     names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
-    return _issue(authority, hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, lifetime)
+    key = ec.generate_private_key(ec.SECP256R1())
+    usage = ExtendedKeyUsageOID.SERVER_AUTH
+    return Credential(key, _sign(authority, key.public_key(), hosts[0], names, usage, Validity.from_now(lifetime)))
 
 
 def issue_client(
@@ -93,42 +114,58 @@ def issue_client(
         user_id: a UUID as text; becomes the SPIFFE id.
     """
     uri = user_uri(trust_domain_of(authority.certificate), user_id)
+    key = ec.generate_private_key(ec.SECP256R1())
+    return Credential(key, sign_client(authority, key.public_key(), user_name, uri, Validity.from_now(lifetime)))
+
+
+def sign_client(
+    authority: Credential, key: PublicKey, user_name: str, uri: str, validity: Validity
+) -> x509.Certificate:
+    """Sign the certificate of a key that is a user's.
+
+    Args:
+        authority: who signs.
+        user_name: for people; becomes the common name.
+        uri: the SPIFFE id.
+    """
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
-    return _issue(authority, user_name, names, ExtendedKeyUsageOID.CLIENT_AUTH, lifetime)
+    return _sign(authority, key, user_name, names, ExtendedKeyUsageOID.CLIENT_AUTH, validity)
 
 
-def _issue(
+def digest_for(key: PrivateKey) -> hashes.SHA256 | None:
+    """Tell what a key's signatures are made over: Ed25519 has its own digest (RFC 8032 §5.1)."""
+    return None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+
+
+def _sign(
     authority: Credential,
+    key: PublicKey,
     common_name: str,
     names: x509.SubjectAlternativeName,
     usage: x509.ObjectIdentifier,
-    lifetime: timedelta,
-) -> Credential:
-    key = ec.generate_private_key(ec.SECP256R1())
+    validity: Validity,
+) -> x509.Certificate:
     builder = (
-        _builder(key, _name(common_name), authority.certificate.subject, lifetime)
+        _builder(key, _name(common_name), authority.certificate.subject, validity)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(names, critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
-    return Credential(key, builder.sign(authority.key, hashes.SHA256()))
+    return builder.sign(authority.key, digest_for(authority.key))
 
 
-def _builder(
-    key: ec.EllipticCurvePrivateKey, subject: x509.Name, issuer: x509.Name, lifetime: timedelta
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
+def _builder(key: PublicKey, subject: x509.Name, issuer: x509.Name, validity: Validity) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now + lifetime)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .not_valid_before(validity.not_before)
+        .not_valid_after(validity.not_after)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 

@@ -8,7 +8,10 @@ PkiError
 │   ├── InvalidUserId
 │   ├── InvalidHost
 │   ├── InvalidTrustDomain
-│   └── InvalidLifetime
+│   ├── InvalidLifetime
+│   ├── InvalidNarrowing
+│   └── InvalidRequest
+├── IssuedInvalid
 ├── NotRenewable
 ├── NotRevocable
 ├── TrustDomainMissing
@@ -84,6 +87,29 @@ class InvalidLifetime(InputInvalid):
         super().__init__(f"a certificate cannot hold for {days} days: give 1 to {most_days}")
 
 
+class InvalidNarrowing(InputInvalid):
+    """A certificate with fewer rights that could not be written, or not be told from others."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"a certificate cannot be narrowed so: {problem}")
+
+
+class InvalidRequest(InputInvalid):
+    """A certificate request that no certificate is issued for."""
+
+    def __init__(self, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the certificate request cannot be used: {problem}")
+
+
+class IssuedInvalid(PkiError):
+    """What came back for a certificate request is not what was asked for."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"what was issued cannot be used: {problem}")
+
+
 class NotRenewable(PkiError):
     """A certificate that cannot be issued once more as it is."""
 
@@ -129,4 +155,7 @@ class CertificateExpired(CertificateRefused):
     """Its time has run out."""
 
     def __init__(self) -> None:
-        super().__init__("the client certificate has expired: have it renewed with `workerctl pki renew`")
+        super().__init__(
+            "the client certificate has expired: have it renewed with `workerctl pki renew`,"
+            " or a narrowed one issued anew with `workerctl credential issue`"
+        )

@@ -101,10 +101,9 @@ def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
     Raises:
         Missing: one of them cannot be read, or they do not fit.
     """
-    from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    from pki.authority import Credential
+    from pki.authority import Credential, PrivateKey
 
     path = key or key_path(certificate)
     advice = f"put the key of {certificate.name} there"
@@ -113,7 +112,7 @@ def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
         private = load_pem_private_key(read_bytes(path, advice), password=None)
     except (ValueError, TypeError) as error:
         raise Missing(path, "it holds no key that can be read", advice) from error
-    if not isinstance(private, ec.EllipticCurvePrivateKey):
+    if not isinstance(private, PrivateKey):
         raise Missing(path, "it holds no elliptic-curve key", advice)
     if loaded.public_key() != private.public_key():
         raise Missing(certificate, "it does not fit its key", f"put the key of {certificate.name} beside it")

@@ -3,12 +3,12 @@
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pki.identity import expires_soon
+from pki.identity import Named, expires_soon, read_any_uri
 
 
 class Purpose(enum.StrEnum):
@@ -39,6 +39,8 @@ class Description:
         spiffe_id: the URI in the certificate; empty if there is none.
         hosts: the names and addresses that a server is known under.
         serial: the serial number, hexadecimal.
+        rights: what a narrowed certificate is good for, sorted; empty for one that is not narrowed.
+        ancestors: the serial numbers of those from which a narrowed certificate descends, the oldest first.
     """
 
     subject: str
@@ -49,6 +51,8 @@ class Description:
     not_before: datetime
     not_after: datetime
     state: State
+    rights: tuple[str, ...]
+    ancestors: tuple[str, ...]
 
 
 def describe(certificate: x509.Certificate, now: datetime, revoked: Collection[int] = frozenset()) -> Description:
@@ -61,7 +65,9 @@ def describe(certificate: x509.Certificate, now: datetime, revoked: Collection[i
     """
     uris, hosts = names_in(certificate)
     purpose = _purpose(certificate)
-    is_revoked = purpose is Purpose.CLIENT and certificate.serial_number in revoked
+    named = (read_any_uri(uris[0]) if len(uris) == 1 else None) or Named("")
+    serials = (certificate.serial_number, *(int(serial, 16) for serial in named.ancestors))
+    is_revoked = purpose is Purpose.CLIENT and any(serial in revoked for serial in serials)
     return Description(
         subject=common_name(certificate),
         purpose=purpose,
@@ -70,8 +76,15 @@ def describe(certificate: x509.Certificate, now: datetime, revoked: Collection[i
         serial=serial_text(certificate.serial_number),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
-        state=State.REVOKED if is_revoked else _state(certificate, now),
+        state=State.REVOKED if is_revoked else _state(certificate, now, is_short=named.rights is not None),
+        rights=tuple(sorted(named.rights or ())),
+        ancestors=named.ancestors,
     )
+
+
+def describe_now(certificate: x509.Certificate, revoked: Collection[int] = frozenset()) -> Description:
+    """Describe a certificate as it is now."""
+    return describe(certificate, datetime.now(UTC), revoked)
 
 
 def common_name(certificate: x509.Certificate) -> str:
@@ -108,9 +121,11 @@ def _purpose(certificate: x509.Certificate) -> Purpose:
     return Purpose.CLIENT if ExtendedKeyUsageOID.CLIENT_AUTH in usages else Purpose.NOTHING
 
 
-def _state(certificate: x509.Certificate, now: datetime) -> State:
+def _state(certificate: x509.Certificate, now: datetime, *, is_short: bool) -> State:
     if now > certificate.not_valid_after_utc:
         return State.EXPIRED
     if now < certificate.not_valid_before_utc:
         return State.NOT_YET_VALID
-    return State.EXPIRES_SOON if expires_soon(certificate.not_valid_after_utc, now) else State.VALID
+    # A narrowed certificate is short-lived on purpose.
+    soon = not is_short and expires_soon(certificate.not_valid_after_utc, now)
+    return State.EXPIRES_SOON if soon else State.VALID

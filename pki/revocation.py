@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
-from pki.authority import Credential
+from pki.authority import Credential, digest_for
 
 
 def add_revoked(
@@ -36,7 +35,7 @@ def add_revoked(
     )
     for entry in revoked.values():
         builder = builder.add_revoked_certificate(entry)
-    return builder.sign(authority.key, hashes.SHA256())
+    return builder.sign(authority.key, digest_for(authority.key))
 
 
 def is_of(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:

@@ -1,146 +1,44 @@
-"""The folder that holds an authority: what lies where, and who may read it.
+"""The folder of an authority, and what is done in it: certificates are made, renewed, revoked and taken up.
 
-    server-ca.crt, server-ca.key     signs the daemon's certificate; clients verify it with server-ca.crt
-    client-ca.crt, client-ca.key     signs users' certificates; the daemon verifies them with client-ca.crt
-    client-ca.crl                    users' certificates that were revoked, if any was; signed by the client authority
-    server.crt, server.key           the daemon's own
-    clients/NAME.crt, NAME.key       one pair for each user
-    servers/NAME.crt, NAME.key       one pair for each daemon on another machine, where it becomes server.crt and .key
-    replaced/, */replaced/           pairs that were renewed, under the date of their renewal
-
-A user on another machine needs server-ca.crt and their own pair, in the same layout, and nothing else.
+What lies where is in `pki.layout`.
 """
 
-import ipaddress
 import os
-import re
 import shlex
 import socket
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
-from pki.errors import (
-    IdentityInvalid,
-    InvalidHost,
-    InvalidLifetime,
-    InvalidName,
-    InvalidTrustDomain,
-    InvalidUserId,
-    NotRenewable,
-    NotRevocable,
-    TrustDomainMissing,
-)
+from pki.checks import LEAST_UNKNOWN_SERIAL, is_trust_domain, make_lifetime, make_user_id, read_serial, require_hosts
+from pki.errors import AlreadyExists, IdentityInvalid, InvalidTrustDomain, NotRenewable, NotRevocable
 from pki.files import (
     REPLACED,
-    key_path,
     load_certificate,
     load_crl,
     load_pair,
     locked,
+    read_bytes,
     replace_file,
     replace_pair,
     require_free,
     write_pair,
 )
-from pki.identity import read_user_id
+from pki.identity import read_uri
+from pki.layout import PkiLayout
 
-# cryptography is slow to import and only needed where certificates are made: what stands on it is imported there.
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
+    from pki.authority import Credential
 
-_SERIAL = re.compile(r"[0-9A-Fa-f]{1,40}")  # RFC 5280 §4.1.2.2: at most 20 bytes
-_LEAST_UNKNOWN_SERIAL = 1 << 60  # what authorities make at random is above; a name that is mistyped is not
-_MOST_DAYS = 3650
 _CHOOSE_ANOTHER_FOLDER = "choose another folder"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
-_TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")  # SPIFFE-ID §2.1
-_NAME = re.compile(r"[A-Za-z0-9_@][A-Za-z0-9._@-]{0,63}")
-_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_HOST = re.compile(rf"(?=.{{1,253}}\Z)(?:\*\.)?(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}")  # RFC 1123 §2.1, _ and *.
 
 
 @dataclass(frozen=True, slots=True)
-class PkiFolder:
-    """The files of one authority."""
-
-    path: Path
-
-    @property
-    def server_ca(self) -> Path:
-        """The certificate of the authority that signs servers."""
-        return self.path / "server-ca.crt"
-
-    @property
-    def client_ca(self) -> Path:
-        """The certificate of the authority that signs users."""
-        return self.path / "client-ca.crt"
-
-    @property
-    def client_crl(self) -> Path:
-        """The list of users' certificates that were revoked."""
-        return self.path / "client-ca.crl"
-
-    @property
-    def server_certificate(self) -> Path:
-        """The daemon's certificate."""
-        return self.path / "server.crt"
-
-    @property
-    def files_of_server(self) -> tuple[Path, ...]:
-        """All that a server reads."""
-        return (self.server_certificate, key_path(self.server_certificate), self.client_ca, self.client_crl)
-
-    def client_certificate(self, user_name: str) -> Path:
-        """The path of a user's certificate.
-
-        Raises:
-            InvalidName: no file could have this name.
-        """
-        if _NAME.fullmatch(user_name) is None:
-            raise InvalidName(user_name)
-        return self.path / "clients" / f"{user_name}.crt"
-
-    def other_server_certificate(self, name: str) -> Path:
-        """The path of the certificate of a daemon on another machine.
-
-        Raises:
-            InvalidName: no file could have this name.
-        """
-        if _NAME.fullmatch(name) is None:
-            raise InvalidName(name)
-        return self.path / "servers" / f"{name}.crt"
-
-    def certificate(self, name: str) -> Path:
-        """The path of any certificate.
-
-        Args:
-            name: `server`, `server-ca`, `client-ca`, `servers/NAME`, `clients/NAME`, or a user's name alone.
-
-        Raises:
-            InvalidName: no file could have this name.
-        """
-        folder, separator, rest = name.partition("/")
-        if separator and folder == "servers":
-            return self.other_server_certificate(rest)
-        if separator and folder == "clients":
-            return self.client_certificate(rest)
-        own = {path.stem: path for path in (self.server_ca, self.client_ca, self.server_certificate)}
-        return own.get(name) or self.client_certificate(name)
-
-    def certificates(self) -> list[Path]:
-        """The paths of all certificates that are here: authorities, servers, users, and what was renewed."""
-        own = (path for path in (self.server_ca, self.client_ca, self.server_certificate) if path.exists())
-        patterns = ("servers/*.crt", "clients/*.crt", f"{REPLACED}/*.crt", f"*/{REPLACED}/*.crt")
-        return [*own, *(path for pattern in patterns for path in sorted(self.path.glob(pattern)))]
-
-    def users(self) -> list[str]:
-        """The names of all users that have a certificate here, sorted."""
-        return sorted(path.stem for path in (self.path / "clients").glob("*.crt"))
-
-    def is_initialized(self) -> bool:
-        """Whether a server can be run from here."""
-        return self.server_certificate.exists() and self.client_ca.exists()
+class PkiFolder(PkiLayout):
+    """An authority, or a user's share of one."""
 
     def initialize(
         self, hosts: Iterable[str] = (), trust_domain: str = DEFAULT_TRUST_DOMAIN, users: Iterable[str] = ()
@@ -159,9 +57,9 @@ class PkiFolder:
         from pki.authority import issue_server, make_authority
 
         hosts, users = tuple(hosts), tuple(users)
-        if _TRUST_DOMAIN.fullmatch(trust_domain) is None:
+        if not is_trust_domain(trust_domain):
             raise InvalidTrustDomain(trust_domain)
-        _require_hosts(hosts)
+        require_hosts(hosts)
         for certificate in (self.server_ca, self.client_ca, self.server_certificate):
             require_free(certificate, self._advice_for_existing())
         for user in users:
@@ -198,9 +96,9 @@ class PkiFolder:
 
         path = self.client_certificate(user_name)
         require_free(path, f"choose another name, or renew it with `{self._command('renew', user_name)}`")
-        lifetime = _lifetime(days, CLIENT_LIFETIME)
+        lifetime = make_lifetime(days, CLIENT_LIFETIME)
         authority = load_pair(self.client_ca)
-        write_pair(path, issue_client(authority, user_name, _user_id(user_id), lifetime))
+        write_pair(path, issue_client(authority, user_name, make_user_id(user_id), lifetime))
         return path
 
     def issue_server(self, host: str, further_hosts: Iterable[str] = (), days: int | None = None) -> Path:
@@ -224,11 +122,11 @@ class PkiFolder:
         from pki.authority import SERVER_LIFETIME, issue_server
 
         hosts = tuple(dict.fromkeys((host, *further_hosts)))
-        _require_hosts(hosts)
+        require_hosts(hosts)
         path = self.other_server_certificate(host)
         renew = self._command("renew", f"servers/{host}")
         require_free(path, f"renew it, with further names perhaps, with `{renew}`")
-        lifetime = _lifetime(days, SERVER_LIFETIME)
+        lifetime = make_lifetime(days, SERVER_LIFETIME)
         write_pair(path, issue_server(load_pair(self.server_ca), hosts, lifetime))
         return path
 
@@ -254,12 +152,12 @@ class PkiFolder:
         from pki.inventory import common_name, names_in
 
         path, further_hosts = self.certificate(name), tuple(further_hosts)
-        _require_hosts(further_hosts)
+        require_hosts(further_hosts)
         if path in (self.server_ca, self.client_ca):
             raise NotRenewable(path, "it is an authority's", "make another with `pki init` in another folder")
         for_user = path.parent.name == "clients"
         authority_path = self.client_ca if for_user else self.server_ca
-        lifetime = _lifetime(days, CLIENT_LIFETIME if for_user else SERVER_LIFETIME)
+        lifetime = make_lifetime(days, CLIENT_LIFETIME if for_user else SERVER_LIFETIME)
         with locked(authority_path):
             authority, old = load_pair(authority_path), load_certificate(path)
             uris, hosts = names_in(old)
@@ -267,13 +165,50 @@ class PkiFolder:
                 if further_hosts:
                     raise NotRenewable(path, "a user has no hosts", "leave --host away")
                 try:
-                    user_id = read_user_id(uris, self.trust_domain())
+                    named = read_uri(uris, self.trust_domain())
                 except IdentityInvalid as error:
                     raise NotRenewable(path, str(error), "issue another with `pki issue-client`") from error
-                credential = issue_client(authority, common_name(old), user_id, lifetime)
+                if named.rights is not None:
+                    raise NotRenewable(path, "it is narrowed", "issue another with `workerctl credential issue`")
+                credential = issue_client(authority, common_name(old), named.user_id, lifetime)
             else:
                 credential = issue_server(authority, dict.fromkeys((*hosts, *further_hosts)), lifetime)
             replace_pair(path, credential)
+        return path
+
+    def require_room(self, user_name: str, server_ca: bytes) -> None:
+        """See that a user's certificate that is issued elsewhere can be taken up here.
+
+        Args:
+            server_ca: the certificate of the authority of its daemon, in PEM.
+
+        Raises:
+            AlreadyExists: something else is there.
+            InvalidName: no file could have this name.
+        """
+        require_free(self.client_certificate(user_name), _CHOOSE_ANOTHER_FOLDER)
+        if os.path.lexists(self.server_ca) and read_bytes(self.server_ca, _CHOOSE_ANOTHER_FOLDER) != server_ca:
+            raise AlreadyExists(self.server_ca, _CHOOSE_ANOTHER_FOLDER)
+
+    def take_up(self, user_name: str, credential: "Credential", server_ca: bytes) -> Path:
+        """Put a user's certificate that was issued elsewhere here, with its key and what its daemon is verified with.
+
+        Args:
+            user_name: for the names of the files.
+            server_ca: the certificate of the authority of its daemon, in PEM.
+
+        Returns:
+            The certificate's path; the key lies beside it.
+
+        Raises:
+            AlreadyExists: something else is there.
+            InvalidName: no file could have this name.
+        """
+        self.require_room(user_name, server_ca)
+        path = self.client_certificate(user_name)
+        write_pair(path, credential)
+        if not os.path.lexists(self.server_ca):
+            replace_file(self.server_ca, server_ca)
         return path
 
     def revoke(self, name: str) -> dict[int, Path | None]:
@@ -302,18 +237,6 @@ class PkiFolder:
             replace_file(self.client_crl, crl.public_bytes(Encoding.PEM))
         return meant
 
-    def revoked(self) -> frozenset[int]:
-        """The serial numbers of users' certificates that were revoked; nothing if there is no list.
-
-        Raises:
-            Missing: the list or the authority cannot be read.
-        """
-        from pki.revocation import serials_on
-
-        if not os.path.lexists(self.client_crl):
-            return frozenset()
-        return serials_on(load_crl(self.client_crl, load_certificate(self.client_ca)))
-
     def _meant(self, name: str) -> dict[int, Path | None]:
         """Tell which certificates a name or a serial number means, for `revoke`."""
         here = {load_certificate(path).serial_number: path for path in self.certificates()}
@@ -321,26 +244,13 @@ class PkiFolder:
         user = name.removeprefix("clients/")
         if found := {serial: path for serial, path in of_users.items() if _is_of_user(path, user)}:
             return dict(found)
-        serial = _read_serial(name)
-        if serial is None or (serial not in here and serial < _LEAST_UNKNOWN_SERIAL):
+        serial = read_serial(name)
+        if serial is None or (serial not in here and serial < LEAST_UNKNOWN_SERIAL):
             advice = "give a name or a serial number that `pki list` shows, or the whole serial number of another"
             raise NotRevocable(name, "there is no such certificate here", advice)
         if serial in here and serial not in of_users:
             raise NotRevocable(name, "it is no user's", "only users' certificates are checked against a list")
         return {serial: of_users.get(serial)}
-
-    def trust_domain(self) -> str:
-        """The trust domain that users must be of.
-
-        Raises:
-            Missing: there is no authority here.
-        """
-        from pki.authority import trust_domain_of
-
-        try:
-            return trust_domain_of(load_certificate(self.client_ca))
-        except TrustDomainMissing as error:
-            raise TrustDomainMissing(self.client_ca) from error
 
     def _advice_for_existing(self) -> str:
         if not self.is_initialized():
@@ -355,42 +265,8 @@ class PkiFolder:
         return f"workerctl --pki-dir {shlex.quote(str(self.path))} pki {verb} {rest}"
 
 
-def _lifetime(days: int | None, usual: timedelta) -> timedelta:
-    if days is None:
-        return usual
-    if not 1 <= days <= _MOST_DAYS:
-        raise InvalidLifetime(days, _MOST_DAYS)
-    return timedelta(days=days)
-
-
-def _read_serial(text: str) -> int | None:
-    digits = text.replace(":", "")
-    return int(digits, 16) if _SERIAL.fullmatch(digits) else None
-
-
 def _is_of_user(certificate: Path, user_name: str) -> bool:
     """Tell whether a certificate is a user's, or was until it was renewed."""
     if certificate.parent.name != REPLACED:
         return certificate.stem == user_name
     return certificate.stem.rpartition("-")[0] == user_name
-
-
-def _require_hosts(hosts: Iterable[str]) -> None:
-    for host in hosts:
-        if not _is_host(host):
-            raise InvalidHost(host)
-
-
-def _is_host(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return _HOST.fullmatch(text) is not None
-    return True
-
-
-def _user_id(text: str | None) -> str:
-    try:
-        return str(uuid.uuid4() if text is None else uuid.UUID(text))
-    except ValueError:
-        raise InvalidUserId(str(text)) from None

@@ -164,7 +164,7 @@ def test_the_readmes_stop_of_an_ended_job_changes_nothing(shared_daemon: Daemon,
 
 def test_the_readmes_stop_ends_a_job_that_runs(shared_daemon: Daemon) -> None:
     job_id = shared_daemon.workerctl("spawn", "--", "sleep", "1000").stdout.decode().strip()
-    assert run_example(shared_daemon, 1, uuid=job_id).startswith(f"id:        {job_id}\n".encode())
+    assert run_example(shared_daemon, 1, uuid=job_id).startswith(f"id:         {job_id}\n".encode())
     assert shared_daemon.workerctl("stream-log", "--uuid", job_id).returncode == 0
     assert f"stopped by {USER} with signal 15".encode() in run_example(shared_daemon, 2, uuid=job_id)
 

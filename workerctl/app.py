@@ -58,7 +58,14 @@ def make_app(arguments: Sequence[str]) -> App:
         ] = None,
         username: Annotated[
             str | None,
-            Parameter(env_var="WORKERCTL_USERNAME", help="Whose certificate to present. [default: your login name]"),
+            Parameter(env_var="WORKERCTL_USERNAME", help="Whom to call for. [default: the certificate's user]"),
+        ] = None,
+        certificate: Annotated[
+            str | None,
+            Parameter(
+                env_var="WORKERCTL_CERTIFICATE",
+                help="Whose certificate to present. [default: --username's, or if there is none your login name's]",
+            ),
         ] = None,
         pki_dir: Annotated[
             str | None,  # not a path, which would make the current folder of an empty text
@@ -74,7 +81,8 @@ def make_app(arguments: Sequence[str]) -> App:
         ] = DEFAULT_KEEPALIVE_SECONDS,
     ) -> int:
         patience = Patience(retry_seconds, keepalive_seconds)
-        context = Context(Target(endpoint or None, username or None, Path(pki_dir) if pki_dir else None), patience)
+        pki = Path(pki_dir) if pki_dir else None
+        context = Context(Target(endpoint or None, username or None, pki, certificate or None), patience)
         command, bound, injected = app.parse_args([*tokens, *verbatim])
         if "context" in injected:
             bound.arguments["context"] = context

@@ -21,13 +21,20 @@ from typing import Self, TypeVar
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import (
+    ErrorReason,
+    ExplainDecisionRequest,
+    ExplainDecisionResponse,
     Gap,
+    IssueCredentialRequest,
+    IssueCredentialResponse,
     Job,
     JobEnd,
     JobState,
     ListRequest,
     ListResponse,
     RemoveRequest,
+    Share,
+    ShareRequest,
     SpawnRequest,
     StatusRequest,
     StopRequest,
@@ -39,6 +46,7 @@ from worker_api.worker.v1 import (
 )
 
 from workerctl.errors import (
+    CallFailed,
     ClientError,
     ConnectionLost,
     DaemonNotStarted,
@@ -56,6 +64,7 @@ _T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
 _OF_ANOTHER_HOST = (62, 64)  # hostname and IP address mismatch: X509_STORE_CTX_get_error(3)
+_CERTIFICATE_REASONS = (ErrorReason.CERTIFICATE_EXPIRED, ErrorReason.CERTIFICATE_REVOKED)
 _FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 
@@ -64,7 +73,8 @@ class Client:
 
     A call that may be made twice without harm is made again when the connection breaks, when the daemon cannot be
     reached and when it says that it is not available, for as long as `patience` says. Where the daemon is is asked anew
-    for each connection.
+    for each connection, and the certificate is read anew: a call that fails for a certificate which has been replaced
+    meanwhile is made again with the new one.
 
     Args:
         target: which daemon, and as whom.
@@ -83,8 +93,14 @@ class Client:
         self._on_retry = on_retry
         self._patience = patience
         self._channel: WorkerChannel | None = None
+        self._stamp: tuple[int, ...] | None = None  # of the certificate that the channel presents
         self._connecting = asyncio.Lock()
         self._acquainted = False
+
+    @property
+    def endpoint(self) -> str:
+        """Where the daemon is, as far as it is known: of the connection that there is, or as it was given."""
+        return self._target.name if self._channel is None else self._channel.endpoint
 
     async def __aenter__(self) -> Self:
         return self
@@ -138,9 +154,9 @@ class Client:
         request = StopRequest(job_id=job_id, grace=grace)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).stop(request), repeat=True)).job)
 
-    async def status(self, job_id: str) -> Job:
-        """Describe a job."""
-        request = StatusRequest(job_id=job_id)
+    async def status(self, job_id: str, *, show_envs: bool = False) -> Job:
+        """Describe a job, with the environment variables of its spawn if that is asked for."""
+        request = StatusRequest(job_id=job_id, show_envs=show_envs)
         return _job((await self.call(lambda channel: WorkerServiceStub(channel).status(request), repeat=True)).job)
 
     async def remove(self, job_id: str) -> None:
@@ -148,11 +164,13 @@ class Client:
         request = RemoveRequest(job_id=job_id)
         await self.call(lambda channel: WorkerServiceStub(channel).remove(request))
 
-    async def list_jobs(self, states: Collection[JobState] = (), name: str = "") -> AsyncGenerator[Job, None]:
-        """Describe the caller's jobs, newest first, page by page as they are taken."""
+    async def list_jobs(
+        self, states: Collection[JobState] = (), name: str = "", *, all_owners: bool = False
+    ) -> AsyncGenerator[Job, None]:
+        """Describe the caller's jobs, or all that the caller may see, newest first, page by page as they are taken."""
         token = ""
         while True:
-            request = ListRequest(states=list(states), name=name, page_token=token)
+            request = ListRequest(states=list(states), name=name, page_token=token, all_owners=all_owners)
             page = await self.call(partial(_list, request), repeat=True)
             for job in page.jobs:
                 yield job
@@ -160,9 +178,49 @@ class Client:
             if not token:
                 return
 
+    async def share(self, job_id: str, user: str = "", rights: Collection[str] = ()) -> list[Share]:
+        """Set what another user, by name or id, may do with a job; without one nothing is changed.
+
+        Returns:
+            With whom the job is shared now.
+        """
+        request = ShareRequest(job_id=job_id, user=user, rights=sorted(set(rights)))
+        return (await self.call(lambda channel: WorkerServiceStub(channel).share(request), repeat=True)).shares
+
+    async def explain(
+        self, right: str, *, user: str = "", job_id: str | None = None, target: str = "", policies: str = ""
+    ) -> ExplainDecisionResponse:
+        """Ask whether somebody might do something, and by which policies.
+
+        Args:
+            right: as "stop".
+            user: by name or id; empty for the caller.
+            job_id: what it would be done to; None for what concerns no job.
+            target: the account or user that it concerns, for "run-as" and "impersonate".
+            policies: what is to count besides the policies in force, in Cedar's language.
+        """
+        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id, target=target)
+        return await self.call(lambda channel: WorkerServiceStub(channel).explain_decision(request), repeat=True)
+
     async def whoami(self) -> WhoAmIResponse:
         """Ask who the daemon takes the caller for."""
         return await self.call(lambda channel: WorkerServiceStub(channel).who_am_i(WhoAmIRequest()), repeat=True)
+
+    async def issue_credential(
+        self, certificate_request: bytes, rights: Collection[str], lifetime: timedelta | None = None
+    ) -> IssueCredentialResponse:
+        """Have a certificate issued that is good for fewer rights and a shorter time than the one presented.
+
+        Args:
+            certificate_request: PKCS #10 in DER, signed with the key that the certificate is to be for: `pki.narrowing`
+                makes one.
+            rights: what it is to be good for.
+            lifetime: for how long; None leaves it to the daemon.
+        """
+        request = IssueCredentialRequest(
+            certificate_request=certificate_request, rights=sorted(rights), lifetime=lifetime
+        )
+        return await self.call(lambda channel: WorkerServiceStub(channel).issue_credential(request), repeat=True)
 
     async def stream_log(
         self,
@@ -242,7 +300,10 @@ class Client:
                     host, port = await asyncio.to_thread(self._target.resolve)
                 else:
                     host, port = self._target.resolve()
-                self._channel = WorkerChannel(host, port, self._target.tls(), self._patience.keepalive_seconds)
+                self._stamp = self._target.stamp()
+                self._channel = WorkerChannel(
+                    host, port, self._target.tls(), self._patience.keepalive_seconds, self._target.acting_for()
+                )
             return self._channel
 
     async def _bear(
@@ -262,7 +323,15 @@ class Client:
         """
         if failure.may_pass and channel is self._channel:
             await self.aclose()
-        if intention is None or not failure.may_pass or not self._patience.retry_seconds:
+        if intention is None or not self._patience.retry_seconds:
+            return False
+        if self._has_another_certificate(failure, channel):
+            if channel is self._channel:
+                await self.aclose()
+            if self._on_retry is not None:
+                self._on_retry(f"the certificate counts no more, but another has taken its place: {intention}")
+            return True
+        if not failure.may_pass:
             return False
         if isinstance(failure, DaemonNotStarted) and not self._acquainted:
             return False  # it never ran: what keeps it from that does not pass
@@ -278,6 +347,14 @@ class Client:
         await asyncio.sleep(pause)
         attempts.again()
         return True
+
+    def _has_another_certificate(self, failure: ClientError, channel: WorkerChannel | None) -> bool:
+        """Tell whether a call failed for its certificate, in whose place there is another by now."""
+        return (
+            isinstance(failure, CallFailed)
+            and failure.reason in _CERTIFICATE_REASONS
+            and (channel is not self._channel or self._target.stamp() != self._stamp)
+        )
 
 
 def _translate(

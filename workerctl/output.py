@@ -27,6 +27,7 @@ OutputFormat = Literal["text", "json"]
 
 _LONGEST_COMMAND = 100  # characters, in a list
 _MOST_OUTSTANDING = 1 << 22  # bytes
+_MOST_WAITING = 1 << 16  # characters, of lines that are printed together
 _SMALL_BYTES = 1 << 12  # what is cheaper to be put together than to be written by itself
 
 
@@ -54,6 +55,8 @@ def to_plain(value: Any) -> Any:
             return value.hex()
         case list():
             return [to_plain(item) for item in value]
+        case dict():
+            return {name: to_plain(content) for name, content in value.items()}
         case _:
             return value
 
@@ -89,6 +92,8 @@ def describe_job(job: Job) -> str:
         "id": job.id,
         "name": job.name,
         "owner": job.owner.name if job.owner else "",
+        "spawned by": job.spawned_by.name if job.spawned_by else "",
+        "runs as": job.run_as,
         "program": job.program,
         "arguments": " ".join(map(shlex.quote, job.args)),
         "directory": job.working_directory,
@@ -106,7 +111,8 @@ def describe_job(job: Job) -> str:
         if job.end.lost is None:  # of a lost job nobody knows what it used
             cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
             lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
-    return format_lines(lines)
+    variables = (_line("variable", f"{name}={value}") for name, value in sorted(job.envs.items()))
+    return "\n".join((format_lines(lines), *variables))
 
 
 def describe_end(end: JobEnd) -> str:
@@ -126,19 +132,21 @@ def describe_end(end: JobEnd) -> str:
             return "ended in a way that this workerctl does not know: update it"
 
 
-def describe_jobs(jobs: Iterable[Job]) -> str:
+def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> str:
     """Describe jobs for people, one line for each."""
-    rows = [("ID", "CREATED", "STATE", "NAME", "PROGRAM")]
+    rows: list[tuple[str, ...]] = [("ID", *(["OWNER"] if with_owners else []), "CREATED", "STATE", "NAME", "PROGRAM")]
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
         program = " ".join((job.program, *map(shlex.quote, job.args)))
-        rows.append((job.id, format_time(job.created_at), state, job.name or "-", _cut(_one_line(program))))
+        owner = [job.owner.name if job.owner else "?"] if with_owners else []
+        created = format_time(job.created_at)
+        rows.append((job.id, *owner, created, state, job.name or "-", _cut(_one_line(program))))
     return format_table(rows)
 
 
 def format_lines(lines: Mapping[str, str]) -> str:
     """Put what a thing is called before each thing, one on a line; what is empty is left out."""
-    return "\n".join(f"{label + ':':<11}{_one_line(text)}" for label, text in lines.items() if text)
+    return "\n".join(_line(label, text) for label, text in lines.items() if text)
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -261,11 +269,37 @@ def print_line(line: str) -> None:
         BrokenPipeError: nobody reads it.
         OSError: it cannot be written, for another reason.
     """
+    print_lines([line])
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print any number of lines, many at a time.
+
+    Raises:
+        BrokenPipeError, OSError: as `print_line`.
+    """
+    waiting: list[str] = []
+    waiting_characters = 0
+    for line in lines:
+        waiting.append(line)
+        waiting_characters += len(line)
+        if waiting_characters > _MOST_WAITING:
+            _print(waiting)
+            waiting, waiting_characters = [], 0
+    _print(waiting)
+
+
+def _print(lines: Iterable[str]) -> None:
+    text = "".join(f"{line}\n" for line in lines)
     try:
-        write_all(1, f"{line}\n".encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
+        write_all(1, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
     except OSError as error:
         error.filename = "standard output"
         raise
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label + ':':<12}{_one_line(text)}"
 
 
 def _one_line(text: str) -> str:

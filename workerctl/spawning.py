@@ -49,7 +49,7 @@ class JobOptions:
     working_directory: Annotated[
         str,
         Parameter(
-            help="The absolute path to start in. [default: the home directory of the daemon's user]",
+            help="The absolute path to start in. [default: the home directory of the account it runs as]",
             show_default=False,
         ),
     ] = ""
@@ -64,6 +64,13 @@ class JobOptions:
             show_default=False,
         ),
     ] = 0
+    run_as: Annotated[
+        str,
+        Parameter(
+            help="The system account to run as, by name. [default: what the daemon says]",
+            show_default=False,
+        ),
+    ] = ""
 
     def request(self, command: Sequence[str], request_key: str = "") -> SpawnRequest:
         """Make the request.
@@ -82,7 +89,7 @@ class JobOptions:
         if self.max_log_bytes < 0:
             raise UsageInvalid("--max-log-bytes is a number of bytes, zero or more")
         program, *arguments = command or [self.program_path, *(self.args or ())]
-        for text in (program, *arguments, *(self.envs or ()), self.working_directory, self.name):
+        for text in (program, *arguments, *(self.envs or ()), self.working_directory, self.name, self.run_as):
             if any("\udc80" <= character <= "\udcff" for character in text):  # PEP 383
                 raise UsageInvalid(f"{text!r} is not UTF-8, which the contract needs")
         return SpawnRequest(
@@ -94,6 +101,7 @@ class JobOptions:
             timeout=None if self.timeout_seconds is None else duration("--timeout-seconds", self.timeout_seconds),
             request_key=request_key,
             max_log_bytes=self.max_log_bytes,
+            run_as=self.run_as,
         )
 
 

@@ -1,5 +1,6 @@
 """Which daemon to talk to, and as whom."""
 
+import contextlib
 import getpass
 import os
 import ssl
@@ -19,13 +20,16 @@ class Target:
 
     Attributes:
         endpoint: a URL `https://HOST:PORT`; None for the user's own daemon, which is started when none runs.
-        username: whose certificate to present; None for the system user's name.
+        username: whom to call for; None for the user of the certificate.
         pki_directory: where the certificates are; None for those of the user's own daemon.
+        certificate: whose certificate to present; None for the user's who is called for, or if there is none here for
+            the system user's.
     """
 
     endpoint: str | None = None
     username: str | None = None
     pki_directory: Path | None = None
+    certificate: str | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +69,44 @@ class Target:
             PkiError: a file cannot be read.
             UsageInvalid: no user is given, and the system's has no name.
         """
-        return client_context(self.pki(), self.username or _login_name())
+        return client_context(self.pki(), self.presented())
+
+    def stamp(self) -> tuple[int, ...] | None:
+        """Tell the certificate that is there to be presented from others that take its place, without reading it.
+
+        Raises:
+            InvalidName, UsageInvalid: as for `tls`.
+        """
+        try:
+            found = os.stat(self.pki().client_certificate(self.presented()))
+        except OSError:  # why it cannot be read is told when it is
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+
+    def acting_for(self) -> str | None:
+        """Tell for whom the daemon is to be asked to serve the calls; None for the user of the certificate.
+
+        Raises:
+            UsageInvalid: as for `tls`.
+        """
+        return None if self.username in (None, self.presented()) else self.username
+
+    def presented(self) -> str:
+        """Tell whose certificate to present: the name of its file.
+
+        Raises:
+            UsageInvalid: as for `tls`.
+        """
+        if self.certificate is not None:
+            return self.certificate
+        if self.username is None:
+            return _login_name()
+        users = self.pki().users()
+        if self.username not in users:
+            with contextlib.suppress(UsageInvalid):  # then there is but the one to be missed
+                if (login := _login_name()) in users:
+                    return login
+        return self.username
 
 
 def _login_name() -> str:

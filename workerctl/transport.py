@@ -41,6 +41,7 @@ _ALERTS = {  # as OpenSSL calls those of RFC 8446 §6.2
     "SSLV3_ALERT_CERTIFICATE_REVOKED": CertificateRevoked(),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": CertificateExpired(),
 }
+_USERNAME = "workerd-username"
 _CLOSE_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
 # A daemon's largest messages of output fit into one frame; every frame costs both sides some (RFC 9113 §4.2).
@@ -140,10 +141,16 @@ class WorkerChannel(Channel):
 
     Args:
         keepalive_seconds: how long the daemon may be silent before it is taken for dead; greater than zero.
+        acting_for: the name or id of the user whom all calls are made for; None for that of the certificate.
     """
 
     def __init__(
-        self, host: str, port: int, tls: ssl.SSLContext, keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext,
+        keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
+        acting_for: str | None = None,
     ) -> None:
         super().__init__(
             host,
@@ -156,6 +163,13 @@ class WorkerChannel(Channel):
         self.endpoint = f"https://{f'[{host}]' if ':' in host else host}:{port}"
         self._keepalive_seconds = keepalive_seconds
         self._last: _Protocol | None = None
+        self._acting_for = acting_for
+
+    def request(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
+        """Begin a call, as grpclib does, for the user whom it is made for."""
+        if self._acting_for is not None:
+            metadata = [*dict(metadata or {}).items(), (_USERNAME, self._acting_for)]
+        return super().request(*arguments, metadata=metadata, **options)
 
     def _protocol_factory(self) -> H2Protocol:
         self._last = _Protocol(self._config, self._h2_config, self._keepalive_seconds)

@@ -13,8 +13,9 @@ from workerd.engine.errors import EngineError
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.errors import ConfigurationInvalid, DaemonError
+from workerd.limits import DEFAULT_LIMITS, Limits
 from workerd.log import configure_log
-from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, make_settings
+from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, DEFAULT_MAX_AUDIT_BYTES, make_settings
 
 _USAGE = 2
 
@@ -31,6 +32,13 @@ def workerd(
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
     state_dir: Annotated[str | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
     pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
+    policy_dir: Annotated[
+        str | None, Parameter(help="Where further policies are. [default: policies in the state folder]")
+    ] = None,
+    roles: Annotated[
+        dict[str, list[str]] | None,
+        Parameter(negative=(), help="Who has a role, by name or id, as --roles.admin acrimon; may be repeated."),
+    ] = None,
     grace_seconds: Annotated[
         float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")
     ] = DEFAULT_GRACE_SECONDS,
@@ -49,10 +57,17 @@ def workerd(
     keepalive_seconds: Annotated[
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
+    run_as: Annotated[
+        str, Parameter(help="The account that jobs run as when nobody names one. [default: the daemon's own]")
+    ] = "",
     processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
+    max_audit_bytes: Annotated[
+        int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
+    ] = DEFAULT_MAX_AUDIT_BYTES,
     drain: Annotated[
         bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
     ] = False,
+    limits: Annotated[Limits, Parameter(name="*", group="Limits")] = DEFAULT_LIMITS,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
@@ -65,10 +80,15 @@ def workerd(
         listen=listen,
         state_dir=Path(state_dir) if state_dir else None,
         pki_dir=Path(pki_dir) if pki_dir else None,
+        policy_dir=Path(policy_dir) if policy_dir else None,
+        roles=roles or {},
         grace_seconds=grace_seconds,
         storage=Storage(max_log_bytes, max_total_bytes, max_age_seconds, durability),
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        run_as=run_as,
+        limits=limits,
+        max_audit_bytes=max_audit_bytes,
     )
     try:
         if drain:

@@ -15,12 +15,19 @@ import uvloop
 
 from pki.errors import PkiError
 from workerd.engine import linux
-from workerd.engine.engine import Engine
 from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
 from workerd.log import configure_log
 from workerd.registry import load_routes
-from workerd.server import LAST_READERS_SECONDS, answering, listen, signal_event, stop_signals, wait_first
+from workerd.server import (
+    LAST_READERS_SECONDS,
+    answering,
+    listen,
+    signal_event,
+    stop_signals,
+    telling_engine,
+    wait_first,
+)
 from workerd.settings import Settings
 
 log = structlog.get_logger()
@@ -71,9 +78,9 @@ def main() -> None:
 async def _serve(orders: Orders) -> None:
     routes = load_routes()
     stop, drained = stop_signals(), signal_event(DRAINED)
-    async with Engine(orders.settings.state_directory, orders.settings.storage, keeps=False) as engine:
+    async with telling_engine(orders.settings, keeps=False) as (engine, trail):
         with listen(orders.settings, shared=True) as listening:
-            async with answering(engine, orders.settings, routes, listening) as gate:
+            async with answering(engine, orders.settings, routes, listening, trail.record) as gate:
                 os.write(orders.report, SERVING)
                 os.close(orders.report)
                 if await wait_first(stop.wait(), drained.wait()) == 1:

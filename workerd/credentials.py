@@ -4,28 +4,24 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
-from asyncinotify import Mask
 
 from pki.errors import CertificateExpired, CertificateRefused, CertificateRevoked, Missing, PkiError
 from pki.files import read_bytes
-from pki.identity import Identity
+from pki.identity import Identity, read_identity
 from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
-from workerd.engine.errors import WatchesExhausted
-from workerd.engine.watcher import Watcher
 from workerd.expiry import CallerWarnings
+from workerd.following import follow_folder
 
 log = structlog.get_logger()
 _LOOK_SECONDS = 5.0  # clocks are set, and machines sleep: no timer is trusted for longer
-# Links and folders that are made, files that become readable, and what goes without anything in its place.
-_ALSO = Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +80,17 @@ class Credentials:
         """The one that callers must be of."""
         return self._loaded.trust_domain
 
+    def user_of(self, certificate: Mapping[str, Any]) -> str:
+        """Tell the id of the user of a certificate, whether or not that still counts.
+
+        Args:
+            certificate: as `ssl.SSLSocket.getpeercert` gives it.
+
+        Raises:
+            IdentityInvalid: it names none.
+        """
+        return read_identity(certificate, self.trust_domain).user_id
+
     @contextlib.contextmanager
     def admit(self, caller: Identity) -> Iterator[None]:
         """Let the current task serve a call for as long as the caller's certificate counts; TLS has verified it once.
@@ -127,30 +134,15 @@ class Credentials:
             call.timer = asyncio.get_running_loop().call_later(seconds, self._watch, call)
 
     def _check(self, caller: Identity) -> None:
-        if int(caller.serial, 16) in self._loaded.revoked:
+        # With a certificate go all that descend from it.
+        if any(int(serial, 16) in self._loaded.revoked for serial in (caller.serial, *caller.ancestors)):
             raise CertificateRevoked
         if datetime.now(UTC) >= caller.expires_at:
             raise CertificateExpired
 
     async def follow(self) -> None:
         """Take up what changes in the folder, until cancelled. What is bad is told, and what was good stays."""
-        try:
-            with Watcher(_ALSO) as watcher:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(watcher.run())
-                    tasks.create_task(self._follow(watcher))
-        except* (OSError, WatchesExhausted) as problems:
-            problem = str(problems.exceptions[0])
-            log.error("certificates that change are not noticed until the next start", error=problem)
-
-    async def _follow(self, watcher: Watcher) -> None:
-        while True:
-            try:
-                with watcher.watch(_nearest(self._folder.path)) as changed:
-                    self._reload()
-                    await changed.wait()
-            except FileNotFoundError:  # the folder went just now: another is the nearest
-                continue
+        await follow_folder(self._folder.path, self._reload)
 
     def _reload(self) -> None:
         seen = self._look()
@@ -197,8 +189,3 @@ def _look(path: Path) -> tuple[int, ...] | None:
     except OSError:  # why it cannot be read is told when it is
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
-
-
-def _nearest(folder: Path) -> Path:
-    """Give a folder, or as long as it is not there the nearest of those in which it would be."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())

@@ -2,22 +2,29 @@
 
 DaemonError
 ├── NotPermitted
+│   └── ActingForAnother
+├── CannotIssue
 ├── ShuttingDown
+├── LimitReached
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── DrainFailed
+├── UserUnknown
+├── PolicyInvalid
+├── AuditFailed
 └── PluginInvalid
 """
 
 import errno
 import os
 import sqlite3
+from collections.abc import Sequence
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
-from pki.errors import CertificateExpired, CertificateRevoked, IdentityInvalid
+from pki.errors import CertificateExpired, CertificateRevoked, IdentityInvalid, InvalidNarrowing, InvalidRequest
 from workerd.engine import errors as engine
 
 
@@ -28,8 +35,25 @@ class DaemonError(Exception):
 class NotPermitted(DaemonError):
     """The caller is known and may not do this."""
 
-    def __init__(self, right: str) -> None:
-        super().__init__(f"you have no right to {right}: `workerctl whoami` shows your rights")
+    def __init__(self, right: str, on: str = "") -> None:
+        super().__init__(f"you have no right to {right}{on}: `workerctl whoami` shows your rights")
+
+
+class ActingForAnother(NotPermitted):
+    """The caller acts for another user, to whom no certificate is given in this way."""
+
+    def __init__(self) -> None:
+        DaemonError.__init__(self, "a certificate is issued to its own user only: ask without acting for another")
+
+
+class CannotIssue(DaemonError):
+    """The daemon has no key to sign certificates with."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this daemon cannot issue certificates, because it has no client-ca.key that it can use: have whoever runs"
+            " it put the key of client-ca.crt beside that, or ask a daemon that has it"
+        )
 
 
 class ShuttingDown(DaemonError):
@@ -37,6 +61,20 @@ class ShuttingDown(DaemonError):
 
     def __init__(self) -> None:
         super().__init__("the daemon is shutting down; jobs run on: try again when it is back")
+
+
+class LimitReached(DaemonError):
+    """A limit that the daemon is set to was met.
+
+    Args:
+        limit: the setting's name.
+        problem: what there is too much of, with the amount, as a sentence.
+        advice: what to do.
+    """
+
+    def __init__(self, limit: str, problem: str, advice: str) -> None:
+        self.limit = limit
+        super().__init__(f"{problem} ({limit}): {advice}")
 
 
 class ConfigurationInvalid(DaemonError):
@@ -60,6 +98,41 @@ class DrainFailed(DaemonError):
     """A daemon could not be drained."""
 
 
+class UserUnknown(DaemonError):
+    """A name does not lead to one user."""
+
+    def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
+        known = f"several users have been called so ({', '.join(ids)})" if ids else "no such user has been here yet"
+        super().__init__(f"{name!r} names no user: {known}: give the id, as `workerctl whoami` shows it to them")
+
+
+class PolicyInvalid(DaemonError):
+    """Policies that cannot be used.
+
+    Args:
+        file: where they are.
+        problem: what is wrong with them.
+    """
+
+    def __init__(self, file: str, problem: str) -> None:
+        self.problem = problem
+        super().__init__(f"the policies in {file} cannot be used: {problem}")
+
+
+class AuditFailed(DaemonError):
+    """The audit trail cannot be written.
+
+    Args:
+        problem: what the system says.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
+            " disk of its state directory, or see that it may write to the folder audit there, and try again"
+        )
+
+
 class PluginInvalid(DaemonError):
     """A handler that was found cannot be served: a mistake of the package that offers it.
 
@@ -81,17 +154,26 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.ProgramNotFound: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_FOUND),
     engine.ProgramNotExecutable: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.WorkingDirectoryUnusable: (Status.FAILED_PRECONDITION, ErrorReason.WORKING_DIRECTORY_UNUSABLE),
+    engine.AccountUnusable: (Status.FAILED_PRECONDITION, ErrorReason.ACCOUNT_UNUSABLE),
     engine.CannotStart: (Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
     engine.JobNotEnded: (Status.FAILED_PRECONDITION, ErrorReason.JOB_NOT_ENDED),
     engine.SpoolCorrupt: (Status.DATA_LOSS, ErrorReason.JOB_UNREADABLE),
     engine.ResourcesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
+    engine.LimitMet: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     CertificateRevoked: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED),
     CertificateExpired: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_EXPIRED),
+    InvalidRequest: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    InvalidNarrowing: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    CannotIssue: (Status.FAILED_PRECONDITION, ErrorReason.CANNOT_ISSUE),
+    AuditFailed: (Status.RESOURCE_EXHAUSTED, ErrorReason.AUDIT_FAILED),
     NotPermitted: (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED),
+    UserUnknown: (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN),
+    PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+    LimitReached: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
 _ADVICE = {
@@ -161,7 +243,13 @@ def _subject(error: Exception) -> str:
             return field
         case engine.CannotStart(subject=subject):
             return subject
+        case engine.LimitMet(limit=limit) | LimitReached(limit=limit):
+            return limit
         case engine.JobNotFound() | engine.JobIdMalformed():
             return "job_id"
+        case InvalidRequest():
+            return "certificate_request"
+        case InvalidNarrowing():
+            return "rights"
         case _:
             return ""

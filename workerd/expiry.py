@@ -41,8 +41,8 @@ class CallerWarnings:
     def look(self, caller: Identity) -> None:
         """Warn if a caller's certificate is about to expire and nobody was told today."""
         now = datetime.now(UTC)
-        if not expires_soon(caller.expires_at, now):
-            return
+        if caller.rights is not None or not expires_soon(caller.expires_at, now):
+            return  # a narrowed certificate is short-lived on purpose
         if now.date() != self._day:
             self._day = now.date()
             self._told.clear()

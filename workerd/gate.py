@@ -1,13 +1,16 @@
 """The gate: what every call passes on its way to a handler.
 
-identity (off the certificate, which still counts) → request (decoded) → job (named by `job_id`) → policy → handler →
-response, and whatever goes wrong on that way becomes a status with a reason. Nothing that a handler raises reaches
-grpclib raw.
+identity (off the certificate, which still counts) → limits → whom the call is made for → request (decoded) → job (named
+by `job_id`) → policy → audit trail → handler → response, and whatever goes wrong on that way becomes a status with a
+reason. Nothing that a handler raises reaches grpclib raw.
+
+A job that is not there is decided on like one of nobody's, so whoever may not see a job can tell by nothing whether it
+is there.
 """
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import structlog
@@ -16,37 +19,55 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.server import Stream
 
-from pki.errors import IdentityInvalid
-from pki.identity import Identity, read_identity
+from pki.errors import CertificateRefused, IdentityInvalid
+from pki.identity import read_identity
+from workerd.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.credentials import Credentials
-from workerd.engine.engine import Engine
-from workerd.engine.errors import InvalidArgument, JobNotFound
-from workerd.engine.job import Job
-from workerd.errors import NotPermitted, ShuttingDown, to_grpc
-from workerd.handler import Call
-from workerd.policy import allows
+from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
+from workerd.engine.job import User, parse_job_id
+from workerd.errors import LimitReached, NotPermitted, ShuttingDown, UserUnknown, to_grpc
+from workerd.handler import Call, Daemon
+from workerd.limits import Meter
+from workerd.notices import Notices
+from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
+from workerd.rights import Rights
 from workerd.transport import bound_request, send
 
 log = structlog.get_logger()
+_USERNAME = "workerd-username"
+_LONGEST_NAME = 64  # of a certificate's common name (RFC 5280 A.1, ub-common-name)
 
 
 class Gate:
     """One grpclib service that is composed of all handlers.
 
     Args:
+        daemon: what handlers work on.
         credentials: who callers may be.
-        grace_seconds: the default between SIGTERM and SIGKILL.
+        rights: what they may do.
+        record: writes down what is decided, and what comes of it.
+        meter: counts what users have under way.
+        notices: tells which limits are met.
     """
 
     def __init__(
-        self, engine: Engine, routes: Mapping[str, Route], credentials: Credentials, *, grace_seconds: float
+        self,
+        daemon: Daemon,
+        routes: Mapping[str, Route],
+        credentials: Credentials,
+        rights: Rights,
+        record: Record,
+        meter: Meter,
+        notices: Notices,
     ) -> None:
-        self._engine = engine
+        self._daemon = daemon
         self._routes = routes
-        self._rights = frozenset(route.handler.right for route in routes.values())
         self._credentials = credentials
-        self._grace_seconds = grace_seconds
+        self._rights = rights
+        self._record = record
+        self._meter = meter
+        self._notices = notices
         # The task that answers a call, as grpclib made it, with the one that does the work.
         self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
         self._closing = False
@@ -103,26 +124,26 @@ class Gate:
         try:
             if self._closing:
                 raise ShuttingDown
-            identity = self._identify(stream)
-            with self._credentials.admit(identity):
-                await self._answer(route, stream, identity)
+            caller = self._identify(route, stream)
+            streaming = route.method.cardinality.server_streaming
+            with self._admit(caller), self._meter.call(caller.identity.user_id, streaming=streaming):
+                self._daemon.users.note(caller.user)
+                await self._answer(route, stream, self._act(caller, stream))
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:
             answer = to_grpc(error)
-            if answer.status is Status.INTERNAL:
+            if isinstance(error, LimitReached | LimitMet):  # as often as its user likes
+                self._notices.warn("calls are turned away", error.limit, rpc=route.path, latest=answer.message)
+            elif answer.status is Status.INTERNAL:
                 log.exception("a call failed", rpc=route.path)
             elif answer.status is Status.RESOURCE_EXHAUSTED:
                 log.warning("a call was turned away", rpc=route.path, problem=answer.message)
             raise answer from error
 
-    async def _answer(self, route: Route, stream: Stream[Any, Any], identity: Identity) -> None:
-        request = await _receive(stream)
-        job = self._find_job(request)
-        if not allows(identity, route.handler.right, job):
-            # Another user's job does not exist.
-            raise NotPermitted(route.handler.right) if job is None else JobNotFound(job.id)
-        call = Call(self._engine, identity, self._rights, job, self._grace_seconds)
+    async def _answer(self, route: Route, stream: Stream[Any, Any], caller: Caller) -> None:
+        request = await self._receive(stream, (caller.actor or caller.user).id)
+        call = self._decide(route, request, caller)
         if route.method.cardinality.server_streaming:
             async with contextlib.aclosing(route.handler.function(call, request)) as responses:
                 async for response in responses:
@@ -130,25 +151,72 @@ class Gate:
         else:
             await send(stream, await route.handler.function(call, request))
 
-    def _identify(self, stream: Stream[Any, Any]) -> Identity:
+    def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
         certificate = stream.peer.cert()
         if certificate is None:
             raise IdentityInvalid("the connection has no client certificate")
-        return read_identity(certificate, self._credentials.trust_domain)
+        identity = read_identity(certificate, self._credentials.trust_domain)
+        host, port = (stream.peer.addr() or ("?", 0))[:2]
+        return Caller(identity, None, f"{host}:{port}", route.path, self._rights, self._record)
 
-    def _find_job(self, request: Any) -> Job | None:
+    @contextlib.contextmanager
+    def _admit(self, caller: Caller) -> Iterator[None]:
+        """Let a call be served for as long as the caller's certificate counts."""
+        try:
+            with self._credentials.admit(caller.identity):
+                yield
+        except CertificateRefused as refusal:
+            caller.note("refused", reason=str(refusal))
+            raise
+
+    def _act(self, caller: Caller, stream: Stream[Any, Any]) -> Caller:
+        """Find out whom a call is made for."""
+        names = stream.metadata.getall(_USERNAME, []) if stream.metadata else []
+        if not names:
+            return caller
+        name = names[0]
+        if len(names) > 1 or not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+            raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {_LONGEST_NAME} characters")
+        if name in (caller.user.id, caller.user.name):
+            return caller
+        unknown = None
+        try:
+            user = self._daemon.users.find(name)
+        except UserUnknown as error:  # told only to those who might act for any user
+            user, unknown = User("", name), error
+        roles = self._rights.roles_of(user)
+        if not caller.decide(IMPERSONATE, Resource(On.USER, user.id, owner=user, roles=roles)):
+            raise NotPermitted(IMPERSONATE, on=f" {name}")
+        if unknown is not None:
+            raise unknown
+        return caller.acting_for(user)
+
+    def _decide(self, route: Route, request: Any, caller: Caller) -> Call:
+        """Decide whether a call may be made; return what its handler needs if so."""
+        right = route.handler.right
+        details = {"request": dict(route.handler.audit(request))}
         job_id = getattr(request, "job_id", None)
-        return None if job_id is None else self._engine.status(job_id)
+        if job_id is None:
+            if not caller.decide(right, DAEMON, details):
+                raise NotPermitted(right)
+            return Call(self._daemon, caller, None)
+        job_id = parse_job_id(job_id)
+        resource = self._daemon.find(job_id)
+        if not caller.decide(right, resource, details):
+            # What the certificate is not good for does not depend on the job.
+            if not caller.has(right) or caller.may(SEE, resource).permitted:
+                raise NotPermitted(right)
+            raise JobNotFound(job_id)
+        return Call(self._daemon, caller, self._daemon.engine.status(job_id), resource)
 
-
-async def _receive(stream: Stream[Any, Any]) -> Any:
-    bound_request(stream)
-    try:
-        request = await stream.recv_message()
-    except (GRPCError, StreamTerminatedError, MemoryError):
-        raise
-    except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
-        raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
-    if request is None:
-        raise InvalidArgument("request", "is missing")
-    return request
+    async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
+        bound_request(stream, self._meter, user_id)
+        try:
+            request = await stream.recv_message()
+        except (GRPCError, StreamTerminatedError, MemoryError, LimitReached):
+            raise
+        except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
+            raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
+        if request is None:
+            raise InvalidArgument("request", "is missing")
+        return request

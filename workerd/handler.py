@@ -8,15 +8,24 @@ A handler is declared with `handles` and offered through the entry-point group `
 An RPC that answers with one message is an `async def`; one that answers with a stream is an `async def` that yields.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import structlog
 from grpclib.const import Handler as Method
 
 from pki.identity import Identity
+from pki.store import PkiFolder
+from workerd.caller import Caller
 from workerd.engine.engine import Engine
-from workerd.engine.job import Job
+from workerd.engine.errors import JobNotFound, SpoolCorrupt
+from workerd.engine.job import Job, User
+from workerd.policy import DAEMON, On, Resource
+from workerd.users import Users
+
+log = structlog.get_logger()
+_NOBODY = User("", "")
 
 
 class Service(Protocol):
@@ -26,28 +35,81 @@ class Service(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Daemon:
+    """What all calls have in common.
+
+    Attributes:
+        users: those that have been here.
+        pki: the folder of certificates.
+        grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
+        run_as: the account that jobs run as when the caller names none; empty for the daemon's own.
+    """
+
+    engine: Engine
+    users: Users
+    pki: PkiFolder
+    grace_seconds: float
+    run_as: str = ""
+
+    def find(self, job_id: str) -> Resource:
+        """Find a job to decide on; one that is not there is nobody's."""
+        shares: frozenset[tuple[str, str]] = frozenset()
+        try:
+            owner = self.engine.owner(job_id)
+        except JobNotFound:
+            return Resource(On.JOB, job_id, _NOBODY)
+        try:
+            shares = frozenset((share.user.id, right) for share in self.engine.shares(job_id) for right in share.rights)
+        except JobNotFound:
+            pass  # it is just being removed
+        except SpoolCorrupt as error:
+            log.error("with whom a job is shared cannot be read, so it is with nobody", job=job_id, error=str(error))
+        return Resource(On.JOB, job_id, owner, shares)
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """What a handler has besides its request.
 
     Attributes:
-        identity: the caller.
-        rights: all rights that any handler asks for and that the caller has on its own jobs.
+        caller: who calls, and what they may do.
         job: the job that the request's `job_id` names, on which the caller has the handler's right; None when the
             request has no such field.
-        grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
+        resource: the same for further decisions: that job, or the daemon.
     """
 
-    engine: Engine
-    identity: Identity
-    rights: frozenset[str]
+    daemon: Daemon
+    caller: Caller
     job: Job | None
-    grace_seconds: float
+    resource: Resource = DAEMON
+
+    @property
+    def engine(self) -> Engine:
+        """What runs jobs."""
+        return self.daemon.engine
+
+    @property
+    def identity(self) -> Identity:
+        """Whom the call is made for: the user of the certificate, unless somebody acts for another."""
+        return self.caller.identity
 
     def require_job(self) -> Job:
         """Give the job that the request names."""
         if self.job is None:
             raise TypeError("the request of this RPC has no field job_id")
         return self.job
+
+    def authorize(self, right: str, resource: Resource | None = None) -> None:
+        """Go on only if the caller has one of the handler's further rights; the decision goes into the audit trail.
+
+        Args:
+            resource: what it is for; None for the job that the request names, or the daemon.
+
+        Raises:
+            NotPermitted: the caller has not.
+            AuditFailed: the decision could not be written down.
+        """
+        self.caller.authorize(right, resource or self.resource)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +120,35 @@ class Handler:
         service: the generated base class of the service that the RPC belongs to.
         rpc: the RPC's name in that service.
         right: what the caller must be allowed to do, one word.
+        further: rights that the handler asks for by itself, each with what it can be exercised on.
+        reads: whether the right changes nothing.
+        audit: gives what of a request belongs into the audit trail.
     """
 
     service: type[Service]
     rpc: str
     right: str
     function: Callable[..., Any]
+    further: Mapping[str, On] = field(default_factory=dict)
+    reads: bool = False
+    audit: Callable[[Any], Mapping[str, Any]] = lambda _: {}
 
 
-def handles(service: type[Service], rpc: str, *, right: str) -> Callable[[Callable[..., Any]], Handler]:
-    """Declare that the decorated function serves an RPC, for callers who have a right."""
-    return lambda function: Handler(service, rpc, right, function)
+def handles(
+    service: type[Service],
+    rpc: str,
+    *,
+    right: str,
+    further: Mapping[str, On] | None = None,
+    reads: bool = False,
+    audit: Callable[[Any], Mapping[str, Any]] = lambda _: {},
+) -> Callable[[Callable[..., Any]], Handler]:
+    """Declare that the decorated function serves an RPC, for callers who have a right.
+
+    Args:
+        right: one word; policies speak of it as `Action::"word"`.
+        further: rights that the function asks for with `Call.authorize`, each with what it can be exercised on.
+        reads: whether the right changes nothing: `Action::"Read"` in policies, which viewers have on every job.
+        audit: gives what of a request belongs into the audit trail, as JSON has it; secrets do not.
+    """
+    return lambda function: Handler(service, rpc, right, function, further or {}, reads, audit)

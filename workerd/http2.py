@@ -3,11 +3,9 @@
 - Malformed headers: grpclib has h2 pass them all, and fails on what it misses without any answer. They end the
   connection (RFC 9113 §8.1.1).
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
-- Frames that are announced longer than they may be: h2 refuses them when they are there as a whole.
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
 - Time limits and binary metadata that are none: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
-- A peer that has much answered (PING, SETTINGS, errors) and reads nothing: grpclib keeps all answers.
 """
 
 import asyncio
@@ -15,25 +13,20 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from grpclib.config import Configuration
-from grpclib.const import Status
 from grpclib.const import Handler as Method
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import decode_metadata
-from grpclib.protocol import EventsProcessor, H2Protocol
+from grpclib.protocol import EventsProcessor
 from grpclib.protocol import Stream as RawStream
 from grpclib.server import Handler, Stream, request_handler
 from h2.config import H2Configuration
-from h2.errors import ErrorCodes
 from h2.events import DataReceived
 from h2.events import Event as H2Event
 
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import to_grpc
 
-_HEAD_BYTES = 9  # RFC 9113 §4.1
-# Some thousands of answers: nobody who reads has so many waiting.
-_MAX_UNREAD_BYTES = 1 << 18
 _TIMEOUT = "grpc-timeout"
 _TIMEOUT_VALUE = re.compile(r"([0-9]{1,8})([HMSmun])")  # gRPC over HTTP2, Requests
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -91,14 +84,19 @@ def _refuse(error: InvalidArgument) -> Callable[[Function], Function]:
         del stream
         raise to_grpc(error)
 
-    return lambda function: refuse
+    def alter(function: Function) -> Function:
+        del function
+        return refuse
+
+    return alter
 
 
 def _limit(seconds: float) -> Callable[[Function], Function]:
     def alter(function: Function) -> Function:
         async def serve(stream: Stream[Any, Any]) -> None:
+            limit = asyncio.timeout(seconds)
             try:
-                async with asyncio.timeout(seconds) as limit:
+                async with limit:
                     await function(stream)
             except TimeoutError as error:
                 if not limit.expired():
@@ -122,7 +120,9 @@ def _check(headers: Headers) -> float | None:
     limits = []
     for name, value in headers:
         if not value.isascii():
-            raise InvalidArgument(name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold all else")
+            raise InvalidArgument(
+                name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold all else"
+            )
         if name == _TIMEOUT:
             found = _TIMEOUT_VALUE.fullmatch(value)
             if found is None:
@@ -136,51 +136,14 @@ def _check(headers: Headers) -> float | None:
     return min(limits, default=None)
 
 
-class _Events(EventsProcessor):
+class Events(EventsProcessor):
     """What a connection does with what h2 tells of it."""
 
     def process(self, event: H2Event) -> None:
+        """Do what an event asks for; pass over what none of ours knows."""
         processors: Mapping[type[H2Event], object] | None = getattr(self, "processors", None)
         if processors is not None and type(event) not in processors:
             return
         if isinstance(event, DataReceived) and not event.flow_controlled_length:
             return
         super().process(event)
-
-
-class StrictProtocol(H2Protocol):
-    """One connection, of a peer that may send anything."""
-
-    _unread_bytes = 0
-
-    def __init__(self, handler: Handler, config: Configuration) -> None:
-        super().__init__(handler, config, H2_CONFIGURATION)
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._peer = transport
-        self.processor = _Events(self.handler, self.connection)
-
-    def data_received(self, data: bytes) -> None:
-        waiting = self._peer.get_write_buffer_size()
-        super().data_received(data)
-        if self._peer.is_closing():
-            return
-        if not self.connection.write_ready.is_set():
-            self._unread_bytes += self._peer.get_write_buffer_size() - waiting
-            if self._unread_bytes > _MAX_UNREAD_BYTES:
-                self._peer.abort()
-                return
-        self._check_announced()
-
-    def resume_writing(self) -> None:
-        self._unread_bytes = 0
-        super().resume_writing()
-
-    def _check_announced(self) -> None:
-        h2 = self.connection._connection
-        waiting = h2.incoming_buffer._data
-        if len(waiting) >= _HEAD_BYTES and int.from_bytes(waiting[:3]) > h2.max_inbound_frame_size:
-            h2.close_connection(ErrorCodes.FRAME_SIZE_ERROR)
-            self.connection.flush()
-            self.processor.close("Frame too long")

@@ -1,18 +1,221 @@
-"""Who may do what. The one place where rights are decided; what is not allowed here is not allowed."""
+"""Who may do what: Cedar policies, compiled and asked. What no policy permits is denied.
 
-from pki.identity import Identity
-from workerd.engine.job import Job
+A policy speaks of a *principal* (a user, who may have roles), an *action* (a right, as handlers declare it) and a
+*resource*: a job, the daemon itself where no job is meant, another user, or a system account. The schema, which
+policies are validated against, is made of the rights that the installed handlers declare.
+"""
+
+import enum
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cedarpy
+import structlog
+
+from workerd.engine.job import User
+from workerd.errors import PolicyInvalid
+
+log = structlog.get_logger()
+DEFAULT_FILE = "default.cedar"
+_REMEMBERED_DECISIONS = 4096
 
 
-def allows(identity: Identity, right: str, job: Job | None) -> bool:
-    """Decide whether a user may do something.
+class On(enum.StrEnum):
+    """What a right can be exercised on; the values are the names of Cedar's entity types."""
 
-    Every user has all rights on their own jobs and none on others'; what concerns no job, everybody may.
+    JOB = "Job"
+    DAEMON = "Daemon"
+    USER = "User"
+    ACCOUNT = "Account"
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What is known of a right.
+
+    Attributes:
+        on: the kinds of resources that it can be exercised on.
+        reads: whether it changes nothing; policies know these rights as the group `Action::"Read"`.
+    """
+
+    on: frozenset[On]
+    reads: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: a user, with the roles that the configuration gives them."""
+
+    user: User
+    roles: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What it is asked for.
+
+    Attributes:
+        id: a job's, user's or account's; empty for the daemon.
+        owner: a job's owner, or the user who is meant; None for what has none.
+        shares: who was given which right on a job: pairs of a user's id and a right.
+        roles: those of the user who is meant.
+    """
+
+    on: On
+    id: str = ""
+    owner: User | None = None
+    shares: frozenset[tuple[str, str]] = frozenset()
+    roles: frozenset[str] = frozenset()
+
+
+DAEMON = Resource(On.DAEMON)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict, with the policies that it comes from, as FILE:NAME; none where nothing permits it."""
+
+    permitted: bool
+    policies: tuple[str, ...]
+
+
+class Policies:
+    """A set of policies that fit the rights there are.
 
     Args:
-        identity: who asks.
-        right: what for; all are alike for now.
-        job: the job that it would be done to, or None.
+        sources: the text of each file by its name.
+        rights: all rights there are, by name.
+
+    Raises:
+        PolicyInvalid: a file is no policies, or they speak of what is not there.
     """
-    del right
-    return job is None or job.spec.owner.id == identity.user_id
+
+    def __init__(self, sources: Mapping[str, str], rights: Mapping[str, Right]) -> None:
+        self._sources = dict(sources)
+        self._rights = rights
+        self._schema = cedarpy.Schema.from_str(_schema(rights))
+        policies: dict[str, Any] = {}
+        for name, text in sources.items():
+            policies |= self._compile(name, text)
+        self._set = cedarpy.PolicySet.from_json_str(
+            json.dumps({"staticPolicies": policies, "templates": {}, "templateLinks": []})
+        )
+        self.decide = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
+
+    def with_added(self, name: str, text: str) -> "Policies":
+        """Give these policies and those of a further file.
+
+        Raises:
+            PolicyInvalid: as for the constructor.
+        """
+        return Policies({**self._sources, name: text}, self._rights)
+
+    def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
+        """Decide whether somebody may do something. A policy that cannot be evaluated denies it."""
+        if right not in self._rights or resource.on not in self._rights[right].on:
+            return Decision(False, ())
+        request = {
+            "principal": _uid(On.USER, principal.user.id),
+            "action": _uid("Action", right),
+            "resource": _uid(resource.on, resource.id),
+            "context": {"right": right},
+        }
+        answer = cedarpy.is_authorized(request, self._set, _entities(principal, resource), self._schema)
+        if errors := answer.diagnostics.errors:
+            log.error("a policy could not be evaluated, and what was asked for is denied", right=right, errors=errors)
+            return Decision(False, ())
+        return Decision(answer.allowed, tuple(sorted(answer.diagnostics.reasons)))
+
+    def _compile(self, file: str, text: str) -> dict[str, Any]:
+        """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
+        try:
+            parsed = json.loads(cedarpy.policies_to_json_str(text))
+        except ValueError as error:
+            raise PolicyInvalid(file, " ".join(str(error).split())) from error
+        if parsed["templates"]:
+            raise PolicyInvalid(file, "it holds a template, which nothing here fills in")
+        named: dict[str, Any] = {}
+        labels: dict[str, str] = {}
+        for identifier, policy in parsed["staticPolicies"].items():
+            label = f"{file}:{policy.get('annotations', {}).get('id') or identifier.replace('policy', '#')}"
+            if label in named:
+                raise PolicyInvalid(file, f"two policies are called {label}: each needs an @id of its own")
+            named[label] = policy
+            labels[identifier] = label
+        if faults := cedarpy.validate_policies(text, self._schema).errors:
+            first = faults[0]
+            label, problem = labels.get(first.policy_id, first.policy_id), " ".join(first.error.split())
+            raise PolicyInvalid(file, f"{label}: {problem}")
+        return named
+
+
+def read_policies(folder: Path) -> dict[str, str]:
+    """Read the default policies and those in a folder, by the names of the files; the folder need not be there.
+
+    Raises:
+        PolicyInvalid: one of them cannot be read.
+    """
+    sources = {DEFAULT_FILE: resources.files("workerd").joinpath("policies", DEFAULT_FILE).read_text()}
+    for path in sorted(folder.glob("*.cedar")):
+        try:
+            sources[path.name] = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error
+    return sources
+
+
+def _schema(rights: Mapping[str, Right]) -> str:
+    """Write the schema in Cedar's language (docs.cedarpolicy.com/schema)."""
+    lines = [
+        "entity Role;",
+        "entity User in [Role] { name: String };",
+        "entity Daemon;",
+        "entity Account;",
+        "type Share = { user: User, right: String };",
+        "entity Job { owner: User, shares: Set<Share> };",
+        'action "Read";',
+    ]
+    for name, right in sorted(rights.items()):
+        group = ' in [Action::"Read"]' if right.reads else ""
+        kinds = ", ".join(sorted(right.on))
+        applies = f"principal: User, resource: [{kinds}], context: {{ right: String }}"
+        lines.append(f"action {json.dumps(name)}{group} appliesTo {{ {applies} }};")
+    return "\n".join(lines)
+
+
+def _entities(principal: Principal, resource: Resource) -> list[dict[str, Any]]:
+    """Tell Cedar of everybody and everything that the request speaks of."""
+    entities = [_user(principal.user, principal.roles)]
+    if resource.owner is not None and resource.owner.id != principal.user.id:
+        entities.append(_user(resource.owner, resource.roles))
+    match resource.on:
+        case On.JOB:
+            owner = resource.owner.id if resource.owner is not None else ""
+            shares = [{"user": _reference(user), "right": right} for user, right in sorted(resource.shares)]
+            entities.append(_entity(On.JOB, resource.id, {"owner": _reference(owner), "shares": shares}))
+        case On.DAEMON | On.ACCOUNT:
+            entities.append(_entity(resource.on, resource.id, {}))
+        case On.USER:
+            pass
+    return entities
+
+
+def _user(user: User, roles: Iterable[str]) -> dict[str, Any]:
+    return _entity(On.USER, user.id, {"name": user.name}, [_uid("Role", role) for role in sorted(roles)])
+
+
+def _entity(kind: On, identifier: str, attributes: dict[str, Any], parents: Sequence[Any] = ()) -> dict[str, Any]:
+    return {"uid": _uid(kind, identifier), "attrs": attributes, "parents": parents}
+
+
+def _uid(kind: str, identifier: str) -> dict[str, str]:
+    return {"type": str(kind), "id": identifier}
+
+
+def _reference(user_id: str) -> dict[str, dict[str, str]]:
+    return {"__entity": _uid(On.USER, user_id)}

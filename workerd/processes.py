@@ -17,10 +17,12 @@ import structlog
 
 from pki.store import PkiFolder
 from workerd.api_process import DRAINED, SERVING, Orders
+from workerd.audit import AuditTrail
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import read_to_end
 from workerd.errors import ConfigurationInvalid
 from workerd.expiry import remind
+from workerd.job_events import JobEvents, noting_service
 from workerd.server import LAST_READERS_SECONDS, advertise, bind, meanwhile, prepare, stop_signals, wait_first
 from workerd.settings import Settings
 
@@ -35,17 +37,20 @@ async def serve(settings: Settings) -> None:
     """Serve with several processes until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
+        AccountUnusable: jobs cannot run as the account that is set.
         ConfigurationInvalid: no API process can serve with these settings.
         PkiError: the certificates cannot be made.
         StateDirectoryInUse: another daemon holds the state directory.
     """
     prepare(settings)
     stop = stop_signals()
+    trail = AuditTrail(settings.audit_directory, settings.max_audit_bytes)
+    events = JobEvents(trail)
     async with (
-        Keeper(settings.state_directory, settings.storage) as keeper,
+        Keeper(settings.state_directory, settings.storage, on_end=events.ended, on_remove=events.removed) as keeper,
         meanwhile(remind(PkiFolder(settings.pki_directory))),
     ):
-        with _take_port(settings) as bound:
+        with noting_service(trail, settings.processes), _take_port(settings) as bound:
             host, port = bound.getsockname()[:2]
             processes = ApiProcesses(replace(settings, host=host, port=port), keeper.hold)
             running = asyncio.create_task(processes.run())

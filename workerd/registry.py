@@ -5,23 +5,32 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from grpclib.const import Handler as Method
 
+from workerd.caller import IMPERSONATE
 from workerd.errors import PluginInvalid
 from workerd.handler import Handler
+from workerd.policy import On, Right
 
 GROUP = "workerd.handlers"
+_ABSENT = object()
 _RIGHT = re.compile(r"[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A handler with what its service says about its RPC: path, cardinality, message types."""
+    """A handler with what its service says about its RPC: path, cardinality, message types.
+
+    Attributes:
+        on: what its right is exercised on: a job if the request has a `job_id`, the daemon if not, either if it may.
+    """
 
     path: str
     handler: Handler
     method: Method
+    on: frozenset[On]
 
 
 def load_routes(found: Iterable[EntryPoint] | None = None) -> dict[str, Route]:
@@ -54,11 +63,27 @@ def load_routes(found: Iterable[EntryPoint] | None = None) -> dict[str, Route]:
     return routes
 
 
+def rights_of(routes: Iterable[Route]) -> dict[str, Right]:
+    """Tell which rights there are, by name: those of the handlers, and the one to act for others."""
+    rights = {IMPERSONATE: Right(frozenset({On.USER}), reads=False)}
+    for route in routes:
+        handler = route.handler
+        further = ((name, frozenset({on}), False) for name, on in handler.further.items())
+        for name, on, reads in ((handler.right, route.on, handler.reads), *further):
+            known = rights.get(name, Right(frozenset(), reads))
+            # Where two handlers have one word for different things, it is none that only looks.
+            rights[name] = Right(known.on | on, known.reads and reads)
+    return rights
+
+
 def _route(handler: object) -> Route:
     if not isinstance(handler, Handler):
         raise TypeError(f"{handler!r} is no handler: declare it with @handles(...)")
-    if _RIGHT.fullmatch(str(handler.right)) is None:
-        raise ValueError(f"it names no right: {handler.right!r}")
+    for right in (handler.right, *handler.further):
+        if _RIGHT.fullmatch(str(right)) is None:
+            raise ValueError(f"it names no right: {right!r}")
+        if right == IMPERSONATE:
+            raise ValueError(f"the right {right!r} is the daemon's own")
     methods = handler.service().__mapping__()
     path, method = next(
         ((path, method) for path, method in methods.items() if path.rpartition("/")[2] == handler.rpc), (None, None)
@@ -75,7 +100,20 @@ def _route(handler: object) -> Route:
         inspect.signature(handler.function).bind(None, None)
     except TypeError as error:
         raise TypeError(f"it must take a call and a request: {error}") from error
-    return Route(path, handler, method)
+    return Route(path, handler, method, _on(method.request_type))
+
+
+def _on(request_type: type[Any]) -> frozenset[On]:
+    """Tell from a request's fields what it is about."""
+    match getattr(request_type(), "job_id", _ABSENT):
+        case None:
+            return frozenset({On.JOB, On.DAEMON})
+        case str():
+            return frozenset({On.JOB})
+        case absent if absent is _ABSENT:
+            return frozenset({On.DAEMON})
+        case other:
+            raise TypeError(f"the field job_id of {request_type.__name__} is no text: {other!r}")
 
 
 def _ours_first(entry_point: EntryPoint) -> tuple[bool, str, str]:

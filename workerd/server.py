@@ -15,15 +15,24 @@ from typing import Any
 import structlog
 
 from pki.store import PkiFolder
+from workerd.audit import AuditTrail
+from workerd.caller import Record
 from workerd.codec import Codec, StatusDetailsCodec
 from workerd.credentials import Credentials
+from workerd.engine.account import find_account
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
 from workerd.expiry import remind
 from workerd.gate import Gate
-from workerd.registry import Route, load_routes
+from workerd.handler import Daemon
+from workerd.job_events import JobEvents, noting_service
+from workerd.limits import Meter
+from workerd.notices import Notices
+from workerd.registry import Route, load_routes, rights_of
+from workerd.rights import Rights
 from workerd.settings import Settings
-from workerd.transport import WorkerServer
+from workerd.transport import Surroundings, WorkerServer
+from workerd.users import Users
 
 log = structlog.get_logger()
 _BACKLOG = 512
@@ -35,21 +44,23 @@ async def serve(settings: Settings) -> None:
     """Serve in this process until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
+        AccountUnusable: jobs cannot run as the account that is set.
         CannotListen: the address cannot be listened on.
         PluginInvalid: a handler cannot be served.
+        PolicyInvalid: the policies cannot be used.
         PkiError: the certificates cannot be read or made.
         StateDirectoryInUse: another daemon holds the state directory.
     """
     routes = load_routes()
     prepare(settings)
     stop = stop_signals()
-    async with Engine(settings.state_directory, settings.storage) as engine:
+    async with telling_engine(settings) as (engine, trail):
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
-        with listen(settings) as listening:
+        with noting_service(trail, settings.processes), listen(settings) as listening:
             async with (
                 meanwhile(remind(PkiFolder(settings.pki_directory))),
-                answering(engine, settings, routes, listening) as gate,
+                answering(engine, settings, routes, listening, trail.record) as gate,
             ):
                 with advertise(settings.state_directory, listening):
                     drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
@@ -61,22 +72,43 @@ async def serve(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
+async def telling_engine(settings: Settings, *, keeps: bool = True) -> AsyncIterator[tuple[Engine, AuditTrail]]:
+    """Run an engine that tells the audit trail of its jobs. It is as `Engine` has it."""
+    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
+        events = JobEvents(trail)
+        engine = Engine(
+            settings.state_directory,
+            settings.storage,
+            limits=settings.limits.for_jobs(),
+            keeps=keeps,
+            on_end=events.ended,
+            on_remove=events.removed,
+        )
+        async with engine:
+            yield engine, trail
+
+
+@contextlib.asynccontextmanager
 async def answering(
-    engine: Engine, settings: Settings, routes: Mapping[str, Route], listening: socket.socket
+    engine: Engine, settings: Settings, routes: Mapping[str, Route], listening: socket.socket, record: Record
 ) -> AsyncIterator[Gate]:
     """Answer calls on a listening socket; at the end, those that are under way are ended with UNAVAILABLE."""
-    credentials = Credentials(PkiFolder(settings.pki_directory))
-    gate = Gate(engine, routes, credentials, grace_seconds=settings.grace_seconds)
+    pki = PkiFolder(settings.pki_directory)
+    credentials = Credentials(pki)
+    rights = Rights(settings.policy_directory, settings.roles, rights_of(routes.values()))
+    daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds, settings.run_as)
+    meter, notices = Meter(settings.limits), Notices()
+    gate = Gate(daemon, routes, credentials, rights, record, meter, notices)
     server = WorkerServer(
         [gate],
         codec=Codec(),
         status_details_codec=StatusDetailsCodec(),
-        keepalive_seconds=settings.keepalive_seconds,
+        around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
     )
     _raise_descriptor_limit()
-    await server.start(sock=listening, ssl=credentials.context)
+    server.serve(listening, credentials.context)
     try:
-        async with meanwhile(credentials.follow()):
+        async with meanwhile(credentials.follow()), meanwhile(rights.follow()):
             yield gate
     finally:
         await gate.close(_CLOSE_SECONDS)
@@ -97,11 +129,14 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def prepare(settings: Settings) -> None:
-    """Make the state directory, and certificates where there are none.
+    """Make the state directory, and certificates where there are none, and see whether jobs can run as they are to.
 
     Raises:
+        AccountUnusable: they cannot.
         PkiError: the certificates cannot be read or made.
     """
+    if settings.run_as:
+        find_account(settings.run_as)
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():

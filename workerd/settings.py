@@ -1,7 +1,9 @@
 """What can be set, and what it is when it is not."""
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -9,10 +11,14 @@ import platformdirs
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
+from workerd.limits import DEFAULT_LIMITS, Limits
 
+MIN_AUDIT_BYTES = 1 << 20
+DEFAULT_MAX_AUDIT_BYTES = 10 << 30
 DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; mutual TLS guards it
 DEFAULT_KEEPALIVE_SECONDS = 20.0
 MAX_PROCESSES = 64
+_ROLE = re.compile(r"[a-z][a-z0-9-]*")
 
 
 def default_state_directory() -> Path:
@@ -28,19 +34,34 @@ class Settings:
         host: the address to listen on.
         port: the port to listen on; zero for a free one.
         grace_seconds: between SIGTERM and SIGKILL when nobody says how long.
+        policy_directory: where policies are that are added to the default ones.
         storage: what is kept of jobs.
         keepalive_seconds: after how much silence a connection is taken for dead.
         processes: how many processes answer calls; one does it by itself.
+        roles: the names or ids of the users who have each role.
+        run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
+        limits: how much users may have of it.
+        max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
     """
 
     host: str
     port: int
     state_directory: Path
     pki_directory: Path
+    policy_directory: Path
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     storage: Storage = DEFAULT_STORAGE
     keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS
     processes: int = 1
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    run_as: str = ""
+    limits: Limits = DEFAULT_LIMITS
+    max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
+
+    @property
+    def audit_directory(self) -> Path:
+        """Where the audit trail is."""
+        return self.state_directory / "audit"
 
 
 def make_settings(
@@ -48,10 +69,15 @@ def make_settings(
     listen: str,
     state_dir: Path | None,
     pki_dir: Path | None,
+    policy_dir: Path | None,
     grace_seconds: float,
     storage: Storage,
     keepalive_seconds: float,
     processes: int,
+    roles: Mapping[str, Sequence[str]],
+    run_as: str,
+    limits: Limits,
+    max_audit_bytes: int,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -73,6 +99,14 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
+    for role, users in roles.items():
+        if _ROLE.fullmatch(role) is None or not all(users):
+            raise ConfigurationInvalid(
+                f"--roles.{role} {' '.join(users)!r} is no role with its users: give NAME or UUID"
+            )
+    limits.check()
+    if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
+        raise ConfigurationInvalid(f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES}, or 0")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
@@ -81,8 +115,13 @@ def make_settings(
         port=int(port),
         state_directory=state_directory,
         pki_directory=pki_directory,
+        policy_directory=(policy_dir or state_directory / "policies").absolute(),
         grace_seconds=grace_seconds,
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
+        roles={role: tuple(users) for role, users in roles.items()},
+        run_as=run_as,
+        limits=limits,
+        max_audit_bytes=max_audit_bytes,
     )

@@ -74,6 +74,8 @@ def to_job(job: engine.Job) -> api.Job:
         max_log_bytes=spec.max_log_bytes,
         waits_for_room=status.waits_for_room,
         end=None if status.end is None else to_end(status.end),
+        spawned_by=None if spec.spawned_by is None else to_user(spec.spawned_by),
+        run_as=spec.run_as,
     )
 
 

@@ -140,7 +140,9 @@ class Connection:
         """Make a call, with headers and data of one's own, and wait for what becomes of it."""
         stream_id = self.take_stream()
         pieces = [data[start : start + 16384] for start in range(0, len(data), 16384)] or [b""]
-        frames = [data_frame(stream_id, piece, end=end and number == len(pieces)) for number, piece in enumerate(pieces, 1)]
+        frames = [
+            data_frame(stream_id, piece, end=end and number == len(pieces)) for number, piece in enumerate(pieces, 1)
+        ]
         if not self.send(self.headers(stream_id, headers) + b"".join(frames)):
             return Answer(closed=True)
         return self.answer(stream_id)
@@ -244,7 +246,9 @@ def window_update(stream_id: int, increment: int) -> bytes:
 
 def raw_frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     """Make a frame that hyperframe might not."""
-    return len(payload).to_bytes(3) + bytes([kind & 0xFF, flags & 0xFF]) + (stream_id & 0xFFFFFFFF).to_bytes(4) + payload
+    return (
+        len(payload).to_bytes(3) + bytes([kind & 0xFF, flags & 0xFF]) + (stream_id & 0xFFFFFFFF).to_bytes(4) + payload
+    )
 
 
 def serialized(frame: Frame) -> bytearray:

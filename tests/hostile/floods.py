@@ -90,7 +90,9 @@ def indexed_headers(attack: Attack) -> None:
     """Send a long header once, and then its number thousands of times (RFC 7541 §7.3)."""
     for _ in range(20):
         with attack.connect() as connection:
-            connection.open().send(connection.headers(1, request_headers("WhoAmI", ("x-bomb", "b" * 3500)), "END_STREAM"))
+            connection.open().send(
+                connection.headers(1, request_headers("WhoAmI", ("x-bomb", "b" * 3500)), "END_STREAM")
+            )
             connection.send(raw_frame(HEADERS, 5, 3, bytes([0x80 | 62]) * 16_000))
             connection.is_alive(b"indexed!")
 
@@ -192,7 +194,12 @@ def tiny_parts(attack: Attack) -> None:
     """Send requests as long as may be, of the smallest parts there are."""
     with attack.connect() as connection:
         connection.open()
-        for rpc, part in (("Spawn", b"\x12\x00"), ("List", b"\x08\x01"), ("WhoAmI", b"\x78\x01"), ("Spawn", b"\x1a\x00")):
+        for rpc, part in (
+            ("Spawn", b"\x12\x00"),
+            ("List", b"\x08\x01"),
+            ("WhoAmI", b"\x78\x01"),
+            ("Spawn", b"\x1a\x00"),
+        ):
             data = message(part * ((1 << 21) // len(part)))
             connection.call(request_headers(rpc), data)
 

@@ -43,8 +43,17 @@ class FrameSource:
         if self.source.randrange(_STRAYS_IN) == 0:
             return self._stray()
         frame = self.source.choices(
-            [self._headers, self._data, self._reset, self._ping, self._settings, self._window, self._priority, self._unknown],
-            [6, 6, 3, 2, 2, 3, 2, 2],
+            [
+                self._headers,
+                self._data,
+                self._reset,
+                self._ping,
+                self._settings,
+                self._window,
+                self._priority,
+                self._unknown,
+            ],
+            [3, 7, 2, 3, 2, 3, 3, 3],
         )[0]()
         return self._mutate(frame) if self.source.randrange(_MUTATED_IN) == 0 else frame
 
@@ -53,7 +62,12 @@ class FrameSource:
         source = self.source
         if source.random() < 0.5:
             payload = source.randbytes(source.choice((0, 1, 4, 5, 6, 8, 9, 64, 300)))
-            return raw_frame(source.randrange(12), source.randrange(256), source.choice((0, 1, 2, 3, source.getrandbits(32))), payload)
+            return raw_frame(
+                source.randrange(12),
+                source.randrange(256),
+                source.choice((0, 1, 2, 3, source.getrandbits(32))),
+                payload,
+            )
         stray: Callable[[], bytes] = source.choice((self._push, self._go_away, self._continuation))
         return stray()
 
@@ -110,7 +124,9 @@ class FrameSource:
         source = self.source
         stream_id = source.choice(self._open) if self._open else 1
         whole = message(source.choice(_REQUESTS))
-        payload = source.choice((whole, self._garble(whole), self._garble(whole), source.randbytes(source.randrange(40)), b""))
+        payload = source.choice(
+            (whole, self._garble(whole), self._garble(whole), source.randbytes(source.randrange(40)), b"")
+        )
         end = source.random() < 0.5
         if end and stream_id in self._open:
             self._open.remove(stream_id)
@@ -134,7 +150,16 @@ class FrameSource:
         return raw_frame(_PING, 0, 0, self.source.randbytes(8))
 
     def _settings(self) -> bytes:
-        pairs = ((1, 4096), (2, 0), (3, 100), (4, 65535), (4, 0), (5, 16384), (6, 1 << 16), (99, self.source.getrandbits(32)))
+        pairs = (
+            (1, 4096),
+            (2, 0),
+            (3, 100),
+            (4, 65535),
+            (4, 0),
+            (5, 16384),
+            (6, 1 << 16),
+            (99, self.source.getrandbits(32)),
+        )
         chosen = self.source.sample(pairs, self.source.randrange(4))
         return raw_frame(_SETTINGS, 0, 0, b"".join(name.to_bytes(2) + value.to_bytes(4) for name, value in chosen))
 

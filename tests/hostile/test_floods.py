@@ -72,9 +72,7 @@ async def faults_of_the_loop(caplog: pytest.LogCaptureFixture) -> AsyncIterator[
 
 
 @pytest.mark.parametrize("flood", ATTACKS, ids=lambda flood: flood.__name__)
-async def test_flood_leaves_no_task(
-    tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture, flood: Flood
-) -> None:
+async def test_flood_leaves_no_task(tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture, flood: Flood) -> None:
     async with faults_of_the_loop(caplog), daemon_in_this_process(tmp_path) as target:
         async with Client(target) as client:
             job_id = await own_log(client)

@@ -141,6 +141,7 @@ def test_authority_of_the_same_name_with_another_key_has_not_signed_it(authority
 @pytest.mark.parametrize("make", [itself, a_server, a_client])
 def test_key_is_p_256_and_belongs_to_the_certificate(authority: Credential, make: Make) -> None:
     credential = make(authority)
+    assert isinstance(credential.key, ec.EllipticCurvePrivateKey)
     assert isinstance(credential.key.curve, ec.SECP256R1)
     assert credential.certificate.public_key() == credential.key.public_key()
     assert isinstance(credential.certificate.signature_hash_algorithm, hashes.SHA256)
@@ -196,7 +197,7 @@ def test_trust_domain_is_read_back(domain: str) -> None:
 def test_pem_gives_back_key_and_certificate(authority: Credential, make: Make) -> None:
     credential = make(authority)
     key = load_pem_private_key(credential.key_pem(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    assert isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(credential.key, ec.EllipticCurvePrivateKey)
     assert key.private_numbers() == credential.key.private_numbers()
     assert credential.key_pem().startswith(b"-----BEGIN PRIVATE KEY-----\n")
     assert x509.load_pem_x509_certificate(credential.certificate_pem()) == credential.certificate

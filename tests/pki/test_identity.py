@@ -67,6 +67,7 @@ def test_identity_is_what_was_issued(tmp_path: Path) -> None:
         trust_domain=DOMAIN,
         serial=identity.serial,
         expires_at=issued.not_valid_after_utc,
+        not_before=issued.not_valid_before_utc,
     )
     assert int(identity.serial, 16) == issued.serial_number
     assert identity.spiffe_id == URI
@@ -74,7 +75,9 @@ def test_identity_is_what_was_issued(tmp_path: Path) -> None:
 
 def test_identity_is_read_off_the_uri_and_the_common_name() -> None:
     expires_at = datetime(2027, 1, 2, 3, 4, 5, tzinfo=UTC)
-    assert read_identity(GOOD, DOMAIN) == Identity(USER_ID, "alice", DOMAIN, "0A1B", expires_at)
+    not_before = datetime(2026, 1, 1, tzinfo=UTC)
+    whole = Identity(USER_ID, "alice", DOMAIN, "0A1B", expires_at, not_before=not_before)
+    assert read_identity(GOOD, DOMAIN) == whole
 
 
 def test_other_kinds_of_names_do_not_matter() -> None:
@@ -157,7 +160,7 @@ def test_user_has_exactly_one_common_name(subject: Any) -> None:
         read_identity(GOOD | {"subject": subject}, DOMAIN)
 
 
-@pytest.mark.parametrize("missing", ["subject", "subjectAltName", "serialNumber", "notAfter"])
+@pytest.mark.parametrize("missing", ["subject", "subjectAltName", "serialNumber", "notBefore", "notAfter"])
 def test_certificate_without_a_part_names_nobody(missing: str) -> None:
     with pytest.raises(IdentityInvalid):
         read_identity({key: value for key, value in GOOD.items() if key != missing}, DOMAIN)
@@ -216,6 +219,7 @@ _CERTIFICATES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "subject": st.just(GOOD["subject"]) | st.lists(_RELATIVE_NAMES.map(tuple), max_size=3).map(tuple),
         "subjectAltName": st.lists(_ALTERNATIVE_NAMES, max_size=3).map(tuple),
         "serialNumber": st.text("0123456789ABCDEF", min_size=1, max_size=40),
+        "notBefore": _times() | st.text(max_size=30),
         "notAfter": _times() | st.text(max_size=30),
     },
 )
@@ -236,7 +240,7 @@ def test_made_up_certificate_names_either_just_who_stands_in_it_or_nobody(certif
     assert identity.spiffe_id == user_uri(DOMAIN, str(uuid.UUID(identity.user_id)))
     assert [value for name in certificate["subject"] for kind, value in name if kind == "commonName"] == [identity.name]
     assert identity.serial == certificate["serialNumber"]
-    assert identity.expires_at.utcoffset() == timedelta(0)
+    assert identity.expires_at.utcoffset() == identity.not_before.utcoffset() == timedelta(0)
 
 
 @unhurried

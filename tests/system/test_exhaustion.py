@@ -157,7 +157,7 @@ def idle_account() -> pwd.struct_passwd:
 
 
 @contextlib.contextmanager
-def daemon_of(account: pwd.struct_passwd, *prefix: str) -> Iterator[Daemon]:
+def daemon_of(account: pwd.struct_passwd, *prefix: str, options: tuple[str, ...] = ()) -> Iterator[Daemon]:
     """Run a daemon as another account."""
     become = (
         *("setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"),
@@ -168,7 +168,7 @@ def daemon_of(account: pwd.struct_passwd, *prefix: str) -> Iterator[Daemon]:
     if reach.returncode != 0:
         pytest.skip(f"{account.pw_name} cannot run this project: {reach.stderr.decode()}")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        daemon = Daemon(Path(folder, "state"), prefix=(*prefix, *become))
+        daemon = Daemon(Path(folder, "state"), options, prefix=(*prefix, *become))
         for path in (Path(folder), *Path(folder).rglob("*")):
             os.chown(path, account.pw_uid, account.pw_gid)
         daemon.start()

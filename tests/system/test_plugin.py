@@ -220,7 +220,7 @@ def write_package(folder: Path, name: str, group: str, entry_point: str, attribu
 
 def test_what_runs_is_what_the_wheels_held(environment: Environment) -> None:
     """None of it comes from the sources, which the environment that runs the tests may have on its path."""
-    modules = ("pki", "worker_api", "workerctl", "workerd", "workerd_disk_usage")
+    modules = ("audit", "pki", "worker_api", "workerctl", "workerd", "workerd_disk_usage")
     code = f"import {', '.join(modules)}\nfor module in ({', '.join(modules)}): print(module.__file__)"
     found = environment.run("python", "-c", code)
     assert found.returncode == 0, found.stderr

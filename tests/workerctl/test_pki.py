@@ -31,7 +31,7 @@ def run(folder: PkiFolder, capfd: pytest.CaptureFixture[str], *arguments: str) -
 
 def test_list_has_a_line_for_each_certificate(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
     head, *lines = run(folder, capfd, "list").splitlines()
-    assert head.split() == ["FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL"]
+    assert head.split() == ["FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL", "ONLY"]
     assert [line.split()[0] for line in lines] == ["server-ca.crt", "client-ca.crt", "server.crt", "clients/alice.crt"]
     assert lines[-1].split()[1:4] == ["alice", "client", "valid"]
 

@@ -12,6 +12,8 @@ from workerd.errors import ShuttingDown, to_grpc
 from workerd.gate import Gate
 from workerd.registry import load_routes
 
+NOTHING: Any = None
+
 
 async def test_a_call_that_fails_just_when_its_client_goes_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     complaints: list[dict[str, Any]] = []
@@ -23,7 +25,7 @@ async def test_a_call_that_fails_just_when_its_client_goes_is_no_fault(monkeypat
         raise to_grpc(ShuttingDown())
 
     monkeypatch.setattr(Gate, "_serve", fail)
-    gate = Gate(cast("Any", None), load_routes(), cast("Any", None), grace_seconds=0)
+    gate = Gate(NOTHING, load_routes(), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
     method = gate.__mapping__()["/worker.v1.WorkerService/Status"]
     answering = asyncio.create_task(method.func(cast("Stream[Any, Any]", None)))
     await ended.wait()
@@ -41,6 +43,6 @@ async def test_a_call_that_fails_tells_its_client(monkeypatch: pytest.MonkeyPatc
         raise to_grpc(ShuttingDown())
 
     monkeypatch.setattr(Gate, "_serve", fail)
-    gate = Gate(cast("Any", None), load_routes(), cast("Any", None), grace_seconds=0)
+    gate = Gate(NOTHING, load_routes(), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING)
     with pytest.raises(GRPCError):
         await gate.__mapping__()["/worker.v1.WorkerService/Status"].func(cast("Stream[Any, Any]", None))

@@ -32,7 +32,7 @@ async def test_an_api_process_for_which_the_machine_has_no_room_is_started_later
     monkeypatch.setattr(subprocess, "Popen", start_later)
     monkeypatch.setattr(Orders, "command", lambda self: [sys.executable, "-c", SERVE, str(self.report)])
     with open(os.devnull) as hold:
-        processes = ApiProcesses(Settings("127.0.0.1", 0, tmp_path, tmp_path), hold.fileno())
+        processes = ApiProcesses(Settings("127.0.0.1", 0, tmp_path, tmp_path, tmp_path), hold.fileno())
         running = asyncio.create_task(processes.run())
         await asyncio.wait(
             [running, waiting := asyncio.create_task(processes.wait_serving())],

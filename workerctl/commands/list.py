@@ -21,11 +21,14 @@ async def list_jobs(
         list[State] | None, Parameter(negative=(), help="Only jobs in this state; may be repeated.")
     ] = None,
     name: Annotated[str, Parameter(help="Only jobs with this label.", show_default=False)] = "",
+    all_owners: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="All users' jobs, as far as you may see them.")
+    ] = False,
     limit: Annotated[int, Parameter(help="The most jobs to show.")] = 50,
     output: Output = "text",
     context: Injected,
 ) -> None:
-    """Show your jobs, newest first. With JSON, one object for each line.
+    """Show your jobs, or all that you may see, newest first. With JSON, one object for each line.
 
     Example: `workerctl list --state running`
     """
@@ -34,7 +37,7 @@ async def list_jobs(
     jobs: list[Job] = []
     async with context.client() as client:
         states = [JobState[word.upper()] for word in state or ()]
-        async with contextlib.aclosing(client.list_jobs(states, name)) as found:
+        async with contextlib.aclosing(client.list_jobs(states, name, all_owners=all_owners)) as found:
             async for job in found:
                 if len(jobs) == limit:
                     warn(f"--limit {limit} leaves older jobs out: a larger one shows them")
@@ -44,4 +47,4 @@ async def list_jobs(
         for job in jobs:
             print_line(json.dumps(to_plain(job)))
     else:
-        print_line(describe_jobs(jobs))
+        print_line(describe_jobs(jobs, with_owners=all_owners))

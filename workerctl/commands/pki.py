@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,9 +104,10 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
         for path, description in described:
             print_line(json.dumps(_plain(path, description)))
         return
-    rows = [("FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL")]
+    rows = [("FILE", "SUBJECT", "FOR", "STATE", "EXPIRES", "SERIAL", "ONLY")]
     for path, each in described:
-        rows.append((str(path), each.subject, each.purpose, each.state, format_time(each.not_after), each.serial))
+        expires, only = format_time(each.not_after), ",".join(each.rights) or "-"
+        rows.append((str(path), each.subject, each.purpose, each.state, expires, each.serial, only))
     print_line(format_table(rows))
 
 
@@ -129,6 +129,8 @@ def show(name: Name, *, output: Output = "text", context: Injected) -> None:
         "for": description.purpose,
         "spiffe id": description.spiffe_id,
         "hosts": ", ".join(description.hosts),
+        "only for": ", ".join(description.rights),
+        "from": ", ".join(description.ancestors),
         "serial": description.serial,
         "holds": f"from {format_time(description.not_before)} to {format_time(description.not_after)}",
         "state": description.state,
@@ -155,9 +157,9 @@ def revoke(
 
 
 def _describe(path: Path, revoked: frozenset[int]) -> "Description":
-    from pki.inventory import describe
+    from pki.inventory import describe_now
 
-    return describe(load_certificate(path), datetime.now(UTC), revoked)
+    return describe_now(load_certificate(path), revoked)
 
 
 def _plain(path: Path, description: "Description") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from pki.identity import expires_soon
+from pki.identity import expires_soon, read_any_uri
 from workerctl.context import warn
 from workerctl.output import print_result
 from workerctl.parameters import Injected, Output
@@ -17,7 +17,16 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
         me = await client.whoami()
     name = me.user.name if me.user else ""
     expires = f"{me.certificate_expires_at:%Y-%m-%d}" if me.certificate_expires_at else "?"
-    text = f"{name}, {me.spiffe_id}\nrights on your own jobs: {', '.join(me.rights)}\ncertificate expires: {expires}"
+    lines = [
+        f"{name}, {me.spiffe_id}",
+        *([f"through: {me.acting.name}, who acts for them"] if me.acting else []),
+        *([f"roles: {', '.join(me.roles)}"] if me.roles else []),
+        f"rights on your own jobs: {', '.join(me.rights)}",
+        f"certificate expires: {expires}",
+    ]
+    text = "\n".join(lines)
     print_result(me, text, output)
-    if me.certificate_expires_at and expires_soon(me.certificate_expires_at, datetime.now(UTC)):
+    named = read_any_uri(me.spiffe_id)
+    is_short = named is not None and named.rights is not None  # a narrowed certificate, on purpose
+    if me.certificate_expires_at and not is_short and expires_soon(me.certificate_expires_at, datetime.now(UTC)):
         warn(f"your certificate is about to expire ({expires}): have it renewed with `workerctl pki renew {name}`")

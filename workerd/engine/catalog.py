@@ -5,9 +5,10 @@ complete before every folder has been entered again.
 """
 
 import fcntl
+import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any, Self
 from workerd.engine.errors import CatalogBusy, CatalogFailed
 from workerd.engine.job import JobSpec
 
-_BUILDING, _COMPLETE = 2, 3  # PRAGMA user_version; any other is not ours, or older
+_BUILDING, _COMPLETE = 4, 5  # PRAGMA user_version; any other is not ours, or older
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 DROP TABLE IF EXISTS jobs;
@@ -25,9 +26,16 @@ CREATE TABLE jobs (
     ended_ns INTEGER NOT NULL DEFAULT 0, disk_bytes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX newest ON jobs (owner, created_ns DESC, id DESC);
+CREATE INDEX newest_of_all ON jobs (created_ns DESC, id DESC);
 CREATE INDEX ended ON jobs (ended_ns);
+CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
 PRAGMA user_version = {_BUILDING};
 COMMIT;
+"""
+_OTHERS = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM json_each(?7))"
+_ADD = f"""
+INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4
+WHERE (?5 = 0 OR ({_OTHERS}) < ?5) AND (?6 = 0 OR ({_OTHERS} AND owner = ?2) < ?6) RETURNING id
 """
 _BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
 _LATEST = 2**63 - 1
@@ -71,12 +79,21 @@ class Catalog:
         """Note that every job has been entered."""
         self._execute(f"PRAGMA user_version = {_COMPLETE}")
 
-    def add(self, spec: JobSpec) -> None:
-        """Enter a job that has just been made, as not ended."""
-        self._execute(
-            "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?)",
-            (spec.id, spec.owner.id, spec.name, spec.created_ns),
-        )
+    def add(self, spec: JobSpec, *, most: int = 0, most_of_owner: int = 0, besides: Collection[str] = ()) -> bool:
+        """Enter a job that has just been made, as not ended, unless too many others have not.
+
+        Counting and entering are one transaction, so that of all processes that do it none passes the limit.
+
+        Args:
+            most: how many there may be with it, whoever owns them; zero for any number.
+            most_of_owner: how many of its owner.
+            besides: the ids of jobs that do not count.
+
+        Returns:
+            Whether it was entered.
+        """
+        values = (spec.id, spec.owner.id, spec.name, spec.created_ns, most, most_of_owner, json.dumps([*besides]))
+        return bool(self._execute(_ADD, values))
 
     def add_found(self, spec: JobSpec) -> None:
         """Enter a job that was found in its folder, as not ended unless it is known to have."""
@@ -105,13 +122,22 @@ class Catalog:
         """Give the ids of all jobs not known to have ended."""
         return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0")]
 
+    def owner(self, job_id: str) -> str | None:
+        """Tell the id of a job's owner; None if the job is not entered."""
+        rows = self._execute("SELECT owner FROM jobs WHERE id = ?", (job_id,))
+        return str(rows[0][0]) if rows else None
+
+    def unended_of(self, owner: str) -> list[str]:
+        """Give the ids of an owner's jobs not known to have ended."""
+        return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?", (owner,))]
+
     def newest(
-        self, owner: str, *, before: tuple[int, str] | None, name: str, only_unended: bool
+        self, owner: str | None, *, before: tuple[int, str] | None, name: str, only_unended: bool
     ) -> Iterator[tuple[int, str]]:
-        """Walk an owner's jobs, newest first.
+        """Walk the jobs, newest first.
 
         Args:
-            owner: the owner's id.
+            owner: only those of the owner with this id; None for everybody's.
             before: the position, as this method gives it, after which to go on; None for the start.
             name: only jobs with this label; empty for any.
             only_unended: leave out those known to have ended.
@@ -121,8 +147,11 @@ class Catalog:
         """
         position: tuple[int, str] | None = before or (_LATEST, "")
         while position is not None:
-            query = "SELECT created_ns, id FROM jobs WHERE owner = ? AND (created_ns, id) < (?, ?)"
-            values: list[str | int] = [owner, *position]
+            query = "SELECT created_ns, id FROM jobs WHERE (created_ns, id) < (?, ?)"
+            values: list[str | int] = [*position]
+            if owner is not None:
+                query += " AND owner = ?"
+                values.append(owner)
             if name:
                 query += " AND name = ?"
                 values.append(name)

@@ -8,7 +8,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,8 @@ from typing import Self
 
 import structlog
 
+from workerd.engine.account import find_account
+from workerd.engine.admission import NO_LIMITS, Admission, JobLimits
 from workerd.engine.errors import (
     SHORTAGES,
     CannotStart,
@@ -24,25 +26,19 @@ from workerd.engine.errors import (
     Draining,
     JobNotEnded,
     JobNotFound,
+    LimitMet,
     ResourcesExhausted,
     SpoolCorrupt,
+    TooManyJobs,
 )
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import (
-    Job,
-    JobEnd,
-    JobSpec,
-    JobState,
-    StopOrder,
-    Stream,
-    User,
-    parse_job_id,
-)
+from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
-from workerd.engine.shelf import Shelf
+from workerd.engine.sharing import set_rights
+from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 
 log = structlog.get_logger()
@@ -73,8 +69,13 @@ class Engine:
     Args:
         state_directory: made if it does not exist.
         storage: what is kept of jobs.
+        limits: what is taken on. The number of jobs is that of all engines of the state directory together, the others
+            are for each.
         keeps: whether it has a keeper of its own. Of all engines of a state directory, in however many processes, one
             may; the others work under a keeper that is there already.
+        on_end: told of each job that ends, as `Keeper` does it; without a keeper, of those that are removed before a
+            keeper has told of them.
+        on_remove: as `Keeper` has it.
 
     Attributes:
         keeper: its own, if any.
@@ -84,10 +85,20 @@ class Engine:
         StorageUnfit: on entering, when its file system cannot do what `storage` asks for.
     """
 
-    def __init__(self, state_directory: Path, storage: Storage = DEFAULT_STORAGE, *, keeps: bool = True) -> None:
-        self._shelf = Shelf(state_directory)
+    def __init__(
+        self,
+        state_directory: Path,
+        storage: Storage = DEFAULT_STORAGE,
+        *,
+        limits: JobLimits = NO_LIMITS,
+        keeps: bool = True,
+        on_end: OnEnd | None = None,
+        on_remove: Callable[[str], None] | None = None,
+    ) -> None:
+        self._shelf = Shelf(state_directory, on_end)
         self._storage = storage
-        self.keeper = Keeper(state_directory, storage) if keeps else None
+        self._admission = Admission(limits)
+        self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
         self._launcher = Launcher()
         self._spawning: dict[str, asyncio.Task[None]] = {}
 
@@ -141,6 +152,7 @@ class Engine:
             InvalidArgument: the request asks for what no job could be.
             CannotStart: the program does not run; nothing is left of the job.
             Draining: no new jobs are taken.
+            LimitMet: it would be too much; a repeated request never is.
             LauncherFailed: the supervisor failed.
             OSError: the state directory cannot be used.
         """
@@ -149,9 +161,10 @@ class Engine:
         job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
         task = self._spawning.get(job_id)
         if task is None:
+            if not self._folder(job_id).path.exists():
+                self._admission.admit(request, time.monotonic())
             # A task of the engine's own: a caller who goes away does not leave a job half made.
-            spec = request.specify(job_id, time.time_ns(), self._storage)
-            task = self._spawning[job_id] = asyncio.create_task(self._spawn(spec))
+            task = self._spawning[job_id] = asyncio.create_task(self._spawn(job_id, request, time.time_ns()))
             task.add_done_callback(lambda done: self._spawned(job_id, done))
         await asyncio.shield(task)
         return job_id
@@ -194,15 +207,11 @@ class Engine:
             JobNotFound: there is no such job.
             SpoolCorrupt: its folder is damaged.
         """
-        job_id = parse_job_id(job_id)
-        folder = self._folder(job_id)
-        try:
-            spec = folder.read_spec()
-        except (FileNotFoundError, NotADirectoryError):
-            raise JobNotFound(job_id) from None
+        spec = self.spec(job_id)
+        folder = self._folder(spec.id)
         status = folder.read_status()
         if status is None:
-            raise JobNotFound(job_id)
+            raise JobNotFound(spec.id)
         extent = measure(folder)
         return Job(
             spec=spec,
@@ -212,12 +221,67 @@ class Engine:
             kept_from=extent.kept_from,
         )
 
+    def spec(self, job_id: str) -> JobSpec:
+        """Tell what was asked for, and by whom, without looking at anything else of the job.
+
+        Raises:
+            JobIdMalformed: the id is not a UUID.
+            JobNotFound: there is no such job.
+            SpoolCorrupt: its spec is damaged.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            return self._folder(job_id).read_spec()
+
+    def owner(self, job_id: str) -> User:
+        """Tell whose job it is, even where its files are damaged or too new; then the name may be missing.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            owner = self._folder(job_id).read_owner()
+        return owner or User(self._shelf.catalog.owner(job_id) or "", "")
+
+    def shares(self, job_id: str) -> tuple[Share, ...]:
+        """Tell with whom a job is shared, by name.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            SpoolCorrupt: its folder is damaged.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            return self._folder(job_id).read_shares()
+
+    async def share(self, job_id: str, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+        """Set what another user may do with a job from now on, and wait until that is on the disk.
+
+        Args:
+            job_id: a UUID as text.
+            user: who.
+            rights: all that the user is to have; none takes everything back. What they mean is the caller's affair.
+
+        Returns:
+            With whom the job is shared now, by name.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            InvalidArgument: it is shared with too many users.
+            SpoolCorrupt: its folder is damaged.
+        """
+        job_id = parse_job_id(job_id)
+        with _found(job_id):
+            return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
+
     async def remove(self, job_id: str) -> None:
         """Remove a job that has ended, with its log. Whoever reads that log just then finds that the job is gone.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
             JobNotEnded: it has not ended.
+            Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
         job = self.status(job_id)
         if not job.ended:
@@ -274,16 +338,24 @@ class Engine:
         yield [end]
 
     async def list_jobs(
-        self, owner: str, *, states: Collection[JobState], name: str, size: int, after: tuple[int, str] | None
+        self,
+        owner: str | None,
+        *,
+        states: Collection[JobState],
+        name: str,
+        size: int,
+        after: tuple[int, str] | None,
+        is_visible: Callable[[str], bool] = lambda _: True,
     ) -> Page:
-        """List an owner's jobs, newest first.
+        """List jobs, newest first.
 
         Args:
-            owner: the owner's id.
+            owner: only those of the owner with this id; None for everybody's.
             states: only jobs in these states; empty for any.
             name: only jobs with this label; empty for any.
             size: the most jobs to return.
             after: `Page.next` of the page before.
+            is_visible: tells by a job's id whether it may be in the list; it may raise JobNotFound.
         """
         await self.wait_scanned()
         jobs: list[Job] = []
@@ -291,6 +363,8 @@ class Engine:
         for _, job_id in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
             await asyncio.sleep(0)  # a long list leaves the others their turn
             try:
+                if not is_visible(job_id):
+                    continue
                 job = self.status(job_id)
             except JobNotFound:  # being made, or being removed
                 continue
@@ -311,18 +385,22 @@ class Engine:
         del self._spawning[job_id]
         if task.cancelled():
             return
-        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining):
+        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining | LimitMet):
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
-    async def _spawn(self, spec: JobSpec) -> None:
+    async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int) -> None:
         try:
+            if not self._folder(job_id).path.exists():
+                await self._check_room(request.owner)
+            account = await asyncio.to_thread(find_account, request.run_as) if request.run_as else None
+            spec = request.specify(job_id, created_ns, self._storage, account)
             lock = await self._claim(spec)
             if lock is not None:
                 await self._start(spec, lock)
         except OSError as error:
             if error.errno not in SHORTAGES:
                 raise
-            raise ResourcesExhausted(spec.program, f"{error.filename or 'the system'}: {error.strerror}") from error
+            raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
 
     async def _claim(self, spec: JobSpec) -> int | None:
         """Take a job that is to be started; return the lock of its folder, or None when it has been started."""
@@ -344,7 +422,7 @@ class Engine:
         try:
             if self._shelf.drain.exists():
                 raise Draining
-            self._enter(spec)
+            await self._enter(spec)
             await self._launcher.launch(folder.path, lock)
         except asyncio.CancelledError:
             raise  # what was executed is not known here: the keeper sees it from the folder
@@ -356,11 +434,64 @@ class Engine:
         finally:
             os.close(lock)
 
-    def _enter(self, spec: JobSpec) -> None:
+    async def _enter(self, spec: JobSpec) -> None:
+        """Enter a job into the catalogue, which counts it from then on.
+
+        Raises:
+            TooManyJobs: as many run as may.
+        """
+        limits = self._admission.limits
+        most, most_of_owner = limits.max_jobs, limits.max_jobs_per_user
         try:
-            self._shelf.catalog.add(spec)
+            ended: frozenset[str] = frozenset()
+            while not self._shelf.catalog.add(spec, most=most, most_of_owner=most_of_owner, besides=ended):
+                ended = await self._ended_unnoticed(spec.owner)
+                if (refusal := self._too_many(spec.owner, ended)) is not None:
+                    raise refusal
         except CatalogBusy as error:
             log.error("a job is not listed before it has ended", job=spec.id, error=str(error))
+
+    async def _check_room(self, owner: User) -> None:
+        """Refuse a job that will be too many before anything is made of it; `_enter` has the last word.
+
+        Raises:
+            TooManyJobs: as many run as may.
+        """
+        limits = self._admission.limits
+        if not (limits.max_jobs or limits.max_jobs_per_user):
+            return
+        with contextlib.suppress(CatalogBusy):
+            if self._too_many(owner, frozenset()) is None:
+                return
+            ended = await self._ended_unnoticed(owner)
+            if (refusal := self._too_many(owner, ended)) is not None:
+                raise refusal
+
+    def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
+        """Tell which limit leaves no room for another job of an owner, if any."""
+        limits, catalog = self._admission.limits, self._shelf.catalog
+        if 0 < limits.max_jobs_per_user <= len(set(catalog.unended_of(owner.id)) - ended):
+            return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
+        if 0 < limits.max_jobs <= len(set(catalog.unended()) - ended):
+            return TooManyJobs("max-jobs", "all users", limits.max_jobs)
+        return None
+
+    async def _ended_unnoticed(self, owner: User) -> frozenset[str]:
+        """Find the jobs that have ended, though the keeper has not come to enter that yet: their ids."""
+        ended = set()
+        limits, catalog = self._admission.limits, self._shelf.catalog
+        unended = catalog.unended()
+        if len(unended) < limits.max_jobs or not limits.max_jobs:
+            unended = catalog.unended_of(owner.id)
+        self._admission.note_looks(owner.id, len(unended), time.monotonic())
+        for job_id in unended:
+            await asyncio.sleep(0)  # a long look leaves the others their turn
+            folder = self._folder(job_id)
+            with contextlib.suppress(SpoolCorrupt):
+                status = folder.read_status()
+                if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
+                    ended.add(job_id)
+        return frozenset(ended)
 
     async def _finish(self, watching: asyncio.Task[None]) -> None:
         if self._spawning:
@@ -378,5 +509,5 @@ def _found(job_id: str) -> Iterator[None]:
     """Take a file that is not there for a job that another process has just removed."""
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise JobNotFound(job_id) from None

@@ -8,9 +8,14 @@ EngineError
 │   ├── ProgramNotFound
 │   ├── ProgramNotExecutable
 │   ├── WorkingDirectoryUnusable
+│   ├── AccountUnusable
 │   ├── ArgumentsTooLong
 │   └── ResourcesExhausted
 ├── Draining
+├── LimitMet
+│   ├── TooManyJobs
+│   ├── SpawnsTooFast
+│   └── RequestTooLarge
 ├── LauncherFailed
 ├── StateDirectoryInUse
 ├── JobNotEnded
@@ -105,6 +110,13 @@ class WorkingDirectoryUnusable(CannotStart):
         return f"working directory {self.subject} cannot be used: {self.problem}"
 
 
+class AccountUnusable(CannotStart):
+    """No job can be run as this system account."""
+
+    def sentence(self) -> str:  # noqa: D102
+        return f"cannot run as {self.subject}: {self.problem}"
+
+
 class ArgumentsTooLong(CannotStart):
     """Arguments and environment exceed what the kernel takes (execve(2), E2BIG)."""
 
@@ -121,6 +133,62 @@ class Draining(EngineError):
 
     def __init__(self) -> None:
         super().__init__("the daemon takes no new jobs, because it is being drained: try again when it is back")
+
+
+class LimitMet(EngineError):
+    """A limit that the engine was given was met.
+
+    Args:
+        limit: its name.
+        sentence: what was met, and what to do.
+    """
+
+    def __init__(self, limit: str, sentence: str) -> None:
+        self.limit = limit
+        super().__init__(sentence)
+
+
+class TooManyJobs(LimitMet):
+    """As many jobs run as may.
+
+    Args:
+        limit: the limit's name.
+        whose: of whom so many run, for people.
+        most: how many may.
+    """
+
+    def __init__(self, limit: str, whose: str, most: int) -> None:
+        super().__init__(limit, f"as many jobs of {whose} run as may, {most} ({limit}): let one end, or stop one")
+
+
+class SpawnsTooFast(LimitMet):
+    """An owner starts jobs faster than it may.
+
+    Args:
+        per_second: how many it may in the long run.
+        wait_seconds: when the next may be.
+    """
+
+    def __init__(self, per_second: float, wait_seconds: float) -> None:
+        limit = "max-spawns-per-second"
+        super().__init__(
+            limit,
+            f"you start jobs faster than {per_second:g} per second in the long run ({limit}): try again in"
+            f" {max(wait_seconds, 0.1):.1f} s",
+        )
+
+
+class RequestTooLarge(LimitMet):
+    """A spawn asks for more than it may.
+
+    Args:
+        limit: the limit's name.
+        what: there is too much of, with the amount.
+        most: the amount that may be.
+    """
+
+    def __init__(self, limit: str, what: str, most: int) -> None:
+        super().__init__(limit, f"{what} are more than the {most} that are taken ({limit}): pass them in a file")
 
 
 class LauncherFailed(EngineError):

@@ -8,8 +8,12 @@
     output    the bytes of both streams, interleaved as they came
     index     what of `output` is whose (`workerd.engine.record`)
     fault     what went wrong inside the supervisor, for people; usually absent
+    shares    who besides the owner may do what with the job (JSON), replaced as a whole; absent until it is shared
+    told      empty; there when the job's end has been told to whoever wanted to know
 
 A free lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
+
+The folder itself is locked, with flock(2) too, by who changes `shares` and by who takes the folder away.
 """
 
 import contextlib
@@ -23,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from workerd.engine.errors import NO_ROOM, FormatTooNew, SpoolCorrupt
-from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, StopOrder
+from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
 
 _RESERVE_BYTES = 8192
 
@@ -39,10 +43,18 @@ class _Version(msgspec.Struct):
     format: int
 
 
+class _Owned(msgspec.Struct):
+    """The field of a spec that says whose job it is, in every format so far."""
+
+    owner: User
+
+
 # Made once, where the zygote is started: every supervisor shares them.
 _decode_version = msgspec.json.Decoder(_Version).decode
+_decode_owned = msgspec.json.Decoder(_Owned).decode
 _decode_spec = msgspec.json.Decoder(JobSpec).decode
 _decode_status = msgspec.json.Decoder(JobStatus).decode
+_decode_shares = msgspec.json.Decoder(tuple[Share, ...]).decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,28 @@ class JobFolder:
         """What went wrong inside the supervisor."""
         return self.path / "fault"
 
+    @property
+    def shares(self) -> Path:
+        """Who besides the owner may do what with the job."""
+        return self.path / "shares"
+
+    @property
+    def told(self) -> Path:
+        """There when the job's end has been told."""
+        return self.path / "told"
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Note that the job's end has been told, once that has been done within the context.
+
+        What a full disk could refuse is done before, so that an end that was told is not told again for want of room.
+        """
+        new = self.told.with_suffix(".new")
+        with open(new, "wb", opener=_private):
+            pass
+        yield
+        os.rename(new, self.told)
+
     def write_spec(self, spec: JobSpec) -> None:
         """Write what was asked for."""
         _replace(self.spec, msgspec.json.encode(spec))
@@ -110,6 +144,21 @@ class JobFolder:
             return _decode_spec(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.spec, str(error)) from error
+
+    def read_owner(self) -> User | None:
+        """Read whose job it is, whatever else is damaged or too new.
+
+        Returns:
+            None when that cannot be read either.
+
+        Raises:
+            FileNotFoundError: there is no such job.
+        """
+        data = self.spec.read_bytes()
+        try:
+            return _decode_owned(data).owner
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
 
     def is_too_new(self) -> bool:
         """Tell whether a newer workerd made this job."""
@@ -163,6 +212,43 @@ class JobFolder:
             return _decode_status(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise SpoolCorrupt(self.status, str(error)) from error
+
+    def write_shares(self, shares: tuple[Share, ...]) -> None:
+        """Replace who may do what, as a whole, and wait until that is on the disk: what was taken back stays so."""
+        _replace(self.shares, msgspec.json.encode(shares), sync=True)
+
+    def read_shares(self) -> tuple[Share, ...]:
+        """Read who besides the owner may do what with the job.
+
+        Raises:
+            FileNotFoundError: there is no such job.
+            SpoolCorrupt: it cannot be read off the file.
+        """
+        try:
+            data = self.shares.read_bytes()
+        except FileNotFoundError:
+            self.spec.stat()
+            return ()
+        try:
+            return _decode_shares(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise SpoolCorrupt(self.shares, str(error)) from error
+
+    @contextlib.contextmanager
+    def wait_held(self) -> Iterator[None]:
+        """Hold the folder, so that it is not taken away and nobody else changes `shares`. Blocks the thread.
+
+        Raises:
+            FileNotFoundError: it is not there, or was taken away meanwhile.
+        """
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(self.path))
+            yield
+        finally:
+            os.close(descriptor)
 
     def try_lock(self) -> int | None:
         """Take the job's lock to start it, if the lock is free.

@@ -45,6 +45,24 @@ class User(msgspec.Struct, frozen=True):
     name: str
 
 
+class Share(msgspec.Struct, frozen=True):
+    """What somebody may do with another's job. What a right means is for whoever decides on rights; they are sorted."""
+
+    user: User
+    rights: tuple[str, ...]
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """A system account as a process takes it on: its numbers (credentials(7)), and what its programs expect to find."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+    shell: str
+
+
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for.
 
@@ -57,6 +75,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
         request_key: what makes a repeated spawn find this job; empty when there is none.
         max_log_bytes: how much of the disk the log may take; zero for any amount. Beyond it the oldest output goes.
         created_ns: when the job was accepted, nanoseconds since the epoch.
+        spawned_by: who asked for the job, if that was somebody who acted for its owner.
+        account: whose processes the program and all that it starts are, as it was then; None for the daemon's own.
     """
 
     id: str
@@ -72,7 +92,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_log_bytes: int = 0
     durability: Durability = Durability.EXIT
     created_ns: int
+    spawned_by: User | None = None
+    account: Account | None = None
     format: int = FORMAT_VERSION
+
+    @property
+    def run_as(self) -> str:
+        """The name of the account that the job runs as; empty for the daemon's own."""
+        return self.account.name if self.account is not None else ""
 
 
 class Exited(msgspec.Struct, frozen=True, tag="exited"):

@@ -16,7 +16,7 @@ import fcntl
 import itertools
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,7 +30,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, parse_job_id
 from workerd.engine.recovery import has_end, recover
 from workerd.engine.retention import choose_removals, seconds_until_next
-from workerd.engine.shelf import Shelf
+from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 
 log = structlog.get_logger()
@@ -44,6 +44,11 @@ class Keeper:
     Args:
         state_directory: made if it does not exist.
         storage: what is kept of jobs.
+        on_end: told of each job that ends, also of those that ended while no keeper was there, and in any case before
+            they are removed. At least once, and not again once it has returned, unless the machine goes down. If it
+            raises, it is told later.
+        on_remove: told the id of each job that is removed because jobs are too old or too much. That goes on if it
+            raises: what it lacks may be the room that this makes.
 
     Attributes:
         hold: the descriptor that holds the state directory. A process that inherits it keeps the next keeper waiting.
@@ -55,8 +60,16 @@ class Keeper:
 
     hold: int
 
-    def __init__(self, state_directory: Path, storage: Storage = DEFAULT_STORAGE) -> None:
-        self._shelf = Shelf(state_directory)
+    def __init__(
+        self,
+        state_directory: Path,
+        storage: Storage = DEFAULT_STORAGE,
+        *,
+        on_end: OnEnd | None = None,
+        on_remove: Callable[[str], None] | None = None,
+    ) -> None:
+        self._shelf = Shelf(state_directory, on_end)
+        self._on_remove = on_remove
         self._drain = self._shelf.drain
         self._storage = storage
         self._guards: dict[str, asyncio.Task[None]] = {}
@@ -153,13 +166,12 @@ class Keeper:
                         return
                     if await asyncio.to_thread(recover, folder):
                         log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+                    await self._shelf.tell_end(folder)
                     self._enter_ended(folder)
                 except FileNotFoundError:
                     return  # somebody removed the job
                 except SpoolCorrupt as error:  # which does not pass; the next scan looks again
-                    if folder.path.name not in self._told_of:
-                        self._told_of.add(folder.path.name)
-                        log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
+                    self._leave(folder, error)
                     return
                 except Exception as error:  # a full disk, say: what keeps one job from its end may pass
                     log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
@@ -226,7 +238,8 @@ class Keeper:
 
     async def _take_up(self, folder: JobFolder) -> None:
         status = folder.read_status()
-        if status is not None and status.state is JobState.ENDED and has_end(folder):
+        has_ended = status is not None and status.state is JobState.ENDED and has_end(folder)
+        if has_ended and not self._shelf.owes_end(folder):
             self._enter_ended(folder)
         elif status is not None:
             spec = folder.read_spec()
@@ -252,15 +265,41 @@ class Keeper:
                         others += disk_bytes(self._shelf.folder(job_id).path)
                 chosen = choose_removals(ended, others, self._storage, time.time_ns())
                 for job_id in chosen:
-                    with contextlib.suppress(FileNotFoundError):  # somebody else removed it
-                        await self._shelf.remove(self._shelf.folder(job_id))
+                    await self._remove(self._shelf.folder(job_id))
                 wait = seconds_until_next(ended[len(chosen) :], self._storage, time.time_ns())
-            except (CatalogFailed, OSError) as error:
+            except Exception as error:  # a full disk, say, also of whoever is to be told
                 log.error("old jobs could not be removed", error=str(error))
                 wait = _PAUSES_SECONDS[-1]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._job_ended.wait()
+
+    async def _remove(self, folder: JobFolder) -> None:
+        told = self._tell_removal(folder.path.name)
+        try:
+            await self._shelf.remove(folder)
+        except FileNotFoundError:
+            pass  # somebody else removed it
+        except SpoolCorrupt as error:
+            self._leave(folder, error)
+        else:
+            if not told and not self._tell_removal(folder.path.name):
+                log.error("nobody could be told of a job's removal", job=folder.path.name)
+
+    def _tell_removal(self, job_id: str) -> bool:
+        try:
+            if self._on_remove is not None:
+                self._on_remove(job_id)
+        except Exception as error:  # on a full disk; the removal makes room
+            log.warning("a job's removal could not be told yet", job=job_id, error=str(error))
+            return False
+        return True
+
+    def _leave(self, folder: JobFolder, error: SpoolCorrupt) -> None:
+        """Leave a damaged folder as it is, and say so once."""
+        if folder.path.name not in self._told_of:
+            self._told_of.add(folder.path.name)
+            log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
 
     def _finish(self, *tasks: asyncio.Task[None]) -> None:
         for task in (*tasks, self._scanning, *self._guards.values()):

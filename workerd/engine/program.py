@@ -1,19 +1,19 @@
 """Starting a program: its environment, finding its file, and the last steps before it is executed."""
 
 import contextlib
+import enum
 import errno
 import os
-import pwd
 import signal
 import stat
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 from workerd.engine import cgroup, linux
+from workerd.engine.account import become, own_account
 from workerd.engine.errors import (
     SHORTAGES,
+    AccountUnusable,
     ArgumentsTooLong,
     CannotStart,
     ProgramNotExecutable,
@@ -22,31 +22,30 @@ from workerd.engine.errors import (
     WorkingDirectoryUnusable,
 )
 from workerd.engine.job import JobSpec
+from workerd.engine.reply import decode_failure, encode_failure
 
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
-_FAILURE = struct.Struct("<Bi")
-_CHDIR, _EXEC, _OTHER, _FAULT = range(4)
 
 
-def account() -> pwd.struct_passwd:
-    """Look up the daemon's user; one without an entry, as in some containers, is called by its number."""
-    uid = os.geteuid()
-    try:
-        return pwd.getpwuid(uid)
-    except KeyError:
-        return pwd.struct_passwd((str(uid), "x", uid, os.getegid(), "", "/", "/bin/sh"))
+class _Step(enum.Enum):
+    """How far a process has come on its way to become the program."""
+
+    PREPARE = enum.auto()
+    ACCOUNT = enum.auto()
+    CHDIR = enum.auto()
+    EXECUTE = enum.auto()
 
 
 def build_environment(spec: JobSpec) -> dict[str, str]:
     """Make a job's environment: a clean base that holds nothing of the daemon's own, and the job's on top."""
-    user = account()
+    account = spec.account or own_account()
     return {
-        "PATH": _ROOT_PATH if user.pw_uid == 0 else _USER_PATH,
-        "HOME": user.pw_dir,
-        "USER": user.pw_name,
-        "LOGNAME": user.pw_name,
-        "SHELL": user.pw_shell or "/bin/sh",
+        "PATH": _ROOT_PATH if account.uid == 0 else _USER_PATH,
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "SHELL": account.shell,
         "LANG": "C.UTF-8",
         "WORKERD_JOB_ID": spec.id,
         **spec.envs,
@@ -54,7 +53,7 @@ def build_environment(spec: JobSpec) -> dict[str, str]:
 
 
 def find_program(program: str, environment: Mapping[str, str]) -> str:
-    """Find a program's file.
+    """Find a program's file, with the rights of this process.
 
     Args:
         program: an absolute path, or a name to look up in the environment's PATH.
@@ -104,8 +103,6 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
     Raises:
         CannotStart: with the reason; nothing is left of the attempt.
     """
-    environment = build_environment(spec)
-    path = find_program(spec.program, environment)
     report_read, report_write = os.pipe()  # close-on-exec: end of file on it means that the program runs
     supervisor = os.getpid()
     try:
@@ -115,51 +112,67 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
         os.close(report_write)
         raise ResourcesExhausted(spec.program, f"no process for it: {error.strerror}") from error
     if pid == 0:
-        _become_program(spec, path, environment, supervisor, stdout, stderr, cgroup_directory, report_write)
+        try:
+            failure = _become_program(spec, supervisor, stdout, stderr, cgroup_directory)
+            with open(report_write, "wb") as report:
+                report.write(encode_failure(failure))
+        finally:
+            os._exit(127)
     os.close(report_write)
     with open(report_read, "rb") as report:
-        failure = report.read()
-    if failure:
+        answer = report.read()
+    if answer:
         os.waitpid(pid, 0)
-        step, number = _FAILURE.unpack_from(failure)
-        raise _failure(spec, step, number, failure[_FAILURE.size :].decode())
+        raise decode_failure(answer)
     return pid
 
 
 def _become_program(
-    spec: JobSpec,
-    path: str,
-    environment: Mapping[str, str],
-    supervisor: int,
-    stdout: int,
-    stderr: int,
-    cgroup_directory: Path | None,
-    report: int,
-) -> NoReturn:
-    step = _OTHER
+    spec: JobSpec, supervisor: int, stdout: int, stderr: int, cgroup_directory: Path | None
+) -> CannotStart:
+    """Become the program; return why that cannot be."""
+    step = _Step.PREPARE
     try:
-        encoded = {name.encode(): value.encode() for name, value in environment.items()}
         os.setsid()
-        linux.set_parent_death_signal(signal.SIGKILL)
-        if os.getppid() != supervisor:  # it died before the line above
-            os._exit(127)
+        _die_with(supervisor)
         if cgroup_directory is not None:
             cgroup.enter(cgroup_directory)
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
-        step = _CHDIR
+        if spec.account is not None:
+            step = _Step.ACCOUNT
+            for descriptor in (
+                1,
+                2,
+            ):  # so that the program may open /dev/stdout, which is the pipe's file (proc_pid_fd(5))
+                os.fchown(descriptor, spec.account.uid, spec.account.gid)
+            become(spec.account)
+            _die_with(supervisor)  # again: the kernel has forgotten it
+        # From here on it is the account's own rights that count.
+        environment = build_environment(spec)
+        path = find_program(spec.program, environment)
+        encoded = {name.encode(): value.encode() for name, value in environment.items()}
+        step = _Step.CHDIR
         os.chdir(spec.working_directory)
-        step = _EXEC
+        step = _Step.EXECUTE
         _reset_signals()
         # Every other descriptor is close-on-exec (PEP 446), so that the program inherits the standard three alone.
         os.execve(path.encode(), [text.encode() for text in (spec.program, *spec.args)], encoded)
+    except CannotStart as error:
+        return error
     except OSError as error:
-        os.write(report, _FAILURE.pack(step, error.errno or 0))
+        return _failure(spec, step, error.errno or 0)
     except BaseException as error:  # a fault of ours
-        os.write(report, _FAILURE.pack(_FAULT, 0) + repr(error).encode(errors="replace"))
-    os._exit(127)
+        return CannotStart(spec.program, f"workerd has a fault: {error!r}")
+
+
+def _die_with(supervisor: int) -> None:
+    """Have the kernel kill this process when its parent dies, or end now if it has died already."""
+    linux.set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != supervisor:  # it died before the line above
+        os._exit(127)
 
 
 def _reset_signals() -> None:
@@ -170,18 +183,22 @@ def _reset_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def _failure(spec: JobSpec, step: int, number: int, fault: str) -> CannotStart:
-    if step == _FAULT:
-        return CannotStart(spec.program, f"workerd has a fault: {fault}")
-    problem = os.strerror(number)
-    if step == _CHDIR:
-        return WorkingDirectoryUnusable(spec.working_directory, problem)
-    if number == errno.E2BIG:
-        return ArgumentsTooLong(spec.program, "arguments and environment are too long")
-    if number in SHORTAGES:
-        return ResourcesExhausted(spec.program, problem)
-    if step == _EXEC and number == errno.ENOENT:
-        return ProgramNotExecutable(spec.program, "the interpreter that it names does not exist")
-    if step == _EXEC:
-        return ProgramNotExecutable(spec.program, problem)
-    return CannotStart(spec.program, problem)
+def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
+    problem = os.strerror(number) + (f" (as {spec.run_as})" if spec.run_as else "")
+    match step:
+        case _Step.ACCOUNT:
+            return AccountUnusable(
+                spec.run_as, f"the kernel does not let the daemon change to it: {os.strerror(number)}"
+            )
+        case _Step.CHDIR:
+            return WorkingDirectoryUnusable(spec.working_directory, problem)
+        case _ if number == errno.E2BIG:
+            return ArgumentsTooLong(spec.program, "arguments and environment are too long")
+        case _ if number in SHORTAGES:
+            return ResourcesExhausted(spec.program, problem)
+        case _Step.EXECUTE if number == errno.ENOENT:
+            return ProgramNotExecutable(spec.program, "the interpreter that it names does not exist")
+        case _Step.EXECUTE:
+            return ProgramNotExecutable(spec.program, problem)
+        case _Step.PREPARE:
+            return CannotStart(spec.program, problem)

@@ -1,4 +1,7 @@
-"""What a supervisor answers to a spawn: one short message on a pipe. Pure: values in, bytes out, and back."""
+"""What is answered to a spawn: one short message on a pipe. Pure: values in, bytes out, and back.
+
+A supervisor answers the engine, and the process that is to become the program answers its supervisor.
+"""
 
 import msgspec
 
@@ -13,6 +16,7 @@ _KINDS: dict[str, type[CannotStart]] = {
         errors.ProgramNotFound,
         errors.ProgramNotExecutable,
         errors.WorkingDirectoryUnusable,
+        errors.AccountUnusable,
         errors.ArgumentsTooLong,
         errors.ResourcesExhausted,
     )

@@ -4,9 +4,9 @@ import math
 
 import msgspec
 
+from workerd.engine.account import own_account
 from workerd.engine.errors import InvalidArgument
-from workerd.engine.job import DEFAULT_GRACE_SECONDS, JobSpec, User
-from workerd.engine.program import account
+from workerd.engine.job import DEFAULT_GRACE_SECONDS, Account, JobSpec, User
 from workerd.engine.storage import MIN_LOG_BYTES, Storage
 
 MAX_LABEL_BYTES = 256
@@ -16,7 +16,8 @@ MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL, limits.h
 class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A wish for a job. The fields are those of `JobSpec`.
 
-    An empty working directory is the daemon user's home, a `max_log_bytes` of zero the engine's.
+    An empty working directory is the home of the account that the job runs as, a `max_log_bytes` of zero the engine's.
+    `run_as` is that account's name, empty for the daemon's own.
     """
 
     owner: User
@@ -29,6 +30,8 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
     grace_seconds: float = DEFAULT_GRACE_SECONDS
     request_key: str = ""
     max_log_bytes: int = 0
+    run_as: str = ""
+    spawned_by: User | None = None
 
     def check(self, storage: Storage) -> None:
         """Check that a job could be so.
@@ -59,7 +62,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
         for name in self.envs:
             if not name or "=" in name:
                 raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")
-        for field in ("name", "request_key"):
+        for field in ("name", "request_key", "run_as"):
             if len(getattr(self, field).encode()) > MAX_LABEL_BYTES:
                 raise InvalidArgument(field, f"is longer than {MAX_LABEL_BYTES} bytes")
         texts = {
@@ -67,20 +70,28 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             "args": self.args,
             "envs": (*self.envs, *self.envs.values()),
             "working_directory": (self.working_directory,),
+            "run_as": (self.run_as,),
         }
         for field, values in texts.items():
             if any("\0" in value for value in values):
-                raise InvalidArgument(field, "contains a NUL character, which no argument of a program can")
+                raise InvalidArgument(field, "contains a NUL character, which the kernel cannot be told")
 
-    def specify(self, job_id: str, created_ns: int, storage: Storage) -> JobSpec:
-        """Make the job's spec."""
+    def specify(self, job_id: str, created_ns: int, storage: Storage, account: Account | None = None) -> JobSpec:
+        """Make the job's spec.
+
+        Args:
+            job_id: the job's.
+            created_ns: when the request was accepted, nanoseconds since the epoch.
+            storage: what the engine allows.
+            account: what `run_as` stands for; None for the daemon's own.
+        """
         return JobSpec(
             id=job_id,
             owner=self.owner,
             program=self.program,
             args=self.args,
             envs=self.envs,
-            working_directory=self.working_directory or account().pw_dir,
+            working_directory=self.working_directory or (account or own_account()).home,
             name=self.name,
             timeout_seconds=self.timeout_seconds,
             grace_seconds=self.grace_seconds,
@@ -88,4 +99,6 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             max_log_bytes=self.max_log_bytes or storage.max_log_bytes,
             durability=storage.durability,
             created_ns=created_ns,
+            spawned_by=self.spawned_by,
+            account=account,
         )

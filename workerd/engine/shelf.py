@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,17 +19,22 @@ from typing import Self
 import structlog
 
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed
+from workerd.engine.errors import CatalogFailed, SpoolCorrupt
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import JobSpec
+from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.watcher import Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
+OnEnd = Callable[[JobSpec, JobEnd], None]
+"""Told of a job that has ended; what it raises puts that off."""
 
 
 class Shelf:
     """The jobs below one state directory, which is made if it does not exist. A context manager.
+
+    Args:
+        on_end: told of each job's end, before the job counts as ended in the catalogue, and before it is removed.
 
     Attributes:
         jobs: the directory of the jobs' folders.
@@ -42,7 +48,8 @@ class Shelf:
     catalog: Catalog
     watcher: Watcher
 
-    def __init__(self, state_directory: Path) -> None:
+    def __init__(self, state_directory: Path, on_end: OnEnd | None = None) -> None:
+        self._on_end = on_end
         self.directory = state_directory
         self.jobs = state_directory / "jobs"
         self.drain = state_directory / "drain"
@@ -113,16 +120,49 @@ class Shelf:
 
         Raises:
             FileNotFoundError: it is not there, or somebody else removed it meanwhile.
+            Exception: whatever the one who is told of its end raises; it is not removed then.
         """
-        lock = None
-        while lock is None:  # its supervisor is about to leave, or somebody is just looking after it
-            await self.wait_unlocked(folder)
-            lock = folder.try_lock()
+        lock = await self._lock(folder)
         try:
-            await self.forget(folder)
+            self._tell_end(folder)
+            with folder.wait_held():
+                await self.forget(folder)
         finally:
             os.close(lock)
         log.info("a job was removed", job=folder.path.name)
+
+    async def tell_end(self, folder: JobFolder) -> None:
+        """Tell of the end of a job that has ended, unless that has been done.
+
+        Raises:
+            FileNotFoundError: the job was removed; who removed it told of its end.
+            Exception: whatever the one who is told raises.
+        """
+        if self.owes_end(folder):
+            lock = await self._lock(folder)  # or two would tell of it
+            try:
+                self._tell_end(folder)
+            finally:
+                os.close(lock)
+
+    def owes_end(self, folder: JobFolder) -> bool:
+        """Tell whether somebody wants to be told of a job's end who has not been."""
+        return self._on_end is not None and not folder.told.exists()
+
+    def _tell_end(self, folder: JobFolder) -> None:
+        if self._on_end is not None and self.owes_end(folder):
+            status = folder.read_status()
+            if status is None or status.end is None:
+                raise SpoolCorrupt(folder.status, "it has no end, though the log has")
+            with folder.telling():
+                self._on_end(folder.read_spec(), status.end)
+
+    async def _lock(self, folder: JobFolder) -> int:
+        """Take the lock of a job that has ended, when its supervisor, or who looks after it, has left."""
+        while True:
+            await self.wait_unlocked(folder)
+            if (lock := folder.try_lock()) is not None:
+                return lock
 
     async def sweep(self) -> None:
         """Remove the rest of what was on its way when its process was killed. No engine may be at work."""

@@ -1,7 +1,10 @@
 """List: describe the caller's jobs."""
 
+from typing import Any
+
 from worker_api.worker.v1 import ListRequest, ListResponse, WorkerServiceBase
 
+from workerd.caller import SEE
 from workerd.engine.errors import InvalidArgument, JobIdMalformed
 from workerd.engine.job import parse_job_id
 from workerd.handler import Call, handles
@@ -12,17 +15,22 @@ _MAX_SIZE = 1000
 _MAX_TIME_NS = 2**63 - 1
 
 
-@handles(WorkerServiceBase, "List", right="list")
+def _describe(request: ListRequest) -> dict[str, Any]:
+    return {"all_owners": request.all_owners}
+
+
+@handles(WorkerServiceBase, "List", right="list", reads=True, audit=_describe)
 async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
-    """Describe one page of the caller's jobs, newest first."""
+    """Describe one page of the caller's jobs, or of all that the caller may see, newest first."""
     if not 0 <= request.page_size <= _MAX_SIZE:
         raise InvalidArgument("page_size", f"must be 1 to {_MAX_SIZE}, or 0 for {_DEFAULT_SIZE}")
     page = await call.engine.list_jobs(
-        call.identity.user_id,
+        None if request.all_owners else call.identity.user_id,
         states=[from_state(state) for state in request.states],
         name=request.name,
         size=request.page_size or _DEFAULT_SIZE,
         after=_parse_token(request.page_token) if request.page_token else None,
+        is_visible=lambda job_id: call.caller.may(SEE, call.daemon.find(job_id)).permitted,
     )
     token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"
     return ListResponse(jobs=[to_job(job) for job in page.jobs], next_page_token=token)

@@ -1,27 +1,46 @@
 """Spawn: start a program."""
 
+from typing import Any
+
 from worker_api.worker.v1 import SpawnRequest, SpawnResponse, WorkerServiceBase
 
 from workerd.engine import request as engine
 from workerd.handler import Call, handles
-from workerd.translate import user_of
+from workerd.policy import On, Resource
 
 
-@handles(WorkerServiceBase, "Spawn", right="spawn")
+def _describe(request: SpawnRequest) -> dict[str, Any]:
+    """Give what the audit trail tells of a job; what its environment variables hold does not belong there."""
+    return {
+        "program": request.program,
+        "args": list(request.args),
+        "envs": sorted(request.envs),
+        "working_directory": request.working_directory,
+        "name": request.name,
+        **({"run_as": request.run_as} if request.run_as else {}),
+    }
+
+
+@handles(WorkerServiceBase, "Spawn", right="spawn", further={"run-as": On.ACCOUNT}, audit=_describe)
 async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
     """Start a job for the caller."""
+    if request.run_as:
+        call.authorize("run-as", Resource(On.ACCOUNT, request.run_as))
     job_id = await call.engine.spawn(
         engine.SpawnRequest(
-            owner=user_of(call.identity),
+            owner=call.caller.user,
             program=request.program,
             args=tuple(request.args),
             envs=request.envs,
             working_directory=request.working_directory,
             name=request.name,
             timeout_seconds=None if request.timeout is None else request.timeout.total_seconds(),
-            grace_seconds=call.grace_seconds,
+            grace_seconds=call.daemon.grace_seconds,
             request_key=request.request_key,
             max_log_bytes=request.max_log_bytes,
+            run_as=request.run_as or call.daemon.run_as,
+            spawned_by=call.caller.actor,
         )
     )
+    call.caller.note("job-spawned", job_id=job_id)
     return SpawnResponse(job_id=job_id)

@@ -14,7 +14,7 @@ from workerd.handler import Call, handles
 from workerd.translate import from_stream
 
 
-@handles(WorkerServiceBase, "StreamLog", right="stream-log")
+@handles(WorkerServiceBase, "StreamLog", right="stream-log", reads=True)
 async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[Encoded, None]:
     """Send the job's log."""
     streams = frozenset(map(from_stream, request.streams)) or frozenset(Stream)

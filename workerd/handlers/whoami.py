@@ -2,16 +2,27 @@
 
 from worker_api.worker.v1 import WhoAmIRequest, WhoAmIResponse, WorkerServiceBase
 
+from workerd.caller import Caller
 from workerd.handler import Call, handles
-from workerd.translate import to_user, user_of
+from workerd.policy import DAEMON, On, Resource
+from workerd.translate import to_user
 
 
-@handles(WorkerServiceBase, "WhoAmI", right="whoami")
+@handles(WorkerServiceBase, "WhoAmI", right="whoami", reads=True)
 async def whoami(call: Call, request: WhoAmIRequest) -> WhoAmIResponse:  # noqa: ARG001
     """Describe the caller."""
+    caller = call.caller
     return WhoAmIResponse(
-        user=to_user(user_of(call.identity)),
+        user=to_user(caller.user),
         spiffe_id=call.identity.spiffe_id,
-        rights=sorted(call.rights),
+        rights=[right for right in sorted(caller.rights.known) if _has(caller, right)],
         certificate_expires_at=call.identity.expires_at,
+        roles=sorted(caller.rights.roles_of(caller.user)),
+        acting=None if caller.actor is None else to_user(caller.actor),
     )
+
+
+def _has(caller: Caller, right: str) -> bool:
+    """Tell whether somebody has a right on jobs of their own, or where no job is meant."""
+    own = Resource(On.JOB, owner=caller.user)
+    return any(caller.may(right, resource).permitted for resource in (own, DAEMON))

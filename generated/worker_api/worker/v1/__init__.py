@@ -428,6 +428,12 @@ class ExplainDecisionRequest(betterproto2.Message):
     The job that it concerns: a UUID as text. Absent: none.
     """
 
+    target: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    What it concerns where that is no job: the system account for "run-as", the name or id of the user for
+    "impersonate". Empty: the daemon itself.
+    """
+
 
 default_message_pool.register_message("worker.v1", "ExplainDecisionRequest", ExplainDecisionRequest)
 
@@ -959,7 +965,7 @@ class SpawnRequest(betterproto2.Message):
 
     working_directory: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
-    An absolute path; empty: the home directory of the user that the daemon runs as.
+    An absolute path; empty: the home directory of the account that the job runs as.
     """
 
     request_key: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -988,7 +994,8 @@ class SpawnRequest(betterproto2.Message):
 
     run_as: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
     """
-    The system account to run as, by name, which takes the right "run-as". Empty: that of the daemon.
+    The system account to run as, by name, which takes the right "run-as". Empty: the one that the
+    daemon is set to, its own unless it is.
     """
 
 

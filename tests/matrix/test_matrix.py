@@ -1,0 +1,143 @@
+"""The matrix of docs/security.md: one test for each of its cells."""
+
+import getpass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from h2.exceptions import ProtocolError
+from worker_api.worker.v1 import ErrorReason, WorkerServiceBase
+
+from tests.matrix.callers import World, everybody, install_example
+from tests.matrix.calls import NOBODYS, Wish, wishes
+from tests.matrix.table import REFUSED, YES, Line, read_table
+from workerctl.transport import WorkerChannel
+from workerd.registry import load_routes, rights_of
+
+CALLERS, LINES = read_table()
+ACCOUNT = getpass.getuser()
+WISHES = wishes(ACCOUNT)
+CELLS = [pytest.param(line, caller, id=f"{line.call}: {caller}") for line in LINES for caller in CALLERS]
+OF_LISTS = next(line.cells for line in LINES if line.rpc == "List")
+REASONS = {
+    "NOT_FOUND": ErrorReason.JOB_NOT_FOUND,
+    "PERMISSION_DENIED": ErrorReason.NOT_PERMITTED,
+}
+OF_CERTIFICATES = {
+    "revoked since": ErrorReason.CERTIFICATE_REVOKED,
+    "expired since": ErrorReason.CERTIFICATE_EXPIRED,
+}
+_ATTEMPTS = 5
+ALERTS = {"revoked": "certificate was revoked", "expired": "certificate has expired", "none": "certificate required"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What comes of a call.
+
+    Attributes:
+        word: as it stands in the table.
+        message: what it answered with, or why not.
+    """
+
+    word: str
+    reason: ErrorReason | None
+    message: Any
+
+
+async def ask(wish: Wish, connect: Callable[[], WorkerChannel], job_id: str) -> Answer:
+    """Make a call."""
+    problem = ""
+    # What is sent to a connection that the daemon has closed already may have the kernel forget the alert (tcp(7)).
+    for _ in range(_ATTEMPTS):
+        channel = connect()
+        try:
+            answer = await wish.make(channel, job_id)
+        except GRPCError as error:
+            [detail] = error.details or ()
+            return Answer(error.status.name, detail.reason, error.message)
+        except (StreamTerminatedError, ProtocolError, OSError):
+            problem = channel.lost_because
+            if channel.refused:
+                return Answer(REFUSED, None, problem)
+        else:
+            return Answer(YES, None, answer)
+    raise AssertionError(problem)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder, with the example installed for the daemon that is going to run in it."""
+    folder = tmp_path_factory.mktemp("matrix")
+    with pytest.MonkeyPatch.context() as patch:
+        install_example(folder / "packages", patch)
+        yield folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(served: Path) -> AsyncIterator[World]:
+    """A daemon, and everybody."""
+    async with everybody(served, ACCOUNT) as world:
+        yield world
+
+
+def test_every_call_of_the_table_can_be_made_and_no_other() -> None:
+    assert {line.call for line in LINES} == set(WISHES)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_every_column_is_somebody(world: World) -> None:
+    assert set(CALLERS) == set(world.connect)
+
+
+def test_every_rpc_and_every_right_has_a_line(served: Path) -> None:
+    """Those of the contract, those of the example, and the rights that handlers ask for besides."""
+    del served
+    routes = load_routes()
+    paths = {*WorkerServiceBase().__mapping__(), *routes}
+    assert {line.rpc for line in LINES} == {path.rpartition("/")[2] for path in paths}
+    assert {line.right for line in LINES} == set(rights_of(routes.values()))
+    for line in LINES:
+        handlers = [route.handler for route in routes.values() if route.handler.rpc == line.rpc]
+        assert any(line.right in (handler.right, *handler.further, "impersonate") for handler in handlers), line.call
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("line", "caller"), CELLS)
+async def test_cell(world: World, line: Line, caller: str) -> None:
+    wish, connect = WISHES[line.call], world.connect[caller]
+    job_id = "" if wish.job is None else await wish.job(world)
+    before = world.state(job_id or None)
+    answer = await ask(wish, connect, job_id)
+    after = world.state(job_id or None)
+    assert answer.word == line.cells[caller], answer.message
+    match answer.word:
+        case "yes":
+            assert wish.tells(answer.message), answer.message
+            assert (before != after) is wish.changes
+            return
+        case "refused":
+            assert ALERTS[caller] in answer.message
+        case "UNAUTHENTICATED":
+            assert answer.reason is OF_CERTIFICATES[caller]
+        case word:
+            assert answer.reason is REASONS[word]
+    assert after == before
+    if answer.word == "NOT_FOUND":
+        absent = await ask(wish, connect, NOBODYS)
+        assert absent.message.replace(NOBODYS, job_id) == answer.message
+        assert (absent.word, absent.reason) == (answer.word, answer.reason)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("caller", [caller for caller, cell in OF_LISTS.items() if cell == YES])
+async def test_lists_show_what_may_be_seen(world: World, caller: str) -> None:
+    """A list of one's own has one's own jobs; one of all owners has the job if one may ask how it is."""
+    may_see = next(line for line in LINES if line.call == "`Status`").cells[caller] == YES
+    for call, shown in (("`List`", caller == "owner"), ("`List` of all owners", may_see)):
+        answer = await ask(WISHES[call], world.connect[caller], "")
+        assert (world.standing in {job.id for job in answer.message.jobs}) is shown, call

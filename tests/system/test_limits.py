@@ -1,0 +1,176 @@
+"""Each limit is met for real; whoever meets it is told, or cut off, and other users notice nothing."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+import pytest
+from grpclib.const import Status
+from worker_api.worker.v1 import ErrorReason, SpawnRequest
+
+from tests.daemon import USER, Daemon
+from tests.waiting import eventually
+from workerctl.client import Client
+from workerctl.errors import CallFailed
+from workerctl.exit_codes import ExitCode
+
+OTHER = "other"
+SLEEP = SpawnRequest(program="sleep", args=["1000"])
+TRUE = SpawnRequest(program="true")
+
+
+def limited(tmp_path: Path, *options: str) -> Daemon:
+    """A daemon with limits, that knows another user."""
+    daemon = Daemon(tmp_path / "state", options)
+    daemon.pki.issue_client(OTHER)
+    daemon.start()
+    return daemon
+
+
+async def limit_met(call: Awaitable[object], limit: str) -> str:
+    """Check that a call meets a limit, and return the sentence."""
+    with pytest.raises(CallFailed) as caught:
+        await call
+    assert (caught.value.status, caught.value.reason) == (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED)
+    assert f"({limit}): " in str(caught.value)
+    return str(caught.value)
+
+
+async def wait_end(client: Client, job_id: str) -> None:
+    async for _ in client.stream_log(job_id):
+        pass
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def test_only_so_many_jobs_run_at_once(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-jobs-per-user", "2", "--max-jobs", "3")
+    stack.callback(daemon.close)
+    mine, other = [await stack.enter_async_context(daemon.client(user)) for user in (USER, OTHER)]
+    first = SpawnRequest(program="sleep", args=["1000"], request_key="first")
+    jobs = [await mine.spawn(first), await mine.spawn(SLEEP)]
+    await limit_met(mine.spawn(SLEEP), "max-jobs-per-user")
+    assert await mine.spawn(first) == jobs[0]  # it was started long ago
+    await other.spawn(SLEEP)
+    await limit_met(other.spawn(SLEEP), "max-jobs")
+    for _ in range(5):  # as soon as one is known to have ended, there is room, whatever the keeper has got to
+        await mine.stop(jobs[-1])
+        await wait_end(mine, jobs.pop())
+        jobs.append(await mine.spawn(SLEEP))
+        await limit_met(mine.spawn(SLEEP), "max-jobs-per-user")
+    assert len(list((daemon.state / "drafts").iterdir())) == 0
+
+
+@pytest.mark.parametrize("processes", ["1", "3"])
+async def test_spawns_at_the_same_time_do_not_pass_the_limit(
+    tmp_path: Path, stack: AsyncExitStack, processes: str
+) -> None:
+    daemon = limited(tmp_path, "--max-jobs-per-user", "5", "--processes", processes)
+    stack.callback(daemon.close)
+    clients = [await stack.enter_async_context(daemon.client()) for _ in range(8)]
+    wishes = [client.spawn(SLEEP) for client in clients for _ in range(5)]
+    results = await asyncio.gather(*wishes, return_exceptions=True)
+    assert sum(isinstance(result, str) for result in results) == 5
+    refused = [result for result in results if not isinstance(result, str)]
+    assert {getattr(error, "reason", error) for error in refused} == {ErrorReason.LIMIT_REACHED}
+    assert len(list((daemon.state / "jobs").iterdir())) == 5
+
+
+async def test_only_so_many_jobs_start_per_second(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-spawns-per-second", "0.2")
+    stack.callback(daemon.close)
+    mine, other = [await stack.enter_async_context(daemon.client(user)) for user in (USER, OTHER)]
+    keyed = SpawnRequest(program="true", request_key="first")
+    job = await mine.spawn(keyed)
+    await mine.spawn(TRUE)
+    sentence = await limit_met(mine.spawn(TRUE), "max-spawns-per-second")
+    assert "try again in " in sentence
+    assert await mine.spawn(keyed) == job
+    await other.spawn(TRUE)
+
+
+async def test_arguments_are_only_so_many_and_so_long(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-arguments", "10", "--max-argument-bytes", "1000")
+    stack.callback(daemon.close)
+    client = await stack.enter_async_context(daemon.client())
+    await client.spawn(SpawnRequest(program="true", args=["x"] * 10))
+    await limit_met(client.spawn(SpawnRequest(program="true", args=["x"] * 11)), "max-arguments")
+    await limit_met(client.spawn(SpawnRequest(program="true", envs={"X": "x" * 1000})), "max-argument-bytes")
+
+
+async def test_a_request_is_only_so_long(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-request-bytes", "100000")
+    stack.callback(daemon.close)
+    client = await stack.enter_async_context(daemon.client())
+    await client.spawn(SpawnRequest(program="true", args=["x" * 90_000]))
+    sentence = await limit_met(client.spawn(SpawnRequest(program="true", args=["x" * 100_000])), "max-request-bytes")
+    assert "100000 bytes at most" in sentence
+    await client.whoami()
+
+
+async def test_only_so_many_streams_are_open(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-streams-per-user", "2", "--max-streams", "3")
+    stack.callback(daemon.close)
+    mine, other = [await stack.enter_async_context(daemon.client(user)) for user in (USER, OTHER)]
+    talk = SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"])
+    my_job, other_job = await mine.spawn(talk), await other.spawn(talk)
+
+    async def follow(client: Client, job: str, held: AsyncExitStack) -> None:
+        log = await held.enter_async_context(aclosing(client.stream_log(job)))
+        await anext(log)
+
+    async with AsyncExitStack() as followers:
+        for _ in range(2):
+            await follow(mine, my_job, followers)
+        await limit_met(follow(mine, my_job, followers), "max-streams-per-user")
+        await mine.status(my_job)  # which is no stream
+        await follow(other, other_job, followers)
+        await limit_met(follow(other, other_job, followers), "max-streams")
+    async with AsyncExitStack() as followers:
+
+        async def has_room() -> bool:
+            try:
+                await follow(mine, my_job, followers)
+            except CallFailed:
+                return False
+            return True
+
+        await eventually(has_room)
+
+
+def test_the_client_does_not_try_again_what_meets_a_limit(tmp_path: Path) -> None:
+    daemon = limited(tmp_path, "--max-jobs-per-user", "1")
+    try:
+        assert daemon.workerctl("spawn", "--", "sleep", "1000").returncode == 0
+        begun = time.monotonic()
+        result = daemon.workerctl("--retry-seconds", "30", "spawn", "--", "sleep", "1000")
+        assert time.monotonic() - begun < 10
+        assert result.returncode == ExitCode.FAILED
+        assert result.stderr.decode() == (
+            "workerctl: as many jobs of yours run as may, 1 (max-jobs-per-user): let one end, or stop one\n"
+        )
+        assert daemon.workerctl("spawn", "--", "true", user=OTHER).returncode == 0
+    finally:
+        daemon.close()
+
+
+async def test_a_limit_that_is_met_all_the_time_does_not_fill_the_log(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-arguments", "1")
+    stack.callback(daemon.close)
+    client = await stack.enter_async_context(daemon.client())
+    for _ in range(50):
+        await limit_met(client.spawn(SpawnRequest(program="true", args=["x", "y"])), "max-arguments")
+    assert daemon.errors().count("max-arguments") == 2  # one line: the limit, and the sentence
+
+
+def test_a_limit_that_cannot_be_is_told(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path / "state", ("--max-request-bytes", "5"))
+    with pytest.raises(AssertionError, match="--max-request-bytes 5 cannot be: give 1024 or more"):
+        daemon.start()
+    assert daemon.stop() == 2

@@ -1,0 +1,180 @@
+"""audit: read a daemon's audit trail, and verify that it is whole. Of files on this machine; no daemon is asked."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from audit.chain import OWN_FIELDS, Head
+from audit.files import list_files
+from audit.report import AuditError, LineNotKept, Report, TrailMissing
+from audit.verification import verify as verify_trail
+from workerctl.context import warn
+from workerctl.errors import ClientError, UsageInvalid
+from workerctl.exit_codes import ExitCode
+from workerctl.output import format_lines, format_time, print_line, print_lines
+from workerctl.own_daemon import state_directory
+from workerctl.parameters import Output
+from workerctl.progress import Progress
+
+app = App(name="audit", help="Read the audit trail of a daemon on this machine, and verify that it is whole.")
+Directory = Annotated[
+    str | None, Parameter(help="The daemon's state directory, or the trail's. [default: your own daemon's]")
+]
+_PEOPLE = frozenset({"user", "actor", "owner", "by", "spawned_by"})
+
+
+@app.command
+def verify(
+    directory: Directory = None,
+    /,
+    *,
+    expect: Annotated[str | None, Parameter(help="The head, SEQ:HASH, that an earlier verification showed.")] = None,
+    from_seq: Annotated[int, Parameter(help="Begin at this line, whatever is before it.", show_default=False)] = 0,
+    output: Output = "text",
+) -> int:
+    """Verify that no line was changed, removed, added or reordered, and show the head to keep for the next time.
+
+    Example: `workerctl audit verify /var/lib/workerd`
+    """
+    expected = None if expect is None else _parse_head(expect)
+    try:
+        with Progress("verifying") as progress:
+            report = verify_trail(_trail(directory), expected=expected, from_seq=from_seq, progress=progress)
+    except LineNotKept as error:
+        raise UsageInvalid(str(error)) from error
+    except AuditError as error:
+        raise ClientError(str(error)) from error
+    print_line(json.dumps(_plain(report)) if output == "json" else _describe(report))
+    return ExitCode.OK if report.fault is None else ExitCode.LOG_DAMAGED
+
+
+@app.command
+def show(
+    directory: Directory = None,
+    /,
+    *,
+    user: Annotated[str, Parameter(help="Only what concerns this user, a name or an id.", show_default=False)] = "",
+    job: Annotated[str, Parameter(help="Only what concerns this job.", show_default=False)] = "",
+    since: Annotated[str | None, Parameter(help="Only from this time on, as 2026-11-24 or 2026-11-24T18:30.")] = None,
+    output: Output = "text",
+) -> int:
+    """Show the lines of a trail, oldest first; with JSON as they are. It verifies nothing.
+
+    Example: `workerctl audit show --user alice --since 2026-11-24 /var/lib/workerd`
+    """
+    begin = None if since is None else _parse_time(since)
+    unreadable = 0
+
+    def chosen() -> Iterator[str]:
+        nonlocal unreadable
+        for line in _lines(_trail(directory)):
+            try:
+                event = json.loads(line)
+                time = datetime.fromisoformat(event["time"])
+            except (ValueError, TypeError, KeyError):
+                unreadable += 1
+                continue
+            if begin is not None and time < begin:
+                continue
+            if (user and not _concerns(event, user)) or (job and event.get("job_id") != job.lower()):
+                continue
+            yield line.decode().rstrip("\n") if output == "json" else _one_line(event, time)
+
+    print_lines(chosen())
+    if unreadable:
+        warn(f"{unreadable} lines are none of an audit trail and left out: `workerctl audit verify` tells more")
+    return ExitCode.LOG_DAMAGED if unreadable else ExitCode.OK
+
+
+def _trail(directory: str | None) -> Path:
+    """Find the trail of a state directory, unless it is the trail's own folder that is given."""
+    given = Path(directory) if directory else state_directory()
+    return given / "audit" if (given / "audit").is_dir() else given
+
+
+def _parse_head(text: str) -> Head:
+    seq, _, digest = text.partition(":")
+    if not seq.isdecimal() or len(digest) != 64:
+        raise UsageInvalid(f"--expect {text!r} is no head: give SEQ:HASH, as `workerctl audit verify` shows it")
+    return Head(int(seq), digest.lower())
+
+
+def _parse_time(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError as error:
+        raise UsageInvalid(f"--since {text!r} is no time: give for instance 2026-11-24T18:30 or 2026-11-24") from error
+
+
+def _describe(report: Report) -> str:
+    lines = {
+        "lines": f"{report.first} to {report.head.seq}" if report.first else "none",
+        "head": f"{report.head.seq}:{report.head.hash}" if report.first else "",
+        "unfinished": f"{report.unfinished_bytes} bytes at the end" if report.unfinished_bytes else "",
+        "state": "whole",
+    }
+    if (fault := report.fault) is not None:
+        lines["state"] = f"damaged: {fault.file}, line {fault.line} (seq {fault.seq}): {fault.problem}"
+    return format_lines(lines)
+
+
+def _plain(report: Report) -> dict[str, Any]:
+    plain: dict[str, Any] = {
+        "whole": report.fault is None,
+        "first_seq": report.first,
+        "last_seq": report.head.seq,
+        "last_hash": report.head.hash,
+        "unfinished_bytes": report.unfinished_bytes,
+    }
+    if (fault := report.fault) is not None:
+        plain["fault"] = {"file": fault.file, "line": fault.line, "seq": fault.seq, "problem": fault.problem}
+    return plain
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    try:
+        files = list_files(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        files = []
+    if not files:
+        raise ClientError(str(TrailMissing(folder)))
+    for file in files:
+        try:
+            opened = open(folder / file.name, "rb")  # noqa: SIM115 closed below; only its opening may fail
+        except FileNotFoundError:  # it was just released
+            continue
+        with opened:
+            yield from (line for line in opened if line.endswith(b"\n"))  # another is just being written
+
+
+def _concerns(value: Any, user: str, name: str = "") -> bool:
+    """Tell whether a user is named in an event, as who did something or whom it was done to."""
+    match value:
+        case Mapping():
+            if name in _PEOPLE and user in (value.get("id"), value.get("name")):
+                return True
+            return any(_concerns(each, user, str(inner)) for inner, each in value.items())
+        case str():
+            return name in _PEOPLE and value == user
+        case _:
+            return False
+
+
+def _one_line(event: Mapping[str, Any], time: datetime) -> str:
+    """Put an event into one line for people."""
+    fields = (f"{name}={_in_words(value)}" for name, value in event.items() if name not in OWN_FIELDS | {"event"})
+    return f"{format_time(time)}  {event.get('seq')}  {_in_words(event.get('event'))}  {' '.join(fields)}".rstrip()
+
+
+def _in_words(value: Any) -> str:
+    match value:
+        case str() if value and value.isprintable() and not set(value) & set(' "='):
+            return value
+        case {"id": str(), "name": str(name), **others} if not others:
+            return _in_words(name)
+        case _:
+            return json.dumps(value)

@@ -1,0 +1,84 @@
+"""credential: have certificates issued with fewer rights and less time than one's own."""
+
+import asyncio
+import json
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from pki.files import load_certificate, read_bytes
+from pki.store import PkiFolder
+from workerctl.durations import parse_duration
+from workerctl.errors import UsageInvalid
+from workerctl.output import format_lines, format_time, print_line
+from workerctl.parameters import Injected, Output, Rights, split
+
+app = App(name="credential", help="Have certificates issued with fewer rights and less time than your own.")
+
+
+@app.command
+async def issue(
+    *,
+    allow: Annotated[Rights, Parameter(help="What it is good for: rights, with commas between them.")],
+    out: Annotated[str, Parameter(help="The folder for it, which --pki-dir can name then.")],
+    ttl: Annotated[str | None, Parameter(help="For how long: a number and s, m, h or d. [default: 15m]")] = None,
+    key_type: Annotated[Literal["p256", "ed25519"], Parameter(help="The kind of key to make.")] = "p256",
+    output: Output = "text",
+    context: Injected,
+) -> None:
+    """Have a certificate issued that can do less than yours, for a key that is made here and stays here.
+
+    Example: `workerctl credential issue --allow status,stream-log --ttl 15m --out ./watch`
+    """
+    # What stands on cryptography is slow to import.
+    from pki.narrowing import fit, make_key, make_request
+
+    rights = split(allow)
+    if not rights:
+        raise UsageInvalid("--allow names no right: `workerctl whoami` shows yours")
+    if not out:
+        raise UsageInvalid("--out names no folder")
+    lifetime = None if ttl is None else parse_duration("--ttl", ttl)
+    folder, user = PkiFolder(Path(out)), context.target.presented()
+    if context.target.endpoint is None:  # one's own daemon, which may have no certificates before it is started
+        await asyncio.to_thread(context.target.resolve)
+    server_ca = read_bytes(context.target.pki().server_ca, "copy it from the daemon's machine")
+    folder.require_room(user, server_ca)
+    key = make_key(key_type)
+    async with context.client() as client:
+        issued = await client.issue_credential(make_request(key), rights, lifetime)
+        endpoint = client.endpoint
+    path = folder.take_up(user, fit(key, issued.certificate), server_ca)
+    usage = ["workerctl", "--endpoint", endpoint, "--username", user, "--pki-dir", out]
+    _print(path, usage, output)
+
+
+def _print(path: Path, usage: Sequence[str], output: Output) -> None:
+    """Tell what a certificate is good for, and how it is used."""
+    from pki.inventory import describe_now
+
+    issued = describe_now(load_certificate(path))
+    if output == "json":
+        plain = {
+            "file": str(path),
+            "rights": issued.rights,
+            "expires_at": issued.not_after.isoformat(),
+            "serial": issued.serial,
+            "usage": usage,
+        }
+        print_line(json.dumps(plain))
+        return
+    commands = entry_points(group="workerctl.commands").names
+    example = next((right for right in issued.rights if right in commands), "COMMAND")
+    lines = {
+        "file": str(path),
+        "rights": ", ".join(issued.rights),
+        "expires": format_time(issued.not_after),
+        "serial": issued.serial,
+        "use it by": shlex.join([*usage, example]),
+    }
+    print_line(format_lines(lines))

@@ -1,0 +1,56 @@
+"""policy: find out what the daemon's policies say, and what they would say."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from workerctl.errors import UsageInvalid
+from workerctl.exit_codes import ExitCode
+from workerctl.output import print_result
+from workerctl.parameters import Injected, Output
+
+app = App(name="policy", help="Find out what the daemon's policies say, and what they would say.")
+
+
+@app.command(name="test")
+async def explain(
+    file: Annotated[
+        str, Parameter(help="Cedar policies to try besides those in force; - for standard input.", show_default=False)
+    ] = "",
+    *,
+    as_: Annotated[
+        str, Parameter(name="--as", help="Who asks, by name or id. [default: you]", show_default=False)
+    ] = "",
+    action: Annotated[str, Parameter(help="The right that is asked for, as stop.")],
+    job: Annotated[str | None, Parameter(help="The id of the job that it is asked for. [default: no job]")] = None,
+    on: Annotated[
+        str,
+        Parameter(help="For run-as the system account, for impersonate the other user.", show_default=False),
+    ] = "",
+    output: Output = "text",
+    context: Injected,
+) -> int:
+    """Explain a decision: exit with 0 if it would be permitted, with 1 if not. Nothing is done.
+
+    Example: `workerctl policy test new.cedar --as bob --action stop --job 123e4567-e89b-42d3-a456-426614174000`
+    """
+    policies = _read(file) if file else ""
+    async with context.client() as client:
+        answer = await client.explain(action, user=as_, job_id=job, target=on, policies=policies)
+    who = answer.user.name if answer.user else "?"
+    lines = [
+        f"{'permitted' if answer.permitted else 'denied'}: {who}, {' '.join(filter(None, (action, job, on)))}",
+        f"roles: {', '.join(answer.roles) or 'none'}",
+        f"decided by: {', '.join(answer.policies) or 'no policy, and what none permits is denied'}",
+    ]
+    print_result(answer, "\n".join(lines), output)
+    return ExitCode.OK if answer.permitted else ExitCode.DENIED
+
+
+def _read(file: str) -> str:
+    try:
+        return sys.stdin.read() if file == "-" else Path(file).read_text()
+    except UnicodeDecodeError as error:
+        raise UsageInvalid(f"{file} is not UTF-8: {error}") from error

@@ -1,0 +1,230 @@
+"""The writer of the audit trail, of which there may be several at once, in several processes.
+
+A line is acknowledged when it is in its file and the file `head` names it. Each is appended under a lock on the trail's
+folder (flock(2)), which the kernel takes back when its holder dies. Whoever has the lock and finds that head and lines
+are not as it left them looks where the trail ends: a line that somebody did not finish to write is removed, a head that
+is a line behind is brought forward, and if anything else is found, a line with the event `resumed` says so.
+
+Room for more lines is set aside behind the end of the last file (fallocate(2), FALLOC_FL_KEEP_SIZE), so that the trail
+goes on for a while on a disk that others have filled.
+"""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from audit.chain import GENESIS, RELEASED, RESUMED, Head, LineInvalid, format_head, make_line, parse_head, read_line
+from audit.files import HEAD, file_name, list_files, read_end
+from workerd.engine import linux
+from workerd.engine.errors import NO_ROOM
+from workerd.errors import AuditFailed
+from workerd.trail_end import open_end
+
+log = structlog.get_logger()
+_FILE_BYTES = 64 << 20
+_ROOM_BYTES = 4 << 20
+_FILES = 4  # of a small trail: most of it is there after the oldest was removed
+_LOOK_SECONDS = 1.0  # how soon to look again for room where there was none
+
+
+class AuditTrail:
+    """Appends to the trail in a folder. A context manager, which closes what the first line opened.
+
+    Args:
+        directory: the trail's folder; made with the first line.
+        max_bytes: how much its files may take; zero for any amount. Beyond it the oldest is
+            removed.
+    """
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._file_bytes = min(_FILE_BYTES, max_bytes // _FILES) if max_bytes else _FILE_BYTES
+        self._room_bytes = min(_ROOM_BYTES, self._file_bytes // _FILES)
+        self._look_at = 0.0
+        self._folder = self._head_file = self._file = -1
+        self._name, self._inode = "", 0
+        self._size = self._older_bytes = self._room_left = 0
+        self._head, self._head_bytes = GENESIS, b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def record(self, event: Mapping[str, Any]) -> None:
+        """Append a line. When this returns, it is there for every other process.
+
+        Args:
+            event: what is to be told, as JSON has it.
+
+        Raises:
+            AuditFailed: it could not be appended; nothing of it is there.
+            ValueError, TypeError: it is none that can be told.
+        """
+        if event.get("event") in (RELEASED, RESUMED):
+            raise ValueError(f"the event {event['event']!r} is the trail's own")
+        try:
+            if self._folder < 0:
+                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(self._folder, fcntl.LOCK_EX)
+            try:
+                if not self._is_known_end():
+                    self._find_end()
+                self._make_space()
+                self._append(event)
+            finally:
+                fcntl.flock(self._folder, fcntl.LOCK_UN)
+        except OSError as error:
+            self.close()
+            raise AuditFailed(error.strerror or str(error)) from error
+
+    def close(self) -> None:
+        """Close the files. Another line would open them again."""
+        self._close_files()
+        if self._folder >= 0:
+            os.close(self._folder)
+        self._folder = -1
+
+    def _is_known_end(self) -> bool:
+        """Tell whether the trail ends where it did, or where another process has just written."""
+        if self._file < 0:
+            return False
+        try:
+            found = os.stat(self._name, dir_fd=self._folder)
+        except FileNotFoundError:
+            return False
+        if found.st_ino != self._inode or os.fstat(self._head_file).st_nlink == 0:
+            return False
+        self._room_left = found.st_blocks * 512 - found.st_size  # stat(2): units of 512
+        told = os.pread(self._head_file, len(self._head_bytes) + 1, 0)
+        if told == self._head_bytes and found.st_size == self._size:
+            return True
+        line, unfinished_bytes = read_end(self._file, found.st_size)
+        try:
+            head = read_line(line).head
+        except LineInvalid:
+            return False
+        if unfinished_bytes or told != format_head(head):
+            return False
+        self._size, self._head, self._head_bytes = found.st_size, head, told
+        return True
+
+    def _find_end(self) -> None:
+        """Find where the trail ends, or begin it, and mend what a crash left."""
+        self._close_files()
+        self._head_file = os.open(HEAD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
+        data = os.read(self._head_file, len(format_head(GENESIS)) + 1)
+        told = parse_head(data)
+        end = open_end(self._folder)
+        self._older_bytes = end.older_bytes
+        if end.descriptor is not None:
+            self._take_file(end.descriptor, end.name, end.size)
+        is_new = not data and end.descriptor is None
+        if end.head is not None and (is_new or told in (end.head, end.before)):
+            self._write_head(end.head)
+            return
+        log.error("the audit trail does not end as it was left", folder=str(self._directory), head=told, end=end.head)
+        if end.head is not None:
+            self._write_head(end.head)
+        else:  # the last line says nothing that could be gone on from
+            self._write_head(told if told is not None and told.seq >= end.first_seq else Head(end.first_seq, ""))
+            self._begin_file()
+        self._make_space()
+        self._append({"event": RESUMED, "head": None if told is None else asdict(told)})
+
+    def _make_space(self) -> None:
+        """Begin a new file when it is time, remove the oldest when there are too many, and set room aside."""
+        if self._file < 0 or self._size >= self._file_bytes:
+            self._begin_file()
+        if self._room_left < self._room_bytes // 2 and time.monotonic() >= self._look_at:
+            self._set_room_aside(self._file, self._size)
+        if self._max_bytes and self._older_bytes + self._size > self._max_bytes:
+            self._release()
+
+    def _begin_file(self) -> None:
+        """Begin a new file, unless there is no room for it and the last one can still take lines."""
+        if self._file >= 0 and time.monotonic() < self._look_at:
+            return
+        name = file_name(self._head.seq + 1)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        file = os.open(name, flags, 0o600, dir_fd=self._folder)
+        if not self._set_room_aside(file, 0) and self._file >= 0:
+            os.close(file)
+            os.unlink(name, dir_fd=self._folder)
+            return
+        if self._file >= 0:
+            os.ftruncate(self._file, self._size)  # gives back what is set aside behind the end
+            os.close(self._file)
+            self._older_bytes += self._size
+        self._take_file(file, name, 0)
+
+    def _take_file(self, file: int, name: str, size: int) -> None:
+        found = os.fstat(file)
+        self._file, self._name, self._inode, self._size = file, name, found.st_ino, size
+        self._room_left = found.st_blocks * 512 - size
+
+    def _set_room_aside(self, file: int, size: int) -> bool:
+        """Take room behind the end of a file; return whether there was any, or none can be taken here."""
+        try:
+            linux.set_room_aside(file, size, self._room_bytes)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._room_bytes = 0
+                return True
+            if error.errno not in NO_ROOM:
+                raise
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            return False
+        self._room_left = self._room_bytes
+        return True
+
+    def _release(self) -> None:
+        """Remove the oldest files. The trail says so before, or it would seem to have lost its beginning."""
+        files = list_files(self._folder)
+        sizes = {file.name: os.stat(file.name, dir_fd=self._folder).st_size for file in files}
+        while sum(sizes.values()) > self._max_bytes and len(sizes) > 1:
+            name = next(iter(sizes))
+            with open(name, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self._folder)) as file:
+                line, _ = read_end(file.fileno(), sizes[name])
+            last = asdict(read_line(line).head)
+            self._append({"event": RELEASED, "file": name, "last": last})
+            os.unlink(name, dir_fd=self._folder)
+            del sizes[name]
+        self._older_bytes = sum(sizes.values()) - sizes[self._name]
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        line, head = make_line(event, self._head, datetime.now(UTC).isoformat(timespec="microseconds"))
+        try:
+            if os.write(self._file, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._write_head(head)
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(line)
+
+    def _write_head(self, head: Head) -> None:
+        data = format_head(head)
+        if os.pwrite(self._head_file, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._head, self._head_bytes = head, data
+
+    def _close_files(self) -> None:
+        for descriptor in (self._file, self._head_file):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._file = self._head_file = -1

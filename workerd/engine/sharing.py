@@ -1,0 +1,42 @@
+"""Sharing a job: who besides its owner may do what with it, in the file `shares` of its folder.
+
+What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
+"""
+
+from collections.abc import Collection
+
+from workerd.engine.errors import InvalidArgument
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import Share, User
+
+MAX_USERS = 1000
+
+
+def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+    """Set what one user may do with a job from now on. Blocks the thread until it is on the disk.
+
+    Args:
+        folder: the job's.
+        user: who; one that is there already is known by its id, and gets this name.
+        rights: all that the user is to have; none takes everything back.
+
+    Returns:
+        With whom the job is shared now, by name.
+
+    Raises:
+        FileNotFoundError: there is no such job, or it was removed meanwhile.
+        InvalidArgument: it is shared with too many users.
+        SpoolCorrupt: with whom it is shared cannot be read.
+    """
+    with folder.wait_held():
+        if folder.read_status() is None:  # it has not begun, and may be taken away without being held
+            raise FileNotFoundError(folder.status)
+        before = folder.read_shares()
+        others = [share for share in before if share.user.id != user.id]
+        if rights and len(others) >= MAX_USERS:
+            raise InvalidArgument("user", f"is one too many: share a job with {MAX_USERS} users at most")
+        changed = [Share(user, tuple(sorted(set(rights))))] if rights else []
+        after = tuple(sorted(others + changed, key=lambda share: (share.user.name, share.user.id)))
+        if after != before:
+            folder.write_shares(after)
+        return after

@@ -1,0 +1,47 @@
+"""Taking up what changes in a folder while the daemon runs, whoever changes it and however."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+from asyncinotify import Mask
+
+from workerd.engine.errors import WatchesExhausted
+from workerd.engine.watcher import Watcher
+
+log = structlog.get_logger()
+# Links and folders that are made, files that become readable, and what goes without anything in its place.
+_ALSO = Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
+
+
+async def follow_folder(folder: Path, look: Callable[[], None]) -> None:
+    """Call a function at once and whenever something in a folder has changed, until cancelled.
+
+    Args:
+        folder: it need not be there; a link that it is is followed once.
+        look: reads what is there. It must not raise.
+    """
+    try:
+        with Watcher(_ALSO) as watcher:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(watcher.run())
+                tasks.create_task(_follow(watcher, folder, look))
+    except* (OSError, WatchesExhausted) as problems:
+        problem = str(problems.exceptions[0])
+        log.error("changes are not noticed until the next start", folder=str(folder), error=problem)
+
+
+async def _follow(watcher: Watcher, folder: Path, look: Callable[[], None]) -> None:
+    while True:
+        try:
+            with watcher.watch(_nearest(folder)) as changed:
+                look()
+                await changed.wait()
+        except FileNotFoundError:  # the folder went just now: another is the nearest
+            continue
+
+
+def _nearest(folder: Path) -> Path:
+    """Give a folder, or as long as it is not there the nearest of those in which it would be."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())

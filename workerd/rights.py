@@ -1,0 +1,61 @@
+"""The rights as they stand: the policies in force, taken up anew when their files change, and the roles of users."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from workerd.engine.job import User
+from workerd.errors import PolicyInvalid
+from workerd.following import follow_folder
+from workerd.policy import Decision, Policies, Principal, Resource, Right, read_policies
+
+log = structlog.get_logger()
+
+
+class Rights:
+    """Decides by the policies of a folder, as they were when they were last good.
+
+    Args:
+        folder: where policies are that are added to the default ones, or take their place; it need not be there.
+        roles: the names or ids of the users who have each role.
+        known: all rights there are.
+
+    Attributes:
+        known: the same.
+        policies: those in force.
+
+    Raises:
+        PolicyInvalid: there are some that cannot be used.
+    """
+
+    def __init__(self, folder: Path, roles: Mapping[str, tuple[str, ...]], known: Mapping[str, Right]) -> None:
+        self._folder = folder
+        self._roles = roles
+        self.known = known
+        self._sources = read_policies(folder)
+        self.policies = Policies(self._sources, known)
+
+    def roles_of(self, user: User) -> frozenset[str]:
+        """Tell which roles a user has."""
+        return frozenset(role for role, users in self._roles.items() if user.id in users or user.name in users)
+
+    def decide(self, user: User, right: str, resource: Resource) -> Decision:
+        """Decide whether a user may do something."""
+        return self.policies.decide(Principal(user, self.roles_of(user)), right, resource)
+
+    async def follow(self) -> None:
+        """Take up policies that change, until cancelled. What is bad is told, and what was good stays."""
+        await follow_folder(self._folder, self._look)
+
+    def _look(self) -> None:
+        try:
+            sources = read_policies(self._folder)
+            if sources == self._sources:
+                return
+            self._sources = sources
+            self.policies = Policies(sources, self.known)
+        except PolicyInvalid as error:
+            log.error("policies were changed and cannot be used; those from before stay", error=str(error))
+        else:
+            log.info("policies were changed and are in force from now on", folder=str(self._folder))
