@@ -32,7 +32,7 @@ from workerd.notices import Notices
 from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
 from workerd.rights import Rights
-from workerd.transport import bound_request, send
+from workerd.transport import bound_request, send, wait_for_room
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
@@ -146,8 +146,10 @@ class Gate:
         call = self._decide(route, request, caller)
         if route.method.cardinality.server_streaming:
             async with contextlib.aclosing(route.handler.function(call, request)) as responses:
+                await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
+                    await wait_for_room(stream)
         else:
             await send(stream, await route.handler.function(call, request))
 
