@@ -13,10 +13,10 @@ from importlib.metadata import EntryPoint, distribution
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 from worker_api.worker.v1 import SpawnRequest
 
 from tests.daemon import USER, Daemon, running_daemon
-from workerctl.commands.pki import app as pki
 from workerctl.exit_codes import ExitCode
 from workerd.registry import load_routes
 
@@ -91,7 +91,8 @@ def test_every_command_is_documented_and_no_other() -> None:
 @pytest.mark.parametrize("command", names(installed("workerctl.commands")))
 def test_every_option_of_a_command_is_documented_and_no_other(command: str) -> None:
     common = options("workerctl")
-    subcommands = [(name,) for name in pki if not name.startswith("-")] if command == "pki" else [()]
+    [found] = [each.load() for each in installed("workerctl.commands") if each.name == command]
+    subcommands = [(name,) for name in found if not name.startswith("-")] if isinstance(found, App) else [()]
     shown = {option for words in subcommands for option in options("workerctl", command, *words)} - common
     own = documented_options(section(CLIENT, f"### {command}"))
     if command == "spawn":  # its section says: those of run except --detach, and these

@@ -13,11 +13,12 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from grpclib.config import Configuration
 from grpclib.const import Handler as Method
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from grpclib.metadata import decode_metadata
-from grpclib.protocol import EventsProcessor
+from grpclib.protocol import EventsProcessor, H2Protocol
 from grpclib.protocol import Stream as RawStream
 from grpclib.server import Handler, Stream, request_handler
 from h2.config import H2Configuration
@@ -84,11 +85,7 @@ def _refuse(error: InvalidArgument) -> Callable[[Function], Function]:
         del stream
         raise to_grpc(error)
 
-    def alter(function: Function) -> Function:
-        del function
-        return refuse
-
-    return alter
+    return lambda _: refuse
 
 
 def _limit(seconds: float) -> Callable[[Function], Function]:
@@ -136,14 +133,26 @@ def _check(headers: Headers) -> float | None:
     return min(limits, default=None)
 
 
-class Events(EventsProcessor):
+class _Events(EventsProcessor):
     """What a connection does with what h2 tells of it."""
 
     def process(self, event: H2Event) -> None:
-        """Do what an event asks for; pass over what none of ours knows."""
+        """Do it, unless it is nothing that a call is made of."""
         processors: Mapping[type[H2Event], object] | None = getattr(self, "processors", None)
         if processors is not None and type(event) not in processors:
             return
         if isinstance(event, DataReceived) and not event.flow_controlled_length:
             return
         super().process(event)
+
+
+class StrictProtocol(H2Protocol):
+    """One connection, of a peer that may send anything."""
+
+    def __init__(self, handler: Handler, config: Configuration) -> None:
+        super().__init__(handler, config, H2_CONFIGURATION)
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin."""
+        super().connection_made(transport)
+        self.processor = _Events(self.handler, self.connection)

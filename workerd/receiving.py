@@ -1,30 +1,36 @@
-"""Taking a request off a stream, in however many parts a caller sends it.
+"""Taking a request off a stream, of whatever length and in however many parts a caller sends it.
 
-A long request is decoded beside the event loop, which goes on for the others meanwhile; one at a time, because every
-further thread would take the interpreter from the loop for longer.
+- A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
+  is not acknowledged, so HTTP/2's flow control bounds what comes of it.
+- A user who begins many long requests at once, and ends none, gets no room for more.
+- A long request is decoded beside the event loop, which goes on for the others meanwhile; one at a time, because every
+  further thread would take the interpreter from the loop for longer.
 """
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from typing import Any
 
 from grpclib.server import Stream
 
+from workerd.limits import Meter
+
 _LONG_BYTES = 1 << 14
 _HEAD_BYTES = 5  # gRPC over HTTP2, Length-Prefixed-Message
+
 _decoder = ThreadPoolExecutor(1, "decoder")
 
 
-async def receive(stream: Stream[Any, Any], room: Callable[[int], AbstractContextManager[object]]) -> Any:
+async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
     """Give a stream's request; None when it ends without one.
 
     Args:
-        room: makes room for so many bytes while they come and are decoded, or raises.
+        meter: counts what is on its way.
+        user_id: of the user who sends it.
 
     Raises:
-        ValueError: the request is compressed, cut off, or no message.
+        ValueError: it is compressed, cut off, or no message.
+        LimitReached: it is too long, or too many of the user's are on their way.
     """
     head = await _read(stream, _HEAD_BYTES)
     if not head:
@@ -32,7 +38,7 @@ async def receive(stream: Stream[Any, Any], room: Callable[[int], AbstractContex
     if head[0]:
         raise ValueError("it is compressed, which this daemon does not take")
     size = int.from_bytes(head[1:])
-    with room(size):
+    with meter.receiving(user_id, size):
         data = await _read(stream, size)
         if size <= _LONG_BYTES:
             return _decode(stream, data)

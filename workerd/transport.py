@@ -38,7 +38,7 @@ from pki.errors import IdentityInvalid
 from workerd.acceptor import Acceptor
 from workerd.codec import Encoded
 from workerd.errors import LimitReached
-from workerd.http2 import H2_CONFIGURATION, Calls, Events
+from workerd.http2 import Calls, StrictProtocol
 from workerd.limits import Meter
 from workerd.notices import Notices
 from workerd.receiving import receive
@@ -52,17 +52,17 @@ _FRAME_HEADER_BYTES = 9  # RFC 9113 §4.1
 _FRAMES_PER_CALL = 8.0
 _BYTES_PER_FRAME = 1024
 _MOST_UNREAD_FRAMES = 1000
+_CLOSE_SECONDS, _FLOOD_SECONDS = 2.0, 0.1
 _ROOM_BYTES = 1 << 13
-_CLOSE_SECONDS = 2.0
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
-    """Have `recv_message` of a stream count what it waits for, and raise LimitReached for a message that is too much.
+    """Have `recv_message` of a stream take requests as `workerd.receiving` does.
 
     Args:
         user_id: of the user who sends it.
     """
-    stream.recv_message = functools.partial(receive, stream, functools.partial(meter.receiving, user_id))  # type: ignore[method-assign]
+    stream.recv_message = functools.partial(receive, stream, meter, user_id)  # type: ignore[method-assign]
 
 
 async def send(stream: Stream[Any, Any], response: Any) -> None:
@@ -139,7 +139,7 @@ class Surroundings:
     user_of: Callable[[Mapping[str, Any]], str]
 
 
-class _Protocol(H2Protocol):
+class _Protocol(StrictProtocol):
     """One connection.
 
     When nothing at all has come for two quarters of `keepalive_seconds` in a row, it sends a PING; after two more, the
@@ -161,7 +161,6 @@ class _Protocol(H2Protocol):
     def connection_made(self, transport: BaseTransport) -> None:
         self._transport = cast("Transport", transport)
         super().connection_made(transport)
-        self.processor = Events(self.handler, self.connection)
         limits = self.around.meter.limits
         self.connection.feed = self._feed  # type: ignore[method-assign]
         h2 = self.connection._connection
@@ -228,7 +227,7 @@ class _Protocol(H2Protocol):
                 what = "connections are closed: what came over them is a flood"
                 self.around.notices.warn(what, "flood", latest=self._user_id, problem=str(error))
             self.connection.flush()  # the GOAWAY
-            self._bound_close()
+            self._bound_close(_FLOOD_SECONDS)  # until then asyncio reads what still comes, to find the end of it
             raise
         return events
 
@@ -266,12 +265,12 @@ class _Protocol(H2Protocol):
         """Close the connection politely: tell why, and let what was sent arrive."""
         self.connection._connection.close_connection(code, additional_data=reason.encode())
         self.connection.flush()
-        self._bound_close()
+        self._bound_close(_CLOSE_SECONDS)
         self.processor.close(reason)
 
-    def _bound_close(self) -> None:
+    def _bound_close(self, seconds: float) -> None:
         """Have the connection closed, soon, whether or not the peer goes along."""
-        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._transport.abort)
+        asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
     def _arm(self) -> None:
         seconds = self.around.keepalive_seconds / _TURNS
@@ -322,6 +321,6 @@ class WorkerServer(Server):
         self.__gc_step__()
         calls = Calls(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
         self._handlers.add(calls)
-        protocol = _Protocol(calls, self._config, H2_CONFIGURATION)
+        protocol = _Protocol(calls, self._config)
         protocol.around = self._around
         return protocol

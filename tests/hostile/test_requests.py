@@ -21,7 +21,7 @@ from workerctl.transport import WorkerChannel
 
 _ANSWER_SECONDS = 20
 _EXAMPLES = 40
-METHODS = {path: method for path, method in WorkerServiceBase().__mapping__().items()}
+METHODS = WorkerServiceBase().__mapping__()
 TEXTS = st.one_of(
     st.text(max_size=300),
     st.sampled_from(["", "..", "true", "/bin/true", "\0", "\n", "spawn", "localhost", "0.0", "99999999999999999999.x"]),
@@ -58,10 +58,8 @@ def field_bytes(number: int, proto_type: str) -> st.SearchStrategy[bytes]:
         case "message":
             return DURATIONS.map(lambda data: block(number, data))
         case "map":
-            pairs = st.tuples(TEXTS, TEXTS)
-            return pairs.map(
-                lambda pair: block(number, b"".join(block(at, text.encode()) for at, text in zip((1, 2), pair)))
-            )
+            key, value = (TEXTS.map(lambda text, at=at: block(at, text.encode())) for at in (1, 2))
+            return st.tuples(key, value).map(lambda pair: block(number, b"".join(pair)))
         case _:
             return NUMBERS.map(lambda data: varint(number << 3) + data)
 
@@ -133,6 +131,12 @@ def caller(shared_daemon: Daemon) -> Iterator[Caller]:
     yield caller
     caller.close()
     check_log(shared_daemon.errors())
+
+
+@pytest.fixture
+def run_seed(request: pytest.FixtureRequest) -> int:
+    """The seed of this run, beside hypothesis's `seed`."""
+    return int(request.config.option.seed)
 
 
 @pytest.mark.parametrize("path", METHODS, ids=lambda path: path.rpartition("/")[2])
