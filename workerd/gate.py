@@ -35,7 +35,7 @@ from workerd.notices import Notices
 from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
 from workerd.rights import Rights
-from workerd.transport import bound_request, send
+from workerd.transport import bound_request, send, wait_for_room
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
@@ -161,8 +161,10 @@ class Gate:
                 while_passing(check, changed),
                 contextlib.aclosing(route.handler.function(call, request)) as responses,
             ):
+                await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
+                    await wait_for_room(stream)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[asyncio.Event]:
