@@ -102,6 +102,8 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
         (("--listen", "7005"), "'7005' is not HOST:PORT"),
         (("--grace-seconds", "-1"), "give 0 or more"),
         (("--grace-seconds", "soon"), "--grace-seconds"),
+        (("--max-audit-bytes", "-1"), "give 1048576, or 0"),
+        (("--max-audit-bytes", "1000"), "give 1048576, or 0"),
         (("--nonsense",), "--nonsense"),
         (("--roles", "alice"), "--roles"),
         (("--roles.Admin", "alice"), "'Admin' is no role: give a word as admin or viewer"),
