@@ -57,7 +57,9 @@ class Caller:
 
     def may(self, right: str, resource: Resource) -> Decision:
         """Decide, for what is only looked at: nothing is written down."""
-        return self.rights.decide(self.user, right, resource) if self.has(right) else _NOT_IN_CERTIFICATE
+        if not self.has(right):
+            return _NOT_IN_CERTIFICATE
+        return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
 
     def decide(self, right: str, resource: Resource, details: Mapping[str, Any] | None = None) -> bool:
         """Decide, and write it down.

@@ -22,7 +22,7 @@ class Service:
     def __mapping__(self):
         return {"/stumble.v1.Stumble/Stumble": Handler(None, Cardinality.UNARY_UNARY, SpawnRequest, SpawnResponse)}
 
-@handles(Service, "Stumble", right="stumble")
+@handles(Service, "Stumble", right="stumble", reads=True)
 async def stumble(call, request):
     envs = dict(request.envs)
     raise RuntimeError(f"stumbled with {len(envs)} variables")

@@ -109,8 +109,9 @@ class Engine:
             stack.enter_context(self._shelf)
             stack.enter_context(self._launcher)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            watching = tasks.create_task(self._shelf.watcher.run(), name="watcher")
-            stack.push_async_callback(self._finish, watching)
+            for watcher in (self._shelf.watcher, self._shelf.replacements):
+                watching = tasks.create_task(watcher.run(), name="watcher")
+                stack.push_async_callback(self._finish, watching)
             self._stack = stack.pop_all()
         return self
 
@@ -274,6 +275,23 @@ class Engine:
         job_id = parse_job_id(job_id)
         with _found(job_id):
             return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
+
+    @contextlib.contextmanager
+    def watch_shares(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Watch for whom a job is shared with.
+
+        Returns:
+            An event that is set whenever that may have changed, or the job is removed; never for its output.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            WatchesExhausted: the kernel gives out no more watches.
+        """
+        job_id = parse_job_id(job_id)
+        with contextlib.ExitStack() as stack:
+            with _found(job_id):
+                changed = stack.enter_context(self._shelf.replacements.watch(self._folder(job_id).path))
+            yield changed
 
     async def remove(self, job_id: str) -> None:
         """Remove a job that has ended, with its log. Whoever reads that log just then finds that the job is gone.
