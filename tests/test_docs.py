@@ -306,3 +306,21 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_page_mentions_a_path_of_a_particular_machine(page: Path) -> None:
     assert OF_A_PARTICULAR_MACHINE.findall(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
+    """As `tests/FILE` or `tests/FILE::test`."""
+    for path, _, name in re.findall(r"`(tests/[\w/.-]+)(::(\w+))?`", page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+        defined = not name or re.search(rf"^(?:async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+        assert defined, f"{page.name} names {path}::{name}"
+
+
+def test_every_claim_of_the_security_page_names_a_test() -> None:
+    """Each of its sections, except those that say who is who and what is not protected."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    headings = re.findall(r"^## .*$", page, re.MULTILINE)
+    for heading in headings:
+        named = "`tests/" in section(page, re.escape(heading))
+        assert named is (heading not in ("## Who is who", "## What is not protected")), heading

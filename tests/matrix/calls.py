@@ -113,6 +113,15 @@ def wishes(account: str) -> dict[str, Wish]:
         "`Status` with `show_envs`": Wish(
             _status(show_envs=True), standing, tells=lambda answer: _is_job(answer) and answer.job.envs == SECRET
         ),
+        "`Status` with `show_envs`, for the owner": Wish(
+            _stub(
+                lambda stub, job_id: stub.status(
+                    StatusRequest(job_id=job_id, show_envs=True), metadata={"workerd-username": USER}
+                )
+            ),
+            standing,
+            tells=lambda answer: _is_job(answer) and answer.job.envs == SECRET,
+        ),
         "`Status` of no job": Wish(_status(), absent),
         "`StreamLog`": Wish(_stub(_stream_log), standing, tells=lambda answer: answer == b"ready\n"),
         "`Stop`": Wish(stop, running, changes=True, tells=_is_job),
