@@ -99,7 +99,8 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
-    for role, users in roles.items():
+    named = {role: tuple(one.strip() for each in users for one in each.split(",")) for role, users in roles.items()}
+    for role, users in named.items():
         if _ROLE.fullmatch(role) is None or not all(users):
             raise ConfigurationInvalid(
                 f"--roles.{role} {' '.join(users)!r} is no role with its users: give NAME or UUID"
@@ -120,7 +121,7 @@ def make_settings(
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
-        roles={role: tuple(users) for role, users in roles.items()},
+        roles=named,
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
