@@ -72,7 +72,7 @@ async def introduce(daemon: Daemon, *users: str) -> dict[str, User]:
 async def channel_of(daemon: Daemon, certificate: str) -> AsyncIterator[WorkerServiceStub]:
     """Call with a certificate and whatever metadata."""
     target = daemon.target(certificate)
-    with contextlib.closing(WorkerChannel(*target.resolve(), target.tls())) as channel:
+    async with contextlib.aclosing(WorkerChannel(*target.resolve(), target.tls())) as channel:
         yield WorkerServiceStub(channel)
 
 
