@@ -130,7 +130,7 @@ async def test_a_spawn_of_an_engine_that_was_killed_is_cleared_away_and_its_key_
     spawning = asyncio.create_task(engines[0].spawn(request))
     job_id = await wait_claimed(tmp_path)
     again = asyncio.create_task(engines[1].spawn(request))
-    (task,) = engines[0]._spawning.values()
+    (task,) = engines[0]._spawner._spawning.values()
     task.cancel()  # its descriptors are closed, as when its process ends
     os.kill(zygote(engines[0]), signal.SIGKILL)
     with pytest.raises(asyncio.CancelledError):
