@@ -53,6 +53,7 @@ _FRAMES_PER_CALL = 8.0
 _BYTES_PER_FRAME = 1024
 _MOST_UNREAD_FRAMES = 1000
 _CLOSE_SECONDS, _FLOOD_SECONDS = 2.0, 0.1
+_ROOM_BYTES = 1 << 13
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
@@ -83,6 +84,25 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
             raise
         # grpclib cancels the call, but its turn to send may come before that does.
         raise StreamTerminatedError("the client has gone") from error
+
+
+async def wait_for_room(stream: Stream[Any, Any]) -> None:
+    """Wait until a client takes some of what there is to send, so that nothing is read for one that takes nothing.
+
+    A client may have very many streams, and each holds what was read for it until it takes that.
+    """
+    raw = stream._stream
+    h2 = raw._h2_connection
+    while True:
+        await raw.connection.write_ready.wait()
+        if raw.id not in h2.streams:  # it was reset, and the call is about to be told
+            return
+        # Clients open a window again when they have taken half of it.
+        enough = min(h2.remote_settings.initial_window_size // 4 or _ROOM_BYTES, _ROOM_BYTES)
+        if h2.local_flow_control_window(raw.id) >= enough:
+            return
+        raw.window_updated.clear()
+        await raw.window_updated.wait()
 
 
 class _Routes(dict[str, Handler]):

@@ -22,7 +22,7 @@ from workerd.engine.catalog import Catalog
 from workerd.engine.errors import CatalogFailed, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
-from workerd.engine.watcher import Watcher
+from workerd.engine.watcher import REPLACED, Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
@@ -43,10 +43,12 @@ class Shelf:
         catalog_file: where the catalogue is.
         catalog: the catalogue of the jobs, once entered.
         watcher: tells when something about a job changes, once entered, while its `run` runs.
+        replacements: the same, but only of files that are replaced, and of folders that go.
     """
 
     catalog: Catalog
     watcher: Watcher
+    replacements: Watcher
 
     def __init__(self, state_directory: Path, on_end: OnEnd | None = None) -> None:
         self._on_end = on_end
@@ -65,6 +67,7 @@ class Shelf:
         with contextlib.ExitStack() as stack:
             self.catalog = stack.enter_context(Catalog(self.catalog_file))
             self.watcher = stack.enter_context(Watcher())
+            self.replacements = stack.enter_context(Watcher(REPLACED))
             self._stack = stack.pop_all()
         return self
 
