@@ -107,7 +107,7 @@ async def test_an_administrator_runs_lists_reads_and_stops_as_another(ruled: Dae
         assert end is not None
         assert end.stopped is not None
         assert end.stopped.by == users[ADMIN]  # who did it, not whom it was done for
-    decisions = [each for each in trail(ruled) if each.get("event") == "decision" and each.get("id") == job_id]
+    decisions = [each for each in trail(ruled) if each.get("event") == "decision" and each.get("job_id") == job_id]
     assert {(each["user"]["name"], each.get("actor", {}).get("name")) for each in decisions} >= {
         (OTHER, ADMIN),
         (OTHER, None),
