@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # cryptography is slow to import and only needed where certif
     from pki.authority import Credential
 
 REPLACED = "replaced"
-_FOLDER_MODE = 0o700
+FOLDER_MODE = 0o700
 _KEY_MODE = 0o600
 _PUBLIC_MODE = 0o644
 
@@ -136,7 +136,7 @@ def write_pair(certificate: Path, credential: "Credential") -> None:
     Raises:
         AlreadyExists: one of them is there.
     """
-    certificate.parent.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+    certificate.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
     # The key first: a certificate that is there has its key.
     _write_new(key_path(certificate), credential.key_pem(), _KEY_MODE)
     _write_new(certificate, credential.certificate_pem(), _PUBLIC_MODE)
@@ -196,6 +196,17 @@ def locked(certificate: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for it from changing a folder meanwhile."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _finish_replacement(certificate: Path) -> None:
     """Finish a replacement that was cut off after its certificate took effect, or undo one that did not come so far."""
     new_key = new_key_path(certificate)
@@ -211,7 +222,7 @@ def _finish_replacement(certificate: Path) -> None:
 
 def _keep(certificate: Path) -> None:
     folder = certificate.parent / REPLACED
-    folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
     load_pair(certificate)
     kept = folder / f"{certificate.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.crt"
     _write_new(key_path(kept), key_path(certificate).read_bytes(), _KEY_MODE)

@@ -14,11 +14,13 @@ from pathlib import Path
 from pki.checks import LEAST_UNKNOWN_SERIAL, is_trust_domain, make_lifetime, make_user_id, read_serial, require_hosts
 from pki.errors import AlreadyExists, IdentityInvalid, InvalidTrustDomain, NotRenewable, NotRevocable
 from pki.files import (
+    FOLDER_MODE,
     REPLACED,
     load_certificate,
     load_crl,
     load_pair,
     locked,
+    locked_folder,
     read_bytes,
     replace_file,
     replace_pair,
@@ -176,39 +178,50 @@ class PkiFolder(PkiLayout):
             replace_pair(path, credential)
         return path
 
-    def require_room(self, user_name: str, server_ca: bytes) -> None:
+    def require_room(self, user_name: str, server_ca: bytes, *, replace: bool = False) -> None:
         """See that a user's certificate that is issued elsewhere can be taken up here.
 
         Args:
             server_ca: the certificate of the authority of its daemon, in PEM.
+            replace: whether it may take the place of another.
 
         Raises:
-            AlreadyExists: something else is there.
+            AlreadyExists: something is there that stays.
+            Missing: what is there and would be replaced is no whole pair.
             InvalidName: no file could have this name.
         """
-        require_free(self.client_certificate(user_name), _CHOOSE_ANOTHER_FOLDER)
+        path = self.client_certificate(user_name)
+        if replace and os.path.lexists(path):
+            load_pair(path)
+        else:
+            require_free(path, _CHOOSE_ANOTHER_FOLDER)
         if os.path.lexists(self.server_ca) and read_bytes(self.server_ca, _CHOOSE_ANOTHER_FOLDER) != server_ca:
             raise AlreadyExists(self.server_ca, _CHOOSE_ANOTHER_FOLDER)
 
-    def take_up(self, user_name: str, credential: "Credential", server_ca: bytes) -> Path:
+    def take_up(self, user_name: str, credential: "Credential", server_ca: bytes, *, replace: bool = False) -> Path:
         """Put a user's certificate that was issued elsewhere here, with its key and what its daemon is verified with.
 
         Args:
             user_name: for the names of the files.
             server_ca: the certificate of the authority of its daemon, in PEM.
+            replace: whether it may take the place of another, which is kept in the folder `replaced` beside.
 
         Returns:
             The certificate's path; the key lies beside it.
 
         Raises:
-            AlreadyExists: something else is there.
-            InvalidName: no file could have this name.
+            AlreadyExists, Missing, InvalidName: as for `require_room`.
         """
-        self.require_room(user_name, server_ca)
         path = self.client_certificate(user_name)
-        write_pair(path, credential)
-        if not os.path.lexists(self.server_ca):
-            replace_file(self.server_ca, server_ca)
+        self.path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        with locked_folder(self.path):
+            self.require_room(user_name, server_ca, replace=replace)
+            if not os.path.lexists(self.server_ca):
+                replace_file(self.server_ca, server_ca)
+            if os.path.lexists(path):
+                replace_pair(path, credential)
+            else:
+                write_pair(path, credential)
         return path
 
     def revoke(self, name: str) -> dict[int, Path | None]:

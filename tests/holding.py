@@ -25,13 +25,19 @@ class Holding:
 
     @classmethod
     def of(cls, pid: int) -> "Holding":
-        open_files = list(Path(f"/proc/{pid}/fdinfo").iterdir())
-        watches = 0
-        for file in open_files:
-            with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
-                watches += len(re.findall(r"^inotify ", file.read_text(), re.MULTILINE))  # proc_pid_fdinfo(5)
+        descriptors, watches = open_of(pid)
         names = tuple(sorted(Path(f"/proc/{below}/stat").read_text().split()[1] for below, _ in descendants(pid)))
-        return cls(len(open_files), watches, names)
+        return cls(descriptors, watches, names)
+
+
+def open_of(pid: int) -> tuple[int, int]:
+    """Count the descriptors of a process, and the inotify watches of all of them."""
+    open_files = list(Path(f"/proc/{pid}/fdinfo").iterdir())
+    watches = 0
+    for file in open_files:
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
+            watches += len(re.findall(r"^inotify ", file.read_text(), re.MULTILINE))  # proc_pid_fdinfo(5)
+    return len(open_files), watches
 
 
 def resident_bytes(pid: int) -> int:

@@ -11,6 +11,7 @@
   and stop after two when nothing is sent, which is all that a reader does.
 - The messages of a stream are taken as they come in, many at once: grpclib takes them one at a time.
 - A connection that is lost between two steps of a call ends the call, which grpclib would leave waiting.
+- A daemon that closes a connection says why, and grpclib drops that.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import H2Protocol
 from h2.config import H2Configuration
+from h2.events import ConnectionTerminated
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame
 from worker_api.google.rpc import Status as StatusMessage
@@ -48,6 +50,7 @@ _CONNECT_SECONDS = 10.0
 # A daemon's largest messages of output fit into one frame; every frame costs both sides some (RFC 9113 §4.2).
 _FRAME_BYTES = 1 << 19
 _PREFIX_BYTES = 5
+_LONGEST_REASON = 300
 _TURNS = 4
 _PING = b"workerct"  # any eight bytes (RFC 9113 §6.7)
 
@@ -103,6 +106,7 @@ class _Protocol(H2Protocol):
         # that comes in the same read (`H2Connection.receive_data`).
         h2.max_inbound_frame_size = _FRAME_BYTES
         self.connection.flush()
+        self.processor.processors[ConnectionTerminated] = self._take_goodbye
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -122,6 +126,12 @@ class _Protocol(H2Protocol):
         self.connection._connection.close_connection()
         self.connection.write_ready.set()
         self.connection.stream_close_waiter.set()
+
+    def _take_goodbye(self, event: ConnectionTerminated) -> None:
+        said = (event.additional_data or b"").decode(errors="replace")
+        if said.isprintable() and said and self.lost_because is None:
+            self.lost_because = ConnectionError(said[:_LONGEST_REASON])
+        self.processor.process_connection_terminated(event)
 
     def _arm(self) -> None:
         self._turn = asyncio.get_running_loop().call_later(self._keepalive_seconds / _TURNS, self._take_turn)

@@ -27,7 +27,7 @@ from workerd.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.credentials import Credentials
 from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
-from workerd.errors import LimitReached, NotPermitted, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.lasting import while_passing
 from workerd.limits import Meter
@@ -35,7 +35,7 @@ from workerd.notices import Notices
 from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
 from workerd.rights import Rights
-from workerd.transport import bound_request, send
+from workerd.transport import bound_request, send, wait_for_room
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
@@ -161,8 +161,10 @@ class Gate:
                 while_passing(check, changed),
                 contextlib.aclosing(route.handler.function(call, request)) as responses,
             ):
+                await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
+                    await wait_for_room(stream)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[asyncio.Event]:
@@ -216,8 +218,9 @@ class Gate:
             user = self._daemon.users.find(name)
         except UserUnknown as error:  # told only to those who might act for any user
             user, unknown = User("", name), error
-        if not caller.decide(IMPERSONATE, self._as_resource(user), {"name": name}):
-            raise NotPermitted(IMPERSONATE, on=f" {name}")
+        resource = self._as_resource(user)
+        if not caller.decide(IMPERSONATE, resource, {"name": name}):
+            raise caller.refusal(IMPERSONATE, resource, name)
         if unknown is not None:
             raise unknown
         return caller.acting_for(user)
@@ -232,14 +235,14 @@ class Gate:
         job_id = getattr(request, "job_id", None)
         if job_id is None:
             if not caller.decide(right, DAEMON, details):
-                raise NotPermitted(right)
+                raise caller.refusal(right, DAEMON)
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         resource = self._daemon.find(job_id)
         if not caller.decide(right, resource, details):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:
-                raise NotPermitted(right)
+                raise caller.refusal(right, resource)
             raise JobNotFound(job_id)
         return Call(self._daemon, caller, self._daemon.engine.status(job_id), resource)
 

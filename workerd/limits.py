@@ -132,13 +132,9 @@ class Meter:
         """
         share, most = self._share(user_id), self.limits.max_connections_per_user
         if not self.has_room():
-            raise LimitReached(
-                "max-connections", f"there are {self._connections} connections, and no more may be", "try again later"
-            )
+            raise _full("max-connections", "there are as many connections", self._connections, "try again later")
         if 0 < most <= share.connections:
-            raise LimitReached(
-                "max-connections-per-user", f"you have {most} connections, and no more may be", "close some"
-            )
+            raise _full("max-connections-per-user", "you have as many connections", most, "close some")
         self._connections += 1
         share.connections += 1
 
@@ -160,11 +156,7 @@ class Meter:
         share, limits = self._share(user_id), self.limits
         if not streaming:
             if 0 < limits.max_calls_per_user <= share.calls:
-                raise LimitReached(
-                    "max-calls-per-user",
-                    f"{share.calls} calls of yours are under way, and no more may be",
-                    "let some end",
-                )
+                raise _full("max-calls-per-user", "as many calls of yours are under way", share.calls, "let some end")
             share.calls += 1
             try:
                 yield
@@ -172,13 +164,9 @@ class Meter:
                 share.calls -= 1
             return
         if 0 < limits.max_streams_per_user <= share.streams:
-            raise LimitReached(
-                "max-streams-per-user", f"{share.streams} streams of yours are open, and no more may be", "let some end"
-            )
+            raise _full("max-streams-per-user", "as many streams of yours are open", share.streams, "let some end")
         if 0 < limits.max_streams <= self._streams:
-            raise LimitReached(
-                "max-streams", f"{self._streams} streams of all users are open, and no more may be", "try again later"
-            )
+            raise _full("max-streams", "as many streams of all users are open", self._streams, "try again later")
         share.streams += 1
         self._streams += 1
         try:
@@ -227,5 +215,5 @@ class Meter:
         return self._shares.setdefault(user_id, _Share())
 
 
-def _full(limit: str, what: str, advice: str) -> LimitReached:
-    return LimitReached(limit, f"{what}, and no more may be", advice)
+def _full(limit: str, problem: str, most: int, advice: str) -> LimitReached:
+    return LimitReached(limit, f"{problem} as may be, {most}", advice)

@@ -53,10 +53,15 @@ class Right:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a user, with the roles that the configuration gives them."""
+    """Who asks: a user, with the roles that the configuration gives them.
+
+    Attributes:
+        acted_for: whether somebody else asks for them.
+    """
 
     user: User
     roles: frozenset[str]
+    acted_for: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +131,7 @@ class Policies:
             "principal": _uid(On.USER, principal.user.id),
             "action": _uid("Action", right),
             "resource": _uid(resource.on, resource.id),
-            "context": {"right": right},
+            "context": {"right": right, "actedFor": principal.acted_for},
         }
         answer = cedarpy.is_authorized(request, self._set, _entities(principal, resource), self._schema)
         if errors := answer.diagnostics.errors:
@@ -217,7 +222,7 @@ def _schema(rights: Mapping[str, Right]) -> str:
     for name, right in sorted(rights.items()):
         group = ' in [Action::"Read"]' if right.reads else ""
         kinds = ", ".join(sorted(right.on))
-        applies = f"principal: User, resource: [{kinds}], context: {{ right: String }}"
+        applies = f"principal: User, resource: [{kinds}], context: {{ right: String, actedFor: Bool }}"
         lines.append(f"action {json.dumps(name)}{group} appliesTo {{ {applies} }};")
     return "\n".join(lines)
 

@@ -44,9 +44,13 @@ class Rights:
         """Tell which roles a user has."""
         return frozenset(role for role, users in self._roles.items() if user.id in users or user.name in users)
 
-    def decide(self, user: User, right: str, resource: Resource) -> Decision:
-        """Decide whether a user may do something."""
-        return self.policies.decide(Principal(user, self.roles_of(user)), right, resource)
+    def decide(self, user: User, right: str, resource: Resource, *, acted_for: bool = False) -> Decision:
+        """Decide whether a user may do something.
+
+        Args:
+            acted_for: whether somebody else asks for them.
+        """
+        return self.policies.decide(Principal(user, self.roles_of(user), acted_for), right, resource)
 
     @contextlib.contextmanager
     def tell(self, changed: asyncio.Event) -> Iterator[None]:

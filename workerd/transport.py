@@ -52,7 +52,8 @@ _FRAME_HEADER_BYTES = 9  # RFC 9113 §4.1
 _FRAMES_PER_CALL = 8.0
 _BYTES_PER_FRAME = 1024
 _MOST_UNREAD_FRAMES = 1000
-_CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS, _FLOOD_SECONDS = 2.0, 0.1
+_ROOM_BYTES = 1 << 13
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
@@ -83,6 +84,25 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
             raise
         # grpclib cancels the call, but its turn to send may come before that does.
         raise StreamTerminatedError("the client has gone") from error
+
+
+async def wait_for_room(stream: Stream[Any, Any]) -> None:
+    """Wait until a client takes some of what there is to send, so that nothing is read for one that takes nothing.
+
+    A client may have very many streams, and each holds what was read for it until it takes that.
+    """
+    raw = stream._stream
+    h2 = raw._h2_connection
+    while True:
+        await raw.connection.write_ready.wait()
+        if raw.id not in h2.streams:  # it was reset, and the call is about to be told
+            return
+        # Clients open a window again when they have taken half of it.
+        enough = min(h2.remote_settings.initial_window_size // 4 or _ROOM_BYTES, _ROOM_BYTES)
+        if h2.local_flow_control_window(raw.id) >= enough:
+            return
+        raw.window_updated.clear()
+        await raw.window_updated.wait()
 
 
 class _Routes(dict[str, Handler]):
@@ -207,7 +227,7 @@ class _Protocol(StrictProtocol):
                 what = "connections are closed: what came over them is a flood"
                 self.around.notices.warn(what, "flood", latest=self._user_id, problem=str(error))
             self.connection.flush()  # the GOAWAY
-            self._bound_close()
+            self._bound_close(_FLOOD_SECONDS)  # until then asyncio reads what still comes, to find the end of it
             raise
         return events
 
@@ -245,12 +265,12 @@ class _Protocol(StrictProtocol):
         """Close the connection politely: tell why, and let what was sent arrive."""
         self.connection._connection.close_connection(code, additional_data=reason.encode())
         self.connection.flush()
-        self._bound_close()
+        self._bound_close(_CLOSE_SECONDS)
         self.processor.close(reason)
 
-    def _bound_close(self) -> None:
+    def _bound_close(self, seconds: float) -> None:
         """Have the connection closed, soon, whether or not the peer goes along."""
-        asyncio.get_running_loop().call_later(_CLOSE_SECONDS, self._transport.abort)
+        asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
     def _arm(self) -> None:
         seconds = self.around.keepalive_seconds / _TURNS

@@ -18,7 +18,7 @@ from workerctl.target import Target
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113 §3.4
 WAIT_SECONDS = 30.0
 SERVICE = "/worker.v1.WorkerService/"
-DATA, HEADERS, RST_STREAM, PING, GOAWAY = 0, 1, 3, 6, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 _END_STREAM, _ACK = 1, 1
 _HEAD_BYTES = 9
 _GONE = (ConnectionError, ssl.SSLError)
@@ -103,8 +103,9 @@ class Connection:
         self.socket.close()
 
     def open(self, settings: dict[int, int] | None = None) -> Self:
-        """Say what a connection begins with."""
+        """Say what a connection begins with, and agree to what the daemon says: until then its windows are small."""
         self.send(PREFACE + SettingsFrame(settings=settings or {}).serialize())
+        self.is_alive(b"attacker")
         return self
 
     def send(self, data: bytes) -> bool:
@@ -192,6 +193,8 @@ class Connection:
         limit = time.monotonic() + WAIT_SECONDS
         while True:
             while (frame := self._cut_frame()) is not None:
+                if frame.kind == SETTINGS and not frame.flags & _ACK:
+                    self.send(raw_frame(SETTINGS, _ACK, 0, b""))
                 yield frame
             if time.monotonic() > limit:
                 raise TimeoutError("what is waited for does not come, though other things do")

@@ -12,8 +12,8 @@ from worker_api.worker.v1 import StreamLogRequest, WhoAmIRequest
 from tests.hostile.attacker import (
     HEADERS,
     PING_HEAD,
-    SERVICE,
     WAIT_SECONDS,
+    WINDOW_UPDATE,
     Connection,
     data_frame,
     message,
@@ -182,7 +182,7 @@ def begun_requests(attack: Attack) -> None:
                 frame = next(received, None)
                 if frame is None:
                     return
-                if frame.kind == 8 and frame.stream_id == 0:
+                if frame.kind == WINDOW_UPDATE and frame.stream_id == 0:
                     window += int.from_bytes(frame.payload)
             if not connection.send(piece):
                 return
@@ -309,4 +309,3 @@ ATTACKS = (
     garbage,
     byte_by_byte,
 )
-_ = SERVICE

@@ -53,7 +53,7 @@ class FrameSource:
                 self._priority,
                 self._unknown,
             ],
-            [6, 6, 3, 2, 2, 3, 2, 2],
+            [3, 7, 2, 3, 2, 3, 3, 3],
         )[0]()
         return self._mutate(frame) if self.source.randrange(_MUTATED_IN) == 0 else frame
 

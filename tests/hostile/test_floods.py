@@ -18,7 +18,6 @@ from tests.hostile.floods import ATTACKS, Attack
 from tests.hostile.witness import check_log, undisturbed
 from workerctl.client import Client
 
-ATTACKER = "mallory"
 _LOG_BYTES = 8_000_000
 _MAX_GROWTH_BYTES = 200_000_000
 _DESCRIPTORS = 8_192
@@ -48,11 +47,11 @@ async def own_log(client: Client) -> str:
 async def test_flood_harms_nobody(
     shared_daemon: Daemon, tmp_path: Path, seed: int, note: Callable[[str], None], flood: Flood
 ) -> None:
-    if ATTACKER not in shared_daemon.pki.users():
-        shared_daemon.pki.issue_client(ATTACKER)
-    async with shared_daemon.client(ATTACKER) as client:
+    attacker = f"mallory-{flood.__name__}"  # each with bounds that nobody has come near
+    shared_daemon.pki.issue_client(attacker)
+    async with shared_daemon.client(attacker) as client:
         job_id = await own_log(client)
-    target = shared_daemon.target(ATTACKER)
+    target = shared_daemon.target(attacker)
     async with undisturbed(shared_daemon, tmp_path) as watch:
         began = time.monotonic()
         await asyncio.to_thread(flood, Attack(target, target.tls(), random.Random(seed), job_id))

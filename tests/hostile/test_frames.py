@@ -18,6 +18,7 @@ from tests.hostile.witness import undisturbed
 from workerctl.target import Target
 
 _FRAMES = int(os.environ.get("WORKERD_HOSTILE_FRAMES", "10_000"))
+ATTACKERS = tuple(f"mallory{number}" for number in range(64))
 _AT_ONCE = 40
 _FILLING_BYTES = 1 << 17  # more than any frame that the daemon waits for; what is announced longer, it refuses
 _MAX_GROWTH_BYTES = 60_000_000
@@ -36,8 +37,11 @@ class Sent:
     connections: int = 0
 
 
-def send_frames(target: Target, context: ssl.SSLContext, seed: int, count: int) -> Sent:
+def send_frames(target: Target, contexts: list[ssl.SSLContext], seed: int, count: int) -> Sent:
     """Send frames until so many are taken, each connection until the daemon closes it.
+
+    Args:
+        contexts: of several users, who take turns: the daemon bounds what one alone may send.
 
     Raises:
         TimeoutError: it neither answered nor closed.
@@ -46,7 +50,7 @@ def send_frames(target: Target, context: ssl.SSLContext, seed: int, count: int) 
     while sent.taken < count:
         sent.connections += 1
         frames = FrameSource(source)
-        with Connection(target, context) as connection:
+        with Connection(target, contexts[sent.connections % len(contexts)]) as connection:
             connection.open()
             alive = True
             while alive and sent.taken < count:
@@ -63,11 +67,12 @@ def send_frames(target: Target, context: ssl.SSLContext, seed: int, count: int) 
 async def test_the_daemon_takes_or_refuses_every_frame_and_serves_on(
     daemon: Daemon, tmp_path: Path, seed: int, note: Callable[[str], None]
 ) -> None:
-    target = daemon.target()
+    for attacker in ATTACKERS:
+        daemon.pki.issue_client(attacker)
+    target, contexts = daemon.target(), [daemon.target(attacker).tls() for attacker in ATTACKERS]
     began = time.monotonic()
     async with undisturbed(daemon, tmp_path) as watch:
-        sent = await asyncio.to_thread(send_frames, target, target.tls(), seed, _FRAMES)
-    print(Path(f"/proc/{daemon.pid}/stat").read_text().split()[13:15])
+        sent = await asyncio.to_thread(send_frames, target, contexts, seed, _FRAMES)
     note(f"{sent} in {time.monotonic() - began:.0f} s, {watch}")
     assert sent.frames >= sent.taken >= _FRAMES
     assert watch.grown < _MAX_GROWTH_BYTES

@@ -10,7 +10,7 @@ from pathlib import Path
 from worker_api.worker.v1 import JobEnd, SpawnRequest
 
 from tests.daemon import Daemon
-from tests.holding import Holding, forget_peak, peak_bytes, resident_bytes, settle
+from tests.holding import forget_peak, open_of, peak_bytes, resident_bytes, settle
 from workerctl.client import Client
 from workerctl.events import Output
 
@@ -88,10 +88,7 @@ class Watch:
 
 def held_by(daemon: Daemon) -> tuple[int, int]:
     """Count the descriptors and watches of a daemon; its processes come and go with the steps of the job."""
-    while True:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            holding = Holding.of(daemon.pid)
-            return holding.descriptors, holding.watches
+    return open_of(daemon.pid)
 
 
 async def quiet_holding(daemon: Daemon) -> tuple[int, int]:

@@ -160,6 +160,20 @@ def test_the_client_does_not_try_again_what_meets_a_limit(tmp_path: Path) -> Non
         daemon.close()
 
 
+async def test_the_client_tells_why_its_connection_was_closed(tmp_path: Path, stack: AsyncExitStack) -> None:
+    daemon = limited(tmp_path, "--max-connections-per-user", "1")
+    stack.callback(daemon.close)
+    client = await stack.enter_async_context(daemon.client())
+    await client.whoami()
+    result = await asyncio.to_thread(daemon.workerctl, "--retry-seconds", "0", "whoami")
+    assert result.returncode == ExitCode.FAILED
+    assert b"you have as many connections as may be, 1 (max-connections-per-user): close some" in result.stderr
+    waiting = asyncio.create_task(asyncio.to_thread(daemon.workerctl, "whoami"))
+    await asyncio.sleep(1.0)
+    await client.aclose()
+    assert (await waiting).returncode == 0  # which passes by itself: it has tried again
+
+
 async def test_a_limit_that_is_met_all_the_time_does_not_fill_the_log(tmp_path: Path, stack: AsyncExitStack) -> None:
     daemon = limited(tmp_path, "--max-arguments", "1")
     stack.callback(daemon.close)

@@ -52,7 +52,7 @@ def test_what_is_printed_is_what_to_type_next(any_daemon: Daemon, tmp_path: Path
     assert (program, words[-1]) == ("workerctl", "status")
     job_id = any_daemon.workerctl("spawn", "--", "true").stdout.decode().strip()
     result = subprocess.run([sys.executable, "-m", "workerctl", *words, job_id], capture_output=True, check=False)
-    assert result.returncode == 0 and result.stdout.startswith(f"id:        {job_id}\n".encode())
+    assert result.returncode == 0 and job_id.encode() in result.stdout
 
 
 @pytest.mark.parametrize("kind", ["p256", "ed25519"])
@@ -109,6 +109,20 @@ def test_nothing_is_asked_for_or_changed_where_something_is_already(shared_daemo
     result = issue(shared_daemon, other.path, "whoami")
     assert result.returncode == 125 and b"server-ca.crt exists already" in result.stderr
     assert other.users() == []
+
+
+def test_one_that_is_there_is_replaced_where_that_is_wanted_and_kept_aside(
+    shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    folder = PkiFolder(tmp_path / "out")
+    for _ in range(2):
+        assert issue(shared_daemon, folder.path, "whoami", "--replace").returncode == 0
+    first, second = folder.certificates()[::-1][:2]
+    assert second == folder.client_certificate(USER) and first.parent.name == "replaced"
+    before, after = (describe_now(load_certificate(path)) for path in (first, second))
+    assert before.serial != after.serial and before.rights == after.rights == ("whoami",)
+    assert stat.S_IMODE(key_path(first).stat().st_mode) == stat.S_IMODE(key_path(second).stat().st_mode) == 0o600
+    assert guest(shared_daemon, folder.path, "whoami").returncode == 0
 
 
 @pytest.mark.parametrize(

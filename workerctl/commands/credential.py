@@ -26,6 +26,10 @@ async def issue(
     allow: Annotated[Rights, Parameter(help="What it is good for: rights, with commas between them.")],
     out: Annotated[str, Parameter(help="The folder for it, which --pki-dir can name then.")],
     ttl: Annotated[str | None, Parameter(help="For how long: a number and s, m, h or d. [default: 15m]")] = None,
+    replace: Annotated[
+        bool,
+        Parameter(negative=(), show_default=False, help="Replace the one that is there, which is kept aside."),
+    ] = False,
     key_type: Annotated[Literal["p256", "ed25519"], Parameter(help="The kind of key to make.")] = "p256",
     output: Output = "text",
     context: Injected,
@@ -47,12 +51,12 @@ async def issue(
     if context.target.endpoint is None:  # one's own daemon, which may have no certificates before it is started
         await asyncio.to_thread(context.target.resolve)
     server_ca = read_bytes(context.target.pki().server_ca, "copy it from the daemon's machine")
-    folder.require_room(user, server_ca)
+    folder.require_room(user, server_ca, replace=replace)
     key = make_key(key_type)
     async with context.client() as client:
         issued = await client.issue_credential(make_request(key), rights, lifetime)
         endpoint = client.endpoint
-    path = folder.take_up(user, fit(key, issued.certificate), server_ca)
+    path = folder.take_up(user, fit(key, issued.certificate), server_ca, replace=replace)
     usage = ["workerctl", "--endpoint", endpoint, "--username", user, "--pki-dir", out]
     _print(path, usage, output)
 

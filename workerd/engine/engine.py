@@ -488,9 +488,9 @@ class Engine:
     def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
         """Tell which limit leaves no room for another job of an owner, if any."""
         limits, catalog = self._admission.limits, self._shelf.catalog
-        if 0 < limits.max_jobs_per_user <= len(set(catalog.unended_of(owner.id)) - ended):
+        if 0 < limits.max_jobs_per_user <= catalog.count_unended(owner.id, ended):
             return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
-        if 0 < limits.max_jobs <= len(set(catalog.unended()) - ended):
+        if 0 < limits.max_jobs <= catalog.count_unended(None, ended):
             return TooManyJobs("max-jobs", "all users", limits.max_jobs)
         return None
 

@@ -52,13 +52,13 @@ class Answer:
 async def ask(wish: Wish, connect: Callable[[], WorkerChannel], job_id: str) -> Answer:
     """Make a call."""
     problem = ""
-    # What is sent to a connection that the daemon has closed already may have the kernel forget the alert (tcp(7)).
+    # What is sent to a connection that the daemon has closed already may lose the alert to the reset (RFC 9112 §9.6).
     for _ in range(_ATTEMPTS):
         channel = connect()
         try:
             answer = await wish.make(channel, job_id)
         except GRPCError as error:
-            [detail] = error.details or ()
+            [detail] = error.details or []
             return Answer(error.status.name, detail.reason, error.message)
         except (StreamTerminatedError, ProtocolError, OSError):
             problem = channel.lost_because
