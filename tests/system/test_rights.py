@@ -188,7 +188,7 @@ async def test_no_time_tells_another_user_s_job_from_one_that_does_not_exist(sha
     """As far as a median of many calls through one connection can tell."""
     async with shared_daemon.client() as owner, stub_of(shared_daemon, other) as stub:
         job_id, nobody_s = await spawn(owner, *SPINNER), str(uuid.uuid4())
-        ratios = []
+        ratios: list[float] = []
         while len(ratios) < 3:
             ratios.append(await compare_times(stub, job_id, nobody_s))
             if 0.8 < ratios[-1] < 1.25:
