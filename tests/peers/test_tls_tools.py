@@ -64,7 +64,9 @@ def scanned(daemon: Daemon) -> ElementTree.Element:
 
 
 def test_sslscan_finds_tls_1_3_alone(scanned: ElementTree.Element) -> None:
-    found = {(each.get("type"), each.get("version")) for each in scanned.findall("protocol") if each.get("enabled") == "1"}
+    found = {
+        (each.get("type"), each.get("version")) for each in scanned.findall("protocol") if each.get("enabled") == "1"
+    }
     assert found == {("tls", "1.3")}
 
 
@@ -114,7 +116,7 @@ def authority(daemon: Daemon) -> Credential:
 
 HTTP_2 = ("-alpn", "h2", "-ign_eof", "-quiet")
 # What a client says first, and a goodbye (RFC 9113 §3.4, §6.8): a daemon that serves answers, and closes.
-HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000" "0000080700000000000000000000000000")
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("0000000400000000000000080700000000000000000000000000")
 
 
 def test_openssl_with_a_good_certificate_is_served(daemon: Daemon) -> None:
