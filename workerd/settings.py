@@ -101,12 +101,13 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
-    for role, users in roles.items():
+    named = {role: tuple(one.strip() for each in users for one in each.split(",")) for role, users in roles.items()}
+    for role, users in named.items():
         if _ROLE.fullmatch(role) is None:
             raise ConfigurationInvalid(f"--roles.{role}: {role!r} is no role: give a word as admin or viewer")
         if wrong := [user for user in users if not is_name(user)]:
             raise ConfigurationInvalid(
-                f"--roles.{role} {wrong[0]!r} is no user: give one name or id, and each further one in the same way"
+                f"--roles.{role} {wrong[0]!r} is no user: give names or ids, with commas between them"
             )
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
@@ -121,7 +122,7 @@ def make_settings(
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
-        roles={role: tuple(map(_canonical, users)) for role, users in roles.items()},
+        roles={role: tuple(map(_canonical, users)) for role, users in named.items()},
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,

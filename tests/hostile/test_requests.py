@@ -1,9 +1,7 @@
 """Requests of any bytes and of any values: each call is answered, and never with a fault of the daemon's."""
 
 import asyncio
-import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from typing import Any
 
 import betterproto2
@@ -20,7 +18,7 @@ from tests.hostile.witness import check_log
 from workerctl.transport import WorkerChannel
 
 _ANSWER_SECONDS = 20
-_EXAMPLES = 40
+_EXAMPLES = 25
 METHODS = WorkerServiceBase().__mapping__()
 TEXTS = st.one_of(
     st.text(max_size=300),
@@ -89,47 +87,40 @@ class Raw(bytes):
 
 
 class Caller:
-    """Calls a daemon from a thread with a loop of its own, over one connection."""
+    """Calls a daemon, each time over a connection of its own."""
 
-    def __init__(self, daemon: Daemon) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        target = daemon.target()
-        self._make = lambda: WorkerChannel(*target.resolve(), target.tls())
-
-    def close(self) -> None:
-        """End the thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+    def __init__(self, daemon: Daemon, runner: asyncio.Runner) -> None:
+        self._target = daemon.target()
+        self._runner = runner
 
     def call(self, path: str, data: bytes) -> Status:
         """Make a call, and tell how it ended."""
-        work: Coroutine[Any, Any, Status] = self._call(path, Raw(data))
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(2 * _ANSWER_SECONDS)
+        return self._runner.run(self._call(path, Raw(data)))
 
     async def _call(self, path: str, request: Any) -> Status:
-        with closing(self._make()) as channel:
-            stub = ServiceStub(channel)
-            try:
-                async with asyncio.timeout(_ANSWER_SECONDS):
-                    if METHODS[path].cardinality.server_streaming:
-                        async for _ in stub._unary_stream(path, request, Raw):
-                            pass
-                    else:
-                        await stub._unary_unary(path, request, Raw)
-            except GRPCError as error:
-                return error.status
+        channel = WorkerChannel(*self._target.resolve(), self._target.tls())
+        stub = ServiceStub(channel)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                if METHODS[path].cardinality.server_streaming:
+                    async for _ in stub._unary_stream(path, request, Raw):
+                        pass
+                else:
+                    await stub._unary_unary(path, request, Raw)
+        except GRPCError as error:
+            return error.status
+        finally:
+            channel.close()
+            if channel._last is not None:
+                await channel._last.lost.wait()
         return Status.OK
 
 
 @pytest.fixture(scope="module")
 def caller(shared_daemon: Daemon) -> Iterator[Caller]:
     """Somebody who calls the module's daemon."""
-    caller = Caller(shared_daemon)
-    yield caller
-    caller.close()
+    with asyncio.Runner() as runner:
+        yield Caller(shared_daemon, runner)
     check_log(shared_daemon.errors())
 
 
