@@ -116,8 +116,8 @@ async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp
                 assert (await other.whoami()).user is not None  # needs none
                 await turned_away(other.spawn(TRUE))
 
-                # Connections that nothing is said on take what is left, until somebody comes who has something to say: a
-                # client is served in place of one, or cut off if none of them got a descriptor.
+                # Connections that nothing is said on take what is left, until somebody comes who has something to say:
+                # a client is served in place of one, or cut off if none of them got a descriptor.
                 strangers = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(20)]
                 before = cpu_seconds(daemon.pid)
                 stranger = await asyncio.to_thread(daemon.workerctl, "whoami")
