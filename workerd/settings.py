@@ -109,6 +109,7 @@ def make_settings(
             raise ConfigurationInvalid(
                 f"--roles.{role} {wrong[0]!r} is no user: give names or ids, with commas between them"
             )
+    limits.check()
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
