@@ -96,26 +96,51 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def hostile(session: nox.Session) -> None:
+    """Attack a daemon as the tests do, with ten times the frames. `nox -s hostile -- --seed 7` repeats a run."""
+    install(session, "tests", project=True)
+    session.env.update(WORKERD_HOSTILE_FRAMES="100_000")
+    session.run("pytest", "tests/hostile/test_frames.py", *session.posargs)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Have other people's programs try the daemon: sslscan, OpenSSL's and nghttp2's clients, grpcio."""
+    install(session, "tests", project=True)
+    tools = {"h2load": "nghttp2-client", "nghttp": "nghttp2-client", "openssl": "openssl", "sslscan": "sslscan"}
+    install_tools(session, tools, "the tests that need it are skipped")
+    session.run("pytest", "tests/peers", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: minutes. `nox -s bench -- --only live --output live.json`; `-- --profile live` shows where time goes."""
     install(session, "bench", project=True)
-    install_sshd(session)
+    install_tools(session, {"sshd": "openssh-server"}, "ssh will not be measured")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 
-def install_sshd(session: nox.Session) -> None:
-    """Install the peer of many benchmarks where that can be done; without it they say that it was not measured."""
-    if shutil.which("sshd", path=os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))):
+def install_tools(session: nox.Session, packages: dict[str, str], without: str) -> None:
+    """Install programs of others where that can be done.
+
+    Args:
+        packages: Debian's packages by the programs that are needed of them.
+        without: what becomes of it where a program is missing.
+    """
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
+    missing = sorted({package for tool, package in packages.items() if shutil.which(tool, path=path) is None})
+    if not missing:
         return
+    names = ", ".join(missing)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        session.warn("there is no sshd, and only root can install Debian's openssh-server: ssh will not be measured")
+        session.warn(f"only root can install Debian's {names}, which is not there: {without}")
         return
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     try:
         session.run("apt-get", "update", external=True, silent=True)
-        session.run("apt-get", "install", "--yes", "openssh-server", env=quiet, external=True, silent=True)
+        session.run("apt-get", "install", "--yes", *missing, env=quiet, external=True, silent=True)
     except CommandFailed:
-        session.warn("Debian's openssh-server could not be installed: ssh will not be measured")
+        session.warn(f"Debian's {names} could not be installed: {without}")
 
 
 @nox.session

@@ -1,5 +1,6 @@
 """Acting for another user: who may, what is kept of it, and what others are told."""
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -34,6 +35,7 @@ DEPUTYS = (
     'permit (principal, action == Action::"impersonate", resource) '
     'when { principal.name == "dora" && resource.name == "bob" };'
 )
+SOON_SECONDS = 20
 SPINNER = SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"])
 
 
@@ -107,7 +109,7 @@ async def test_an_administrator_runs_lists_reads_and_stops_as_another(ruled: Dae
         assert end is not None
         assert end.stopped is not None
         assert end.stopped.by == users[ADMIN]  # who did it, not whom it was done for
-    decisions = [each for each in trail(ruled) if each.get("event") == "decision" and each.get("id") == job_id]
+    decisions = [each for each in trail(ruled) if each.get("event") == "decision" and each.get("job_id") == job_id]
     assert {(each["user"]["name"], each.get("actor", {}).get("name")) for each in decisions} >= {
         (OTHER, ADMIN),
         (OTHER, None),
@@ -245,7 +247,7 @@ async def test_who_acts_no_more_is_cut_off(tmp_path: Path) -> None:
         async with acting(running, OTHER, DEPUTY) as client, running.client(OTHER) as other:
             job_id = await client.spawn(SPINNER)
             log, own = client.stream_log(job_id), other.stream_log(job_id)
-            async with contextlib.aclosing(log), contextlib.aclosing(own):
+            async with asyncio.timeout(SOON_SECONDS), contextlib.aclosing(log), contextlib.aclosing(own):
                 await anext(log)
                 await anext(own)
                 file.write_text(DEPUTYS.replace("dora", "nobody"))
