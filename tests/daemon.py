@@ -16,6 +16,7 @@ import msgspec
 from pki.store import PkiFolder
 from workerctl.client import Client
 from workerctl.target import Target
+from workerd.caller import Record
 from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User
@@ -156,15 +157,19 @@ def running_daemon(state: Path, *options: str, prefix: tuple[str, ...] = ()) -> 
 
 
 @contextlib.asynccontextmanager
-async def daemon_in_this_process(state: Path) -> AsyncIterator[Target]:
-    """Serve as the daemon does, within the loop of the test, where its tasks can be counted and faults be made."""
+async def daemon_in_this_process(state: Path, record: Record = lambda _: None) -> AsyncIterator[Target]:
+    """Serve as the daemon does, within the loop of the test, where its tasks can be counted and faults be made.
+
+    Args:
+        record: writes the audit trail.
+    """
     settings = Settings("127.0.0.1", 0, state, state / "pki", state / "policies")
     PkiFolder(settings.pki_directory).initialize(users=[USER])
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a daemon raises for itself
     try:
         async with Engine(state) as engine:
             with listen(settings) as listening:
-                async with answering(engine, settings, load_routes(), listening, lambda _: None):
+                async with answering(engine, settings, load_routes(), listening, record):
                     yield Target(f"https://localhost:{listening.getsockname()[1]}", USER, settings.pki_directory)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
