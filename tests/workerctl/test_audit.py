@@ -198,8 +198,10 @@ def test_a_long_verification_tells_a_terminal_how_far_it_is(tmp_path: Path, on_a
     ours, theirs = pty.openpty() if on_a_terminal else os.pipe()
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=False)
-        os.write(theirs, b".")  # or a read would wait, where nothing came
-        said = os.read(ours, 1 << 16)
+        os.write(theirs, b".")
+        said = b""
+        while not said.endswith(b"."):  # a terminal passes on in pieces what was written
+            said += os.read(ours, 1 << 16)
     finally:
         os.close(ours)
         os.close(theirs)
