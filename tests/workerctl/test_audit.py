@@ -27,7 +27,16 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
         "2026-11-24T13:00:00.000001+00:00",
         {"event": "job-ended", "job_id": JOB, "owner": ALICE, "end": {"stopped": {"by": BOB, "signal": 15}}},
     ),
-    ("2026-11-24T14:00:00.000001+00:00", {"event": "decision", "user": ALICE, "note": "\x1b[31mred\nline ü"}),
+    (
+        "2026-11-24T14:00:00.000001+00:00",
+        {
+            "event": "decision",
+            "user": ALICE,
+            "other_user": {"id": "dave's", "name": "dave"},
+            "with": "eve",
+            "note": "\x1b[31mred\nline ü",
+        },
+    ),
 ]
 
 
@@ -115,6 +124,8 @@ def test_a_tail_that_was_removed_with_its_head_is_found_by_the_head_that_was_kep
         (("--user", ALICE["id"]), [2, 4, 5]),
         (("--user", "bob"), [3, 4]),
         (("--user", "carol"), []),
+        (("--user", "dave"), [5]),
+        (("--user", "eve"), [5]),
         (("--job", JOB.upper()), [3, 4]),
         (("--since", "2026-11-24T12:00:00.000001Z"), [3, 4, 5]),
         (("--since", "2026-11-25T12:00:00+02:00", "--user", "alice"), []),
@@ -132,7 +143,7 @@ def test_a_line_for_people_stays_one_line_and_commands_no_terminal(
 ) -> None:
     lines = run(capfd, "show", str(state)).splitlines()
     assert lines[1].endswith('decision  user=alice right=spawn args=["a b", "c"]')
-    assert lines[-1].endswith(r'decision  user=alice note="\u001b[31mred\nline \u00fc"')
+    assert lines[-1].endswith(r'decision  user=alice other_user=dave with=eve note="\u001b[31mred\nline \u00fc"')
 
 
 def test_json_is_the_lines_as_they_are(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -187,8 +198,10 @@ def test_a_long_verification_tells_a_terminal_how_far_it_is(tmp_path: Path, on_a
     ours, theirs = pty.openpty() if on_a_terminal else os.pipe()
     try:
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, timeout=60, check=False)
-        os.write(theirs, b".")  # or a read would wait, where nothing came
-        said = os.read(ours, 1 << 16)
+        os.write(theirs, b".")
+        said = b""
+        while not said.endswith(b"."):  # a terminal passes on in pieces what was written
+            said += os.read(ours, 1 << 16)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -24,7 +24,7 @@ app = App(name="audit", help="Read the audit trail of a daemon on this machine, 
 Directory = Annotated[
     str | None, Parameter(help="The daemon's state directory, or the trail's. [default: your own daemon's]")
 ]
-_PEOPLE = frozenset({"user", "actor", "owner", "by", "spawned_by"})
+_PEOPLE = frozenset({"user", "actor", "owner", "by", "other_user", "with"})
 
 
 @app.command
