@@ -43,6 +43,20 @@ def make_request(key: PrivateKey) -> bytes:
     return builder.sign(key, digest_for(key)).public_bytes(Encoding.DER)
 
 
+def to_der(request: bytes) -> bytes:
+    """Give a certificate request that may be in PEM in DER.
+
+    Raises:
+        InvalidRequest: it looks like PEM and is none that can be read.
+    """
+    if not request.lstrip().startswith(b"-----BEGIN"):
+        return request
+    try:
+        return x509.load_pem_x509_csr(request).public_bytes(Encoding.DER)
+    except ValueError as error:
+        raise InvalidRequest("it is no PKCS #10 in PEM that can be read") from error
+
+
 def fit(key: PrivateKey, data: bytes) -> Credential:
     """Put the certificate that was issued for a key, in DER, together with it.
 

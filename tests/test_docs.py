@@ -16,6 +16,7 @@ import pytest
 from cyclopts import App
 from worker_api.worker.v1 import SpawnRequest
 
+from audit.chain import GENESIS, make_line
 from tests.daemon import USER, Daemon, running_daemon
 from workerctl.exit_codes import ExitCode
 from workerd.registry import load_routes
@@ -274,6 +275,16 @@ async def test_the_readmes_handler_works_once_it_is_installed(tmp_path: Path, mo
     assert answer.lines == script.count("echo")
 
 
+def test_a_line_of_the_audit_trail_can_be_checked_by_hand_as_the_page_says(tmp_path: Path) -> None:
+    [command] = [block for block in code(DAEMON, "sh") if "sha256sum" in block]
+    line, head = make_line(
+        {"event": "decision", "args": ["ü", '"}', 'x","hash":"00"}']}, GENESIS, "2026-11-24T00:00:00Z"
+    )
+    (tmp_path / "LINE").write_bytes(line)
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=True, text=True, timeout=60)
+    assert result.stdout.split() == [head.hash, "-"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_is_there(page: Path) -> None:
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -295,3 +306,21 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_page_mentions_a_path_of_a_particular_machine(page: Path) -> None:
     assert OF_A_PARTICULAR_MACHINE.findall(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
+    """As `tests/FILE` or `tests/FILE::test`."""
+    for path, _, name in re.findall(r"`(tests/[\w/.-]+)(::(\w+))?`", page.read_text()):
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+        defined = not name or re.search(rf"^(?:async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+        assert defined, f"{page.name} names {path}::{name}"
+
+
+def test_every_claim_of_the_security_page_names_a_test() -> None:
+    """Each of its sections, except those that say who is who and what is not protected."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    headings = re.findall(r"^## .*$", page, re.MULTILINE)
+    for heading in headings:
+        named = "`tests/" in section(page, re.escape(heading))
+        assert named is (heading not in ("## Who is who", "## What is not protected")), heading

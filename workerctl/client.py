@@ -212,13 +212,18 @@ class Client:
         """Have a certificate issued that is good for fewer rights and a shorter time than the one presented.
 
         Args:
-            certificate_request: PKCS #10 in DER, signed with the key that the certificate is to be for: `pki.narrowing`
-                makes one.
+            certificate_request: PKCS #10 in DER or PEM, signed with the key that the certificate is to be for:
+                `pki.narrowing` makes one, `openssl req -new` another.
             rights: what it is to be good for.
             lifetime: for how long; None leaves it to the daemon.
+
+        Raises:
+            InvalidRequest: the request looks like PEM and is none.
         """
+        from pki.narrowing import to_der  # it stands on cryptography, which is slow to import
+
         request = IssueCredentialRequest(
-            certificate_request=certificate_request, rights=sorted(rights), lifetime=lifetime
+            certificate_request=to_der(certificate_request), rights=sorted(rights), lifetime=lifetime
         )
         return await self.call(lambda channel: WorkerServiceStub(channel).issue_credential(request), repeat=True)
 

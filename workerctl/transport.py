@@ -21,6 +21,7 @@ import time
 from asyncio import BaseTransport, Transport
 from collections.abc import AsyncGenerator
 from typing import Any, cast
+from urllib.parse import quote
 
 from betterproto2 import Message
 from grpclib.client import Channel, Handler
@@ -178,7 +179,7 @@ class WorkerChannel(Channel):
     def request(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
         """Begin a call, as grpclib does, for the user whom it is made for."""
         if self._acting_for is not None:
-            metadata = [*dict(metadata or {}).items(), (_USERNAME, self._acting_for)]
+            metadata = [*dict(metadata or {}).items(), (_USERNAME, quote(self._acting_for))]
         return super().request(*arguments, metadata=metadata, **options)
 
     def _protocol_factory(self) -> H2Protocol:

@@ -37,7 +37,7 @@ def workerd(
     ] = None,
     roles: Annotated[
         dict[str, list[str]] | None,
-        Parameter(negative=(), help="Who has a role, by name or id, as --roles.admin acrimon; may be repeated."),
+        Parameter(negative=(), help="Who has a role, by name or id, as --roles.admin acrimon,bob; may be repeated."),
     ] = None,
     grace_seconds: Annotated[
         float, Parameter(help="Between SIGTERM and SIGKILL when nobody says how long.")

@@ -214,6 +214,7 @@ class AuditTrail:
             self._write_head(head)
         except OSError:
             os.ftruncate(self._file, self._size)
+            os.pwrite(self._head_file, self._head_bytes, 0)
             raise
         self._size += len(line)
 

@@ -57,7 +57,9 @@ class Caller:
 
     def may(self, right: str, resource: Resource) -> Decision:
         """Decide, for what is only looked at: nothing is written down."""
-        return self.rights.decide(self.user, right, resource) if self.has(right) else _NOT_IN_CERTIFICATE
+        if not self.has(right):
+            return _NOT_IN_CERTIFICATE
+        return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
 
     def decide(self, right: str, resource: Resource, details: Mapping[str, Any] | None = None) -> bool:
         """Decide, and write it down.
@@ -87,7 +89,34 @@ class Caller:
             AuditFailed: it could not be written down.
         """
         if not self.decide(right, resource):
-            raise NotPermitted(right, on=f" {resource.id}" if resource.on is On.ACCOUNT else "")
+            raise self.refusal(right, resource)
+
+    def refusal(self, right: str, resource: Resource, named: str = "") -> NotPermitted:
+        """Say that the caller lacks a right on what they may know of, and what to do.
+
+        Args:
+            named: what the caller called the user who is meant; they need not know of another name.
+        """
+        if self.identity.rights is not None and right not in self.identity.rights:
+            rights = ", ".join(sorted(self.identity.rights))
+            # Nothing of the resource: what the certificate is not good for does not depend on it.
+            return NotPermitted(right, advice=f"your certificate is good for {rights} only: present your full one")
+        owner = resource.owner
+        match resource.on:
+            case On.JOB if owner is not None and owner.id == self.user.id:
+                advice = f"`workerctl policy test --action {right} --job {resource.id}` tells which policy denies it"
+                return NotPermitted(right, advice=advice)
+            case On.JOB if owner is not None and owner.id:
+                advice = f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
+                return NotPermitted(right, advice=advice)
+            case On.JOB | On.DAEMON:
+                return NotPermitted(right)
+            case On.USER:
+                advice = "leave --username out to call for yourself, or present a certificate of theirs"
+                return NotPermitted(right, f" {named or resource.id}", advice)
+            case On.ACCOUNT:
+                advice = "leave --run-as out, or have whoever runs the daemon permit it in its policies"
+                return NotPermitted(right, f" {resource.id}", advice)
 
     def note(self, event: str, **fields: Any) -> None:
         """Write down an event that this call brings about.

@@ -33,10 +33,17 @@ class DaemonError(Exception):
 
 
 class NotPermitted(DaemonError):
-    """The caller is known and may not do this."""
+    """The caller is known and may not do this.
 
-    def __init__(self, right: str, on: str = "") -> None:
-        super().__init__(f"you have no right to {right}{on}: `workerctl whoami` shows your rights")
+    Args:
+        right: what it takes.
+        on: what it was asked for, where that is not a job or the daemon; with a blank before it.
+        advice: what to do.
+    """
+
+    def __init__(self, right: str, on: str = "", advice: str = "") -> None:
+        advice = advice or "`workerctl whoami` shows your rights, and whoever runs the daemon gives them"
+        super().__init__(f"you have no right to {right}{on}: {advice}")
 
 
 class ActingForAnother(NotPermitted):

@@ -8,11 +8,12 @@ import structlog
 from asyncinotify import Mask
 
 from workerd.engine.errors import WatchesExhausted
-from workerd.engine.watcher import Watcher
+from workerd.engine.watcher import REPLACED, Watcher
 
 log = structlog.get_logger()
-# Links and folders that are made, files that become readable, and what goes without anything in its place.
-_ALSO = Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
+# Files once they are written (not while they are: half of one may seem to be whole), what is made, files that become
+# readable, and what goes without anything in its place.
+_MASK = REPLACED | Mask.CLOSE_WRITE | Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
 
 
 async def follow_folder(folder: Path, look: Callable[[], None]) -> None:
@@ -23,7 +24,7 @@ async def follow_folder(folder: Path, look: Callable[[], None]) -> None:
         look: reads what is there. It must not raise.
     """
     try:
-        with Watcher(_ALSO) as watcher:
+        with Watcher(_MASK) as watcher:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(watcher.run())
                 tasks.create_task(_follow(watcher, folder, look))

@@ -2,7 +2,8 @@
 
 identity (off the certificate, which still counts) → limits → whom the call is made for → request (decoded) → job (named
 by `job_id`) → policy → audit trail → handler → response, and whatever goes wrong on that way becomes a status with a
-reason. Nothing that a handler raises reaches grpclib raw.
+reason. Nothing that a handler raises reaches grpclib raw. A call that answers with a stream ends, as a new one would,
+when what it was permitted by is taken back.
 
 A job that is not there is decided on like one of nobody's, so whoever may not see a job can tell by nothing whether it
 is there.
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 from grpclib.const import Handler as Method
@@ -25,8 +27,9 @@ from workerd.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.credentials import Credentials
 from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
-from workerd.errors import LimitReached, NotPermitted, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
+from workerd.lasting import while_passing
 from workerd.limits import Meter
 from workerd.notices import Notices
 from workerd.policy import DAEMON, On, Resource
@@ -128,7 +131,7 @@ class Gate:
             streaming = route.method.cardinality.server_streaming
             with self._admit(caller), self._meter.call(caller.identity.user_id, streaming=streaming):
                 self._daemon.users.note(caller.user)
-                await self._answer(route, stream, self._act(caller, stream))
+                await self._answer(route, stream, caller)
         except (GRPCError, StreamTerminatedError):
             raise
         except Exception as error:
@@ -141,17 +144,46 @@ class Gate:
                 log.warning("a call was turned away", rpc=route.path, problem=answer.message)
             raise answer from error
 
-    async def _answer(self, route: Route, stream: Stream[Any, Any], caller: Caller) -> None:
-        request = await self._receive(stream, (caller.actor or caller.user).id)
+    async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
+        caller = self._act(holder, stream)
+        request = await self._receive(stream, holder.user.id)
         call = self._decide(route, request, caller)
-        if route.method.cardinality.server_streaming:
-            async with contextlib.aclosing(route.handler.function(call, request)) as responses:
+        if not route.method.cardinality.server_streaming:
+            await send(stream, await route.handler.function(call, request))
+            return
+
+        def check() -> None:
+            if not self._might_begin(route, call, holder):
+                self._decide(route, request, self._act(holder, stream))
+
+        with self._watch(call) as changed:
+            async with (
+                while_passing(check, changed),
+                contextlib.aclosing(route.handler.function(call, request)) as responses,
+            ):
                 await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
                     await wait_for_room(stream)
-        else:
-            await send(stream, await route.handler.function(call, request))
+
+    @contextlib.contextmanager
+    def _watch(self, call: Call) -> Iterator[asyncio.Event]:
+        """Give an event that is set whenever other policies are in force, or other shares of the job."""
+        with contextlib.ExitStack() as stack:
+            if call.job is None:
+                changed = asyncio.Event()
+            else:
+                changed = stack.enter_context(self._daemon.engine.watch_shares(call.job.id))
+            stack.enter_context(self._rights.tell(changed))
+            yield changed
+
+    def _might_begin(self, route: Route, call: Call, holder: Caller) -> bool:
+        """Tell whether a call that is under way would be permitted if it were made now."""
+        caller = call.caller
+        if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
+            return False
+        resource = DAEMON if call.job is None else self._daemon.find(call.job.id)
+        return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
         certificate = stream.peer.cert()
@@ -176,8 +208,8 @@ class Gate:
         names = stream.metadata.getall(_USERNAME, []) if stream.metadata else []
         if not names:
             return caller
-        name = names[0]
-        if len(names) > 1 or not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME:
+        name = unquote(str(names[0]))
+        if len(names) > 1 or not 0 < len(name) <= _LONGEST_NAME:
             raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {_LONGEST_NAME} characters")
         if name in (caller.user.id, caller.user.name):
             return caller
@@ -186,12 +218,15 @@ class Gate:
             user = self._daemon.users.find(name)
         except UserUnknown as error:  # told only to those who might act for any user
             user, unknown = User("", name), error
-        roles = self._rights.roles_of(user)
-        if not caller.decide(IMPERSONATE, Resource(On.USER, user.id, owner=user, roles=roles)):
-            raise NotPermitted(IMPERSONATE, on=f" {name}")
+        resource = self._as_resource(user)
+        if not caller.decide(IMPERSONATE, resource, {"name": name}):
+            raise caller.refusal(IMPERSONATE, resource, name)
         if unknown is not None:
             raise unknown
         return caller.acting_for(user)
+
+    def _as_resource(self, user: User) -> Resource:
+        return Resource(On.USER, user.id, owner=user, roles=self._rights.roles_of(user))
 
     def _decide(self, route: Route, request: Any, caller: Caller) -> Call:
         """Decide whether a call may be made; return what its handler needs if so."""
@@ -200,14 +235,14 @@ class Gate:
         job_id = getattr(request, "job_id", None)
         if job_id is None:
             if not caller.decide(right, DAEMON, details):
-                raise NotPermitted(right)
+                raise caller.refusal(right, DAEMON)
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         resource = self._daemon.find(job_id)
         if not caller.decide(right, resource, details):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:
-                raise NotPermitted(right)
+                raise caller.refusal(right, resource)
             raise JobNotFound(job_id)
         return Call(self._daemon, caller, self._daemon.engine.status(job_id), resource)
 

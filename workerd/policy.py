@@ -7,6 +7,7 @@ policies are validated against, is made of the rights that the installed handler
 
 import enum
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,9 @@ from workerd.errors import PolicyInvalid
 log = structlog.get_logger()
 DEFAULT_FILE = "default.cedar"
 _REMEMBERED_DECISIONS = 4096
+_DEEPEST = 50
+# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and brackets.
+_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*|[(\[{]|[)\]}]')
 
 
 class On(enum.StrEnum):
@@ -49,10 +53,15 @@ class Right:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a user, with the roles that the configuration gives them."""
+    """Who asks: a user, with the roles that the configuration gives them.
+
+    Attributes:
+        acted_for: whether somebody else asks for them.
+    """
 
     user: User
     roles: frozenset[str]
+    acted_for: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,7 @@ class Resource:
 
 
 DAEMON = Resource(On.DAEMON)
+_TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +112,7 @@ class Policies:
         policies: dict[str, Any] = {}
         for name, text in sources.items():
             policies |= self._compile(name, text)
-        self._set = cedarpy.PolicySet.from_json_str(
-            json.dumps({"staticPolicies": policies, "templates": {}, "templateLinks": []})
-        )
+        self._set = _policy_set(policies)
         self.decide = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
 
     def with_added(self, name: str, text: str) -> "Policies":
@@ -123,7 +131,7 @@ class Policies:
             "principal": _uid(On.USER, principal.user.id),
             "action": _uid("Action", right),
             "resource": _uid(resource.on, resource.id),
-            "context": {"right": right},
+            "context": {"right": right, "actedFor": principal.acted_for},
         }
         answer = cedarpy.is_authorized(request, self._set, _entities(principal, resource), self._schema)
         if errors := answer.diagnostics.errors:
@@ -133,10 +141,13 @@ class Policies:
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
+        _check_depth(file, text)
         try:
             parsed = json.loads(cedarpy.policies_to_json_str(text))
         except ValueError as error:
             raise PolicyInvalid(file, " ".join(str(error).split())) from error
+        except RecursionError as error:
+            raise PolicyInvalid(file, _TOO_LONG) from error
         if parsed["templates"]:
             raise PolicyInvalid(file, "it holds a template, which nothing here fills in")
         named: dict[str, Any] = {}
@@ -149,8 +160,12 @@ class Policies:
             labels[identifier] = label
         if faults := cedarpy.validate_policies(text, self._schema).errors:
             first = faults[0]
-            label, problem = labels.get(first.policy_id, first.policy_id), " ".join(first.error.split())
-            raise PolicyInvalid(file, f"{label}: {problem}")
+            problem = " ".join(first.error.split()).removeprefix(f"for policy `{first.policy_id}`, ")
+            raise PolicyInvalid(file, f"{labels.get(first.policy_id, first.policy_id)}: {problem}")
+        try:
+            _policy_set(named)
+        except (ValueError, RecursionError) as error:
+            raise PolicyInvalid(file, _TOO_LONG) from error
         return named
 
 
@@ -160,13 +175,37 @@ def read_policies(folder: Path) -> dict[str, str]:
     Raises:
         PolicyInvalid: one of them cannot be read.
     """
-    sources = {DEFAULT_FILE: resources.files("workerd").joinpath("policies", DEFAULT_FILE).read_text()}
+    sources = {DEFAULT_FILE: resources.files("workerd").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
     for path in sorted(folder.glob("*.cedar")):
         try:
-            sources[path.name] = path.read_text()
+            sources[path.name] = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error
+        if not sources[path.name]:  # as a file is when somebody has just begun to write it
+            raise PolicyInvalid(str(path), "it is empty: if there are to be no policies in it, write a comment")
     return sources
+
+
+def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:
+    return cedarpy.PolicySet.from_json_str(
+        json.dumps({"staticPolicies": policies, "templates": {}, "templateLinks": []})
+    )
+
+
+def _check_depth(file: str, text: str) -> None:
+    """Refuse what Cedar's parser, which calls itself for each bracket, would run out of stack with, and the daemon too.
+
+    Raises:
+        PolicyInvalid: there are too many brackets within each other.
+    """
+    depth = 0
+    for piece in _TOKENS.findall(text):
+        if piece in "([{":
+            depth += 1
+        elif piece in ")]}":
+            depth -= 1
+        if depth > _DEEPEST:
+            raise PolicyInvalid(file, f"more than {_DEEPEST} brackets are open at one place")
 
 
 def _schema(rights: Mapping[str, Right]) -> str:
@@ -183,7 +222,7 @@ def _schema(rights: Mapping[str, Right]) -> str:
     for name, right in sorted(rights.items()):
         group = ' in [Action::"Read"]' if right.reads else ""
         kinds = ", ".join(sorted(right.on))
-        applies = f"principal: User, resource: [{kinds}], context: {{ right: String }}"
+        applies = f"principal: User, resource: [{kinds}], context: {{ right: String, actedFor: Bool }}"
         lines.append(f"action {json.dumps(name)}{group} appliesTo {{ {applies} }};")
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import structlog
@@ -44,13 +44,11 @@ async def serve(settings: Settings) -> None:
     """
     prepare(settings)
     stop = stop_signals()
-    trail = AuditTrail(settings.audit_directory, settings.max_audit_bytes)
-    events = JobEvents(trail)
     async with (
-        Keeper(settings.state_directory, settings.storage, on_end=events.ended, on_remove=events.removed) as keeper,
+        _telling_keeper(settings) as (keeper, trail),
         meanwhile(remind(PkiFolder(settings.pki_directory))),
     ):
-        with noting_service(trail, settings.processes), _take_port(settings) as bound:
+        with _take_port(settings) as bound, noting_service(trail, settings.processes):
             host, port = bound.getsockname()[:2]
             processes = ApiProcesses(replace(settings, host=host, port=port), keeper.hold)
             running = asyncio.create_task(processes.run())
@@ -69,6 +67,16 @@ async def serve(settings: Settings) -> None:
                 await asyncio.wait([running])
                 with contextlib.suppress(ConfigurationInvalid):  # raised above, where it was waited for
                     running.result()
+
+
+@contextlib.asynccontextmanager
+async def _telling_keeper(settings: Settings) -> AsyncIterator[tuple[Keeper, AuditTrail]]:
+    """Run a keeper that tells the audit trail of its jobs."""
+    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
+        events = JobEvents(trail)
+        keeper = Keeper(settings.state_directory, settings.storage, on_end=events.ended, on_remove=events.removed)
+        async with keeper:
+            yield keeper, trail
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """The rights as they stand: the policies in force, taken up anew when their files change, and the roles of users."""
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import structlog
@@ -33,6 +35,8 @@ class Rights:
         self._folder = folder
         self._roles = roles
         self.known = known
+        self._told: set[asyncio.Event] = set()
+        self._problem = ""  # that was told last, and still is there
         self._sources = read_policies(folder)
         self.policies = Policies(self._sources, known)
 
@@ -40,9 +44,22 @@ class Rights:
         """Tell which roles a user has."""
         return frozenset(role for role, users in self._roles.items() if user.id in users or user.name in users)
 
-    def decide(self, user: User, right: str, resource: Resource) -> Decision:
-        """Decide whether a user may do something."""
-        return self.policies.decide(Principal(user, self.roles_of(user)), right, resource)
+    def decide(self, user: User, right: str, resource: Resource, *, acted_for: bool = False) -> Decision:
+        """Decide whether a user may do something.
+
+        Args:
+            acted_for: whether somebody else asks for them.
+        """
+        return self.policies.decide(Principal(user, self.roles_of(user), acted_for), right, resource)
+
+    @contextlib.contextmanager
+    def tell(self, changed: asyncio.Event) -> Iterator[None]:
+        """Have an event set whenever other policies come into force."""
+        self._told.add(changed)
+        try:
+            yield
+        finally:
+            self._told.remove(changed)
 
     async def follow(self) -> None:
         """Take up policies that change, until cancelled. What is bad is told, and what was good stays."""
@@ -51,11 +68,16 @@ class Rights:
     def _look(self) -> None:
         try:
             sources = read_policies(self._folder)
+            self._problem = ""
             if sources == self._sources:
                 return
             self._sources = sources
             self.policies = Policies(sources, self.known)
         except PolicyInvalid as error:
-            log.error("policies were changed and cannot be used; those from before stay", error=str(error))
+            if str(error) != self._problem:
+                log.error("policies were changed and cannot be used; those from before stay", error=str(error))
+            self._problem = str(error)
         else:
             log.info("policies were changed and are in force from now on", folder=str(self._folder))
+            for changed in self._told:
+                changed.set()

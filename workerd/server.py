@@ -57,7 +57,7 @@ async def serve(settings: Settings) -> None:
     async with telling_engine(settings) as (engine, trail):
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
-        with noting_service(trail, settings.processes), listen(settings) as listening:
+        with listen(settings) as listening, noting_service(trail, settings.processes):
             async with (
                 meanwhile(remind(PkiFolder(settings.pki_directory))),
                 answering(engine, settings, routes, listening, trail.record) as gate,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import platformdirs
 
+from pki.checks import is_name
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
@@ -19,6 +20,7 @@ DEFAULT_LISTEN = "0.0.0.0:7005"  # reachable from elsewhere is what it is for; m
 DEFAULT_KEEPALIVE_SECONDS = 20.0
 MAX_PROCESSES = 64
 _ROLE = re.compile(r"[a-z][a-z0-9-]*")
+_ID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")  # RFC 9562 §4
 
 
 def default_state_directory() -> Path:
@@ -99,14 +101,14 @@ def make_settings(
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
-    for role, users in roles.items():
-        if _ROLE.fullmatch(role) is None or not all(users):
+    named = {role: tuple(one.strip() for each in users for one in each.split(",")) for role, users in roles.items()}
+    for role, users in named.items():
+        if _ROLE.fullmatch(role) is None:
+            raise ConfigurationInvalid(f"--roles.{role}: {role!r} is no role: give a word as admin or viewer")
+        if wrong := [user for user in users if not is_name(user)]:
             raise ConfigurationInvalid(
-                f"--roles.{role} {' '.join(users)!r} is no role with its users: give NAME or UUID"
+                f"--roles.{role} {wrong[0]!r} is no user: give names or ids, with commas between them"
             )
-    limits.check()
-    if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
-        raise ConfigurationInvalid(f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES}, or 0")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
@@ -120,8 +122,13 @@ def make_settings(
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
-        roles={role: tuple(users) for role, users in roles.items()},
+        roles={role: tuple(map(_canonical, users)) for role, users in named.items()},
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
     )
+
+
+def _canonical(user: str) -> str:
+    """Give an id as certificates have it, and a name as it is."""
+    return user.lower() if _ID.fullmatch(user) else user

@@ -8,8 +8,12 @@ import os
 import uuid
 from pathlib import Path
 
+import structlog
+
 from workerd.engine.job import User
 from workerd.errors import UserUnknown
+
+log = structlog.get_logger()
 
 
 class Users:
@@ -27,13 +31,18 @@ class Users:
         """Remember what a user is called now."""
         if self._noted.get(user.id) == user.name:
             return
+        name = user.name.encode()
         path = self._folder / user.id
-        if not path.exists() or path.read_text() != user.name:
-            self._folder.mkdir(mode=0o700, exist_ok=True)
-            new = self._folder / f".{user.id}.{os.getpid()}"
-            new.write_text(user.name)
-            new.rename(path)
-        self._noted[user.id] = user.name
+        try:
+            if not path.exists() or path.read_bytes() != name:
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+                new = self._folder / f".{user.id}.{os.getpid()}"
+                new.write_bytes(name)
+                new.rename(path)
+        except OSError as error:  # others may have to give the id instead, and everything else is served
+            log.error("a user cannot be found by their name yet", user=user.name, error=str(error))
+        else:
+            self._noted[user.id] = user.name
 
     def find(self, text: str) -> User:
         """Find the user whom an id or a name means; an id may be that of a user who has not been here.
@@ -43,9 +52,9 @@ class Users:
         """
         if _is_id(text):
             path = self._folder / text
-            return User(text, path.read_text() if path.exists() else text)
+            return User(text, path.read_bytes().decode(errors="replace") if path.exists() else text)
         paths = self._folder.iterdir() if self._folder.exists() else ()
-        found = sorted(path.name for path in paths if _is_id(path.name) and path.read_text() == text)
+        found = sorted(path.name for path in paths if _is_id(path.name) and path.read_bytes() == text.encode())
         if len(found) != 1:
             raise UserUnknown(text, found)
         return User(found[0], text)

@@ -130,7 +130,7 @@ async def test_a_spawn_of_an_engine_that_was_killed_is_cleared_away_and_its_key_
     spawning = asyncio.create_task(engines[0].spawn(request))
     job_id = await wait_claimed(tmp_path)
     again = asyncio.create_task(engines[1].spawn(request))
-    (task,) = engines[0]._spawning.values()
+    (task,) = engines[0]._spawner._spawning.values()
     task.cancel()  # its descriptors are closed, as when its process ends
     os.kill(zygote(engines[0]), signal.SIGKILL)
     with pytest.raises(asyncio.CancelledError):
@@ -179,7 +179,7 @@ async def test_more_spawns_at_once_than_a_stopped_zygote_takes_do_not_hold_up_th
 async def test_an_engine_does_not_wait_for_a_stopped_zygote_and_the_next_one_starts_the_job_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workerd.engine.engine._FINISH_SECONDS", 0.2)
+    monkeypatch.setattr("workerd.engine.spawner._FINISH_SECONDS", 0.2)
     request = shell(f"echo once >> {tmp_path}/count", request_key="k")
     state = tmp_path / "state"
     async with Engine(state) as engine:

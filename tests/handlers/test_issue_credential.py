@@ -1,17 +1,24 @@
 """IssueCredential: what is issued, to whom, and what is refused."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, IssueCredentialRequest, SpawnRequest, WorkerServiceStub
 
+from pki.errors import InvalidRequest
 from pki.files import key_path
 from pki.identity import Named, read_any_uri
 from pki.inventory import describe_now, serial_text
-from pki.narrowing import make_key, make_request
+from pki.narrowing import fit, make_key, make_request
 from pki.store import PkiFolder
 from tests.daemon import USER, Daemon, running_daemon
 from tests.narrowing import narrow
@@ -86,6 +93,23 @@ async def test_request_must_be_one(shared_daemon: Daemon, data: bytes) -> None:
         error = await refusal(client, "status", data=data)
     assert (error.status, error.reason) == (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID)
     assert "certificate request" in str(error)
+
+
+async def test_request_that_others_make_and_keep_in_pem_is_as_good(shared_daemon: Daemon) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    somebody_else = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody else")])
+    pem = x509.CertificateSigningRequestBuilder(somebody_else).sign(key, hashes.SHA384()).public_bytes(Encoding.PEM)
+    async with shared_daemon.client() as client:
+        issued = await client.issue_credential(pem, ["status"])
+        assert describe_now(fit(key, issued.certificate).certificate).subject == USER
+        with pytest.raises(InvalidRequest, match="no PKCS #10 in PEM"):
+            await client.issue_credential(pem[:200], ["status"])
+
+
+def test_nothing_that_is_slow_to_import_is_loaded_before_it_is_needed() -> None:
+    modules = "workerctl.commands.credential, workerd.handlers.issue_credential"
+    script = f"import sys, {modules}; sys.exit('cryptography' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 async def test_narrowed_certificate_is_good_for_its_rights_only(shared_daemon: Daemon, tmp_path: Path) -> None:

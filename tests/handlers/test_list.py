@@ -1,9 +1,15 @@
 """List."""
 
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 from worker_api.worker.v1 import ErrorReason, JobState, ListRequest, ListResponse, SpawnRequest, WorkerServiceStub
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, running_daemon
 from workerctl.client import Client
 from workerctl.errors import CallFailed
 
@@ -60,3 +66,91 @@ async def test_impossible_requests_are_refused(
         with pytest.raises(CallFailed) as caught:
             await get_page(client, request_)
     assert caught.value.reason is reason
+
+
+class Crowd:
+    """Users of one daemon, of whom one may see everything, and jobs of theirs."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.daemon = daemon
+        self.jobs: dict[str, list[str]] = {"ann": [], "bob": [], "vera": []}
+
+    async def settle(self) -> None:
+        """Spawn jobs in turn; bob is given two of ann's."""
+        async with contextlib.AsyncExitStack() as stack:
+            ann, bob = [await stack.enter_async_context(self.daemon.client(name)) for name in ("ann", "bob")]
+            await bob.whoami()
+            for _ in range(4):
+                self.jobs["ann"].append(await ann.spawn(SpawnRequest(program="true")))
+                self.jobs["bob"].append(await bob.spawn(SpawnRequest(program="true", name="bobs")))
+            self.jobs["ann"].append(await ann.spawn(SpawnRequest(program="sleep", args=["1000"])))
+            self.shared = [self.jobs["ann"][0], self.jobs["ann"][4]]
+            for job_id in self.shared:
+                await ann.share(job_id, "bob", {"status"})
+            await ann.share(self.jobs["ann"][1], "bob", {"stop"})  # with which it is not seen
+            for job_id in (*self.jobs["ann"][:4], *self.jobs["bob"]):
+                async with self.daemon.client("ann" if job_id in self.jobs["ann"] else "bob") as client:
+                    _ = [event async for event in client.stream_log(job_id)]
+
+    async def list(self, user: str, *, size: int = 0, all_owners: bool = True, **chosen: Any) -> list[list[str]]:
+        """List jobs page by page."""
+        pages: list[list[str]] = []
+        token = ""
+        async with self.daemon.client(user) as client:
+            while True:
+                request = ListRequest(page_size=size, page_token=token, all_owners=all_owners, **chosen)
+                page = await get_page(client, request)
+                pages.append([job.id for job in page.jobs])
+                token = page.next_page_token
+                if not token:
+                    return pages
+
+
+@pytest.fixture
+async def crowd(tmp_path: Path) -> AsyncIterator[Crowd]:
+    """Some users and jobs."""
+    daemon = Daemon(tmp_path / "state")
+    for name in ("ann", "bob", "vera"):
+        daemon.pki.issue_client(name)
+    with running_daemon(daemon.state, "--roles.viewer", "vera") as running:
+        crowd = Crowd(running)
+        await crowd.settle()
+        yield crowd
+
+
+async def test_all_owners_shows_whom_it_may_what_it_may(crowd: Crowd) -> None:
+    ann, bob = crowd.jobs["ann"], crowd.jobs["bob"]
+    [of_vera], [of_ann], [of_bob] = [await crowd.list(name) for name in ("vera", "ann", "bob")]
+    assert set(of_vera) == {*ann, *bob}
+    assert of_ann == ann[::-1]
+    assert set(of_bob) == {*bob, *crowd.shared}
+    assert of_bob == [job_id for job_id in of_vera if job_id in of_bob]  # newest first, too
+    assert await crowd.list("vera", all_owners=False) == [[]]
+    assert await crowd.list("bob", all_owners=False) == [bob[::-1]]
+    shown = crowd.daemon.workerctl("list", "--all-owners", user="bob").stdout.decode()
+    assert all(job_id in shown for job_id in of_bob)
+    assert "ann" in shown
+    assert not any(job_id in shown for job_id in ann if job_id not in crowd.shared)
+
+
+async def test_pages_of_all_owners_tell_nothing_of_what_is_not_seen(crowd: Crowd) -> None:
+    [whole] = await crowd.list("bob")
+    for size in (1, 2, 3, 5, 6, 7):
+        pages = await crowd.list("bob", size=size)
+        assert list(itertools.chain(*pages)) == whole
+        assert [len(page) for page in pages[:-1]] == [size] * (len(pages) - 1)  # full, whatever lies between
+        assert pages[-1]  # and none after the last
+    async with crowd.daemon.client("vera") as viewer, crowd.daemon.client("bob") as bob:
+        token = (await get_page(viewer, ListRequest(page_size=1, all_owners=True))).next_page_token
+        assert token
+        page = await get_page(bob, ListRequest(page_token=token, all_owners=True))
+        assert {job.id for job in page.jobs} <= set(whole)
+
+
+async def test_jobs_of_all_owners_are_chosen_by_state_and_name(crowd: Crowd) -> None:
+    ann, bob = crowd.jobs["ann"], crowd.jobs["bob"]
+    assert await crowd.list("vera", states=[JobState.RUNNING]) == [[ann[4]]]
+    assert await crowd.list("bob", states=[JobState.RUNNING]) == [[ann[4]]]
+    assert set((await crowd.list("bob", states=[JobState.ENDED]))[0]) == {ann[0], *bob}
+    assert await crowd.list("vera", name="bobs") == [bob[::-1]]
+    assert await crowd.list("ann", name="bobs") == [[]]

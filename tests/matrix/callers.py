@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import tomllib
 from collections.abc import AsyncIterator, Callable
@@ -40,6 +41,7 @@ class World:
         owner: who made all jobs.
         standing: a job that runs, has printed, and that nobody is to change.
         connect: by the heading of the column: gives a connection of that caller's.
+        turned_away: those of them with whom no connection is made.
         account: the system account that the daemon runs as.
     """
 
@@ -47,6 +49,7 @@ class World:
     owner: Client
     standing: str
     connect: dict[str, Callable[[], WorkerChannel]]
+    turned_away: dict[str, Target]
     account: str
 
     async def start(self, script: str = "echo ready; exec sleep 1000") -> str:
@@ -99,7 +102,7 @@ async def everybody(folder: Path, account: str) -> AsyncIterator[World]:
                     await client.whoami()
             me = (await owner.whoami()).user
             assert me is not None
-            world = World(daemon, owner, "", {}, account)
+            world = World(daemon, owner, "", {}, {}, account)
             job_id = await world.start()
 
             def open_once(target: Target) -> Callable[[], WorkerChannel]:
@@ -109,6 +112,7 @@ async def everybody(folder: Path, account: str) -> AsyncIterator[World]:
             def open_anew(target: Target) -> Callable[[], WorkerChannel]:
                 return lambda: stack.enter_context(contextlib.closing(connect(target)))
 
+            bare = Bare(daemon.endpoint, USER, daemon.pki.path)
             revoked, expired = (Target(daemon.endpoint, USER, folder / name) for name in ("revoked", "expired"))
             serial = own(daemon, revoked, me.id, timedelta(days=1))
             revoked_since = open_once(revoked)
@@ -125,13 +129,12 @@ async def everybody(folder: Path, account: str) -> AsyncIterator[World]:
                 "viewer": open_once(daemon.target("viewer")),
                 "admin": open_once(daemon.target("admin")),
                 "narrowed": open_once(await narrow(daemon, owner, folder / "narrowed")),
-                "revoked": open_anew(revoked),
                 "revoked since": revoked_since,
-                "expired": open_anew(expired),
                 "expired since": expired_since,
-                "none": open_anew(Bare(daemon.endpoint, USER, daemon.pki.path)),
             }
-            yield World(daemon, owner, job_id, callers, account)
+            turned_away = {"revoked": revoked, "expired": expired, "none": bare}
+            callers |= {name: open_anew(target) for name, target in turned_away.items()}
+            yield World(daemon, owner, job_id, callers, turned_away, account)
 
 
 class Bare(Target):
@@ -146,6 +149,22 @@ class Bare(Target):
 def connect(target: Target) -> WorkerChannel:
     """Give a connection, with nothing between the caller and the errors."""
     return WorkerChannel(*target.resolve(), target.tls())
+
+
+def alert(target: Target) -> str:
+    """Connect, say nothing, and give what the daemon refuses the certificate with: what it said, in OpenSSL's words.
+
+    What is sent meanwhile may lose it to a reset (RFC 9112 §9.6).
+    """
+    host, port = target.resolve()
+    with (
+        socket.create_connection((host, port), _SOON_SECONDS) as plain,
+        target.tls().wrap_socket(plain, server_hostname=host) as connected,
+    ):
+        try:
+            return repr(connected.recv(1))
+        except ssl.SSLError as error:
+            return error.reason or ""
 
 
 def own(daemon: Daemon, target: Target, user_id: str, lifetime: timedelta) -> str:

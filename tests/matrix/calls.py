@@ -78,7 +78,7 @@ def _stub(make: Make) -> Callable[[WorkerChannel, str], Awaitable[Any]]:
 
 
 def _is_job(answer: Any) -> bool:
-    return answer.job.program == "sh" and answer.job.owner.name == USER
+    return bool(answer.job.program == "sh" and answer.job.owner.name == USER)
 
 
 def _status(*, show_envs: bool = False) -> Callable[[WorkerChannel, str], Awaitable[Any]]:
@@ -112,6 +112,15 @@ def wishes(account: str) -> dict[str, Wish]:
         "`Status`": Wish(_status(), standing, tells=lambda answer: _is_job(answer) and not answer.job.envs),
         "`Status` with `show_envs`": Wish(
             _status(show_envs=True), standing, tells=lambda answer: _is_job(answer) and answer.job.envs == SECRET
+        ),
+        "`Status` with `show_envs`, for the owner": Wish(
+            _stub(
+                lambda stub, job_id: stub.status(
+                    StatusRequest(job_id=job_id, show_envs=True), metadata={"workerd-username": USER}
+                )
+            ),
+            standing,
+            tells=lambda answer: _is_job(answer) and answer.job.envs == SECRET,
         ),
         "`Status` of no job": Wish(_status(), absent),
         "`StreamLog`": Wish(_stub(_stream_log), standing, tells=lambda answer: answer == b"ready\n"),

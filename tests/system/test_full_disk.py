@@ -1,11 +1,9 @@
 """A disk that is full holds jobs up and turns new ones away, and loses nothing: when there is room all goes on."""
 
 import asyncio
-import contextlib
 import os
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from worker_api.worker.v1 import ErrorReason, Gap, Job, JobEnd, JobState, SpawnR
 
 from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
+from tests.small_disk import fill, make_room, small_disk
 from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed
@@ -32,20 +31,8 @@ PRINT = f"import random, sys; sys.stdout.buffer.write(random.Random(7).randbytes
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of the test's own (tmpfs(5)), half of which is taken by the file `ballast`."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk to fill")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=700", "workerd-test", str(disk)]
-    mounted = subprocess.run(mount, capture_output=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        (disk / "ballast").write_bytes(bytes(BALLAST_BYTES))
-        yield disk
-    finally:
-        # Lazily: what may still have a file open there must not keep it in place.
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", DISK_BYTES, BALLAST_BYTES):
+        yield tmp_path / "disk"
 
 
 @pytest.fixture
@@ -56,19 +43,6 @@ def small_daemon(disk: Path) -> Iterator[Daemon]:
             yield daemon
         finally:
             make_room(disk)
-
-
-def fill(disk: Path) -> None:
-    """Leave no room at all."""
-    with contextlib.suppress(OSError), (disk / "more").open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
-    assert os.statvfs(disk).f_bavail == 0
-
-
-def make_room(disk: Path) -> None:
-    for name in ("ballast", "more"):
-        (disk / name).unlink(missing_ok=True)
 
 
 async def wait_held_up(client: Client, job_id: str) -> Job:

@@ -1,6 +1,9 @@
 """Each limit is met for real; whoever meets it is told, or cut off, and other users notice nothing."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, aclosing
@@ -183,8 +186,18 @@ async def test_a_limit_that_is_met_all_the_time_does_not_fill_the_log(tmp_path: 
     assert daemon.errors().count("max-arguments") == 2  # one line: the limit, and the sentence
 
 
-def test_a_limit_that_cannot_be_is_told(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path / "state", ("--max-request-bytes", "5"))
-    with pytest.raises(AssertionError, match="--max-request-bytes 5 cannot be: give 1024 or more"):
-        daemon.start()
-    assert daemon.stop() == 2
+@pytest.mark.parametrize("way", ["option", "environment", "file"])
+def test_a_limit_can_be_set_in_each_way_and_one_that_cannot_be_is_told(tmp_path: Path, way: str) -> None:
+    file = tmp_path / "workerd.toml"
+    file.write_text("max-request-bytes = 5\n")
+    options = {"option": ["--max-request-bytes", "5"], "file": ["--config", str(file)]}.get(way, [])
+    result = subprocess.run(
+        [sys.executable, "-m", "workerd", "--state-dir", str(tmp_path / "state"), *options],
+        capture_output=True,
+        check=False,
+        env={**os.environ, **({"WORKERD_MAX_REQUEST_BYTES": "5"} if way == "environment" else {})},
+        text=True,
+        timeout=60,
+    )
+    problem = "workerd: --max-request-bytes 5 cannot be: give 1024 or more\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", problem)

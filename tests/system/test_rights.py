@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import statistics
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -11,9 +13,12 @@ from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import (
     ErrorDetail,
     ErrorReason,
+    ExplainDecisionRequest,
     JobEnd,
     ListRequest,
     ListResponse,
+    RemoveRequest,
+    ShareRequest,
     SpawnRequest,
     StatusRequest,
     StopRequest,
@@ -27,6 +32,7 @@ from tests.daemon import USER, Daemon
 from workerctl.client import Client
 from workerctl.events import Output
 from workerctl.transport import WorkerChannel
+from workerd.engine.job import FORMAT_VERSION
 
 SPINNER = ("sh", "-c", "echo secret; exec sleep 1000")
 _numbers = itertools.count()
@@ -50,13 +56,42 @@ async def stop(stub: WorkerServiceStub, job_id: str) -> None:
     await stub.stop(StopRequest(job_id=job_id))
 
 
+async def remove(stub: WorkerServiceStub, job_id: str) -> None:
+    """Call Remove."""
+    await stub.remove(RemoveRequest(job_id=job_id))
+
+
+async def share(stub: WorkerServiceStub, job_id: str) -> None:
+    """Call Share, with somebody whom nobody knows."""
+    await stub.share(ShareRequest(job_id=job_id, user="nobody", rights=["status"]))
+
+
+async def explain(stub: WorkerServiceStub, job_id: str) -> None:
+    """Call ExplainDecision, with policies that would let everybody in."""
+    policies = "permit (principal, action, resource);"
+    await stub.explain_decision(ExplainDecisionRequest(job_id=job_id, right="status", policies=policies))
+
+
+async def envs(stub: WorkerServiceStub, job_id: str) -> None:
+    """Call Status for the environment, too."""
+    await stub.status(StatusRequest(job_id=job_id, show_envs=True))
+
+
 async def stream_log(stub: WorkerServiceStub, job_id: str) -> None:
     """Call StreamLog."""
     async for _ in stub.stream_log(StreamLogRequest(job_id=job_id)):
         pass
 
 
-CALLS: list[Callable[[WorkerServiceStub, str], Awaitable[None]]] = [status, stop, stream_log]
+CALLS: list[Callable[[WorkerServiceStub, str], Awaitable[None]]] = [
+    status,
+    stop,
+    stream_log,
+    remove,
+    share,
+    explain,
+    envs,
+]
 
 
 @contextlib.asynccontextmanager
@@ -116,6 +151,61 @@ async def test_another_user_s_job_is_told_just_like_one_that_does_not_exist(
         assert sentence.startswith("there is no job <id>")
         assert details == [ErrorDetail(reason=ErrorReason.JOB_NOT_FOUND, subject="job_id")]
         assert (await owner.status(job_id)).end is None
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("damage", ["spec", "status", "newer", "shares", "half made"])
+async def test_what_is_wrong_with_a_job_is_its_owner_s_affair(
+    shared_daemon: Daemon, other: str, damage: str, call: Callable[[WorkerServiceStub, str], Awaitable[None]]
+) -> None:
+    nobody_s = str(uuid.uuid4())
+    async with (
+        shared_daemon.client() as owner,
+        stub_of(shared_daemon, USER) as owners,
+        stub_of(shared_daemon, other) as stub,
+    ):
+        job_id = await spawn(owner, "true")
+        _ = [event async for event in owner.stream_log(job_id)]
+        folder = shared_daemon.folder(job_id)
+        match damage:
+            case "spec" | "status" | "shares":
+                (folder.path / damage).write_bytes(b"[damaged")
+            case "newer":
+                newer = folder.spec.read_bytes().replace(b'"format":%d' % FORMAT_VERSION, b'"format":1000')
+                assert b"1000" in newer
+                folder.spec.write_bytes(newer)
+            case "half made":
+                folder.status.unlink()
+        denied, missing = await failure(call(stub, job_id), job_id), await failure(call(stub, nobody_s), nobody_s)
+        assert denied == missing
+        assert denied[0] is Status.NOT_FOUND
+        if damage in ("spec", "status", "newer"):
+            code, _, _ = await failure(call(owners, job_id), job_id)
+            assert code is Status.DATA_LOSS
+
+
+async def test_no_time_tells_another_user_s_job_from_one_that_does_not_exist(shared_daemon: Daemon, other: str) -> None:
+    """As far as a median of many calls through one connection can tell."""
+    async with shared_daemon.client() as owner, stub_of(shared_daemon, other) as stub:
+        job_id, nobody_s = await spawn(owner, *SPINNER), str(uuid.uuid4())
+        ratios: list[float] = []
+        while len(ratios) < 3:
+            ratios.append(await compare_times(stub, job_id, nobody_s))
+            if 0.8 < ratios[-1] < 1.25:
+                return
+    pytest.fail(f"each time it took another time: {ratios}")
+
+
+async def compare_times(stub: WorkerServiceStub, first: str, second: str) -> float:
+    """Tell how long calls for one job take that is not seen, in times those for another."""
+    times: dict[str, list[float]] = {first: [], second: []}
+    for number in range(420):
+        job_id = (first, second)[number % 2]
+        begun = time.perf_counter()
+        with contextlib.suppress(GRPCError):
+            await status(stub, job_id)
+        times[job_id].append(time.perf_counter() - begun)
+    return statistics.median(times[first][10:]) / statistics.median(times[second][10:])
 
 
 @pytest.mark.parametrize("arguments", [("status",), ("stop",), ("stream-log", "--past-events", "--no-follow")])

@@ -454,11 +454,9 @@ async def test_certificate_of_the_right_authority_that_names_no_user_is_unauthen
 ) -> None:
     credential = issue_any(authority, USER, names, ExtendedKeyUsageOID.CLIENT_AUTH)
     target = Target(shared_daemon.endpoint, USER, client_folder(shared_daemon, tmp_path, credential).path)
-    with (
-        contextlib.closing(WorkerChannel(*target.resolve(), target.tls())) as channel,
-        pytest.raises(GRPCError) as raised,
-    ):
-        await WorkerServiceStub(channel).who_am_i(WhoAmIRequest())
+    async with contextlib.aclosing(WorkerChannel(*target.resolve(), target.tls())) as channel:
+        with pytest.raises(GRPCError) as raised:
+            await WorkerServiceStub(channel).who_am_i(WhoAmIRequest())
     assert raised.value.status is Status.UNAUTHENTICATED
     assert raised.value.details == [ErrorDetail(reason=ErrorReason.IDENTITY_INVALID)]
 

@@ -9,7 +9,7 @@ from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
 from worker_api.worker.v1 import SpawnRequest, SpawnResponse
 
-from tests.daemon import Daemon, running_daemon
+from tests.daemon import USER, Daemon, running_daemon
 from workerctl.client import Client
 from workerctl.errors import CallFailed
 
@@ -22,7 +22,7 @@ class Service:
     def __mapping__(self):
         return {"/stumble.v1.Stumble/Stumble": Handler(None, Cardinality.UNARY_UNARY, SpawnRequest, SpawnResponse)}
 
-@handles(Service, "Stumble", right="stumble")
+@handles(Service, "Stumble", right="stumble", reads=True)
 async def stumble(call, request):
     envs = dict(request.envs)
     raise RuntimeError(f"stumbled with {len(envs)} variables")
@@ -54,7 +54,7 @@ async def stumble(client: Client, request: SpawnRequest) -> None:
 
 @pytest.mark.usefixtures("plugin")
 async def test_a_handlers_fault_is_in_the_log_without_what_the_caller_sent(tmp_path: Path) -> None:
-    with running_daemon(tmp_path / "state") as daemon:
+    with running_daemon(tmp_path / "state", "--roles.admin", USER) as daemon:
         async with daemon.client() as client:
             with pytest.raises(CallFailed) as caught:
                 await stumble(client, SpawnRequest(program="true", envs={"TOKEN": "hunter2"}))
@@ -102,7 +102,14 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
         (("--listen", "7005"), "'7005' is not HOST:PORT"),
         (("--grace-seconds", "-1"), "give 0 or more"),
         (("--grace-seconds", "soon"), "--grace-seconds"),
+        (("--max-audit-bytes", "-1"), "give 1048576, or 0"),
+        (("--max-audit-bytes", "1000"), "give 1048576, or 0"),
         (("--nonsense",), "--nonsense"),
+        (("--roles", "alice"), "--roles"),
+        (("--roles.Admin", "alice"), "'Admin' is no role: give a word as admin or viewer"),
+        (("--roles.admin", "alice,bob"), "--roles.admin 'alice,bob' is no user: give one name or id, and each further"),
+        (("--roles.admin", "alice bob"), "--roles.admin 'alice bob' is no user"),
+        (("--roles.admin", ""), "--roles.admin '' is no user"),
         (("--config", "{folder}/none.toml"), "{folder}/none.toml: No such file or directory"),
         (("--config", "{folder}/bad.toml"), "{folder}/bad.toml is not TOML: "),
         (("--config", "{folder}/odd.toml"), "{folder}/odd.toml"),

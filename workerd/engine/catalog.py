@@ -122,6 +122,20 @@ class Catalog:
         """Give the ids of all jobs not known to have ended."""
         return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0")]
 
+    def count_unended(self, owner: str | None = None, besides: Collection[str] = ()) -> int:
+        """Count the jobs not known to have ended.
+
+        Args:
+            owner: only those of the owner with this id; None for everybody's.
+            besides: the ids of jobs that do not count.
+        """
+        query = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id NOT IN (SELECT value FROM json_each(?1))"
+        values = [json.dumps([*besides])]
+        if owner is not None:
+            query += " AND owner = ?2"
+            values.append(owner)
+        return int(self._execute(query, values)[0][0])
+
     def owner(self, job_id: str) -> str | None:
         """Tell the id of a job's owner; None if the job is not entered."""
         rows = self._execute("SELECT owner FROM jobs WHERE id = ?", (job_id,))

@@ -5,9 +5,6 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
-import os
-import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +13,12 @@ from typing import Self
 
 import structlog
 
-from workerd.engine.account import find_account
-from workerd.engine.admission import NO_LIMITS, Admission, JobLimits
+from workerd.engine.admission import NO_LIMITS, JobLimits
 from workerd.engine.errors import (
-    SHORTAGES,
-    CannotStart,
-    CatalogBusy,
     CatalogFailed,
-    Draining,
     JobNotEnded,
     JobNotFound,
-    LimitMet,
-    ResourcesExhausted,
     SpoolCorrupt,
-    TooManyJobs,
 )
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
@@ -39,12 +28,11 @@ from workerd.engine.reader import Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
+from workerd.engine.spawner import Spawner
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 
 log = structlog.get_logger()
 _SCAN_SECONDS = 60.0
-_FINISH_SECONDS = 5.0
-_KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +84,9 @@ class Engine:
         on_remove: Callable[[str], None] | None = None,
     ) -> None:
         self._shelf = Shelf(state_directory, on_end)
-        self._storage = storage
-        self._admission = Admission(limits)
         self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
         self._launcher = Launcher()
-        self._spawning: dict[str, asyncio.Task[None]] = {}
+        self._spawner = Spawner(self._shelf, storage, limits, self._launcher)
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -109,8 +95,9 @@ class Engine:
             stack.enter_context(self._shelf)
             stack.enter_context(self._launcher)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            watching = tasks.create_task(self._shelf.watcher.run(), name="watcher")
-            stack.push_async_callback(self._finish, watching)
+            for watcher in (self._shelf.watcher, self._shelf.replacements):
+                stack.callback(tasks.create_task(watcher.run(), name="watcher").cancel)
+            stack.push_async_callback(self._spawner.aclose)
             self._stack = stack.pop_all()
         return self
 
@@ -140,34 +127,8 @@ class Engine:
                 raise CatalogFailed(self._shelf.directory, problem) from None
 
     async def spawn(self, request: SpawnRequest) -> str:
-        """Start a job and wait until its program runs.
-
-        Args:
-            request: what to run. A request of the same owner with the same key finds the job of the first.
-
-        Returns:
-            The job's id.
-
-        Raises:
-            InvalidArgument: the request asks for what no job could be.
-            CannotStart: the program does not run; nothing is left of the job.
-            Draining: no new jobs are taken.
-            LimitMet: it would be too much; a repeated request never is.
-            LauncherFailed: the supervisor failed.
-            OSError: the state directory cannot be used.
-        """
-        request.check(self._storage)
-        key = request.request_key
-        job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
-        task = self._spawning.get(job_id)
-        if task is None:
-            if not self._folder(job_id).path.exists():
-                self._admission.admit(request, time.monotonic())
-            # A task of the engine's own: a caller who goes away does not leave a job half made.
-            task = self._spawning[job_id] = asyncio.create_task(self._spawn(job_id, request, time.time_ns()))
-            task.add_done_callback(lambda done: self._spawned(job_id, done))
-        await asyncio.shield(task)
-        return job_id
+        """Start a job, as `workerd.engine.spawner.Spawner` does it, and return its id."""
+        return await self._spawner.spawn(request)
 
     async def stop(self, job_id: str, by: User, grace_seconds: float) -> Job:
         """Order a job to be stopped, and wait until its supervisor has taken the order.
@@ -275,6 +236,23 @@ class Engine:
         with _found(job_id):
             return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
 
+    @contextlib.contextmanager
+    def watch_shares(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Watch for whom a job is shared with.
+
+        Returns:
+            An event that is set whenever that may have changed, or the job is removed; never for its output.
+
+        Raises:
+            JobIdMalformed, JobNotFound: there is no such job.
+            WatchesExhausted: the kernel gives out no more watches.
+        """
+        job_id = parse_job_id(job_id)
+        with contextlib.ExitStack() as stack:
+            with _found(job_id):
+                changed = stack.enter_context(self._shelf.replacements.watch(self._folder(job_id).path))
+            yield changed
+
     async def remove(self, job_id: str) -> None:
         """Remove a job that has ended, with its log. Whoever reads that log just then finds that the job is gone.
 
@@ -380,128 +358,6 @@ class Engine:
 
     def _folder(self, job_id: str) -> JobFolder:
         return self._shelf.folder(job_id)
-
-    def _spawned(self, job_id: str, task: asyncio.Task[None]) -> None:
-        del self._spawning[job_id]
-        if task.cancelled():
-            return
-        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining | LimitMet):
-            log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
-
-    async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int) -> None:
-        try:
-            if not self._folder(job_id).path.exists():
-                await self._check_room(request.owner)
-            account = await asyncio.to_thread(find_account, request.run_as) if request.run_as else None
-            spec = request.specify(job_id, created_ns, self._storage, account)
-            lock = await self._claim(spec)
-            if lock is not None:
-                await self._start(spec, lock)
-        except OSError as error:
-            if error.errno not in SHORTAGES:
-                raise
-            raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
-
-    async def _claim(self, spec: JobSpec) -> int | None:
-        """Take a job that is to be started; return the lock of its folder, or None when it has been started."""
-        folder = self._folder(spec.id)
-        while True:
-            lock = self._shelf.claim(spec)
-            if lock is not None:
-                return lock
-            # Another spawn with the same key was first. The job will run, or end, or its folder goes away; then another
-            # folder may have come already, hence a new watch each time.
-            with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
-                status = folder.read_status()
-                if status is not None and status.state is not JobState.STARTING:
-                    return None
-                await changed.wait()
-
-    async def _start(self, spec: JobSpec, lock: int) -> None:
-        folder = self._folder(spec.id)
-        try:
-            if self._shelf.drain.exists():
-                raise Draining
-            await self._enter(spec)
-            await self._launcher.launch(folder.path, lock)
-        except asyncio.CancelledError:
-            raise  # what was executed is not known here: the keeper sees it from the folder
-        except BaseException:
-            # With a status the program may have been executed: the keeper ends the job as lost, and its key finds it.
-            if folder.read_status() is None:
-                await self._shelf.forget(folder)
-            raise
-        finally:
-            os.close(lock)
-
-    async def _enter(self, spec: JobSpec) -> None:
-        """Enter a job into the catalogue, which counts it from then on.
-
-        Raises:
-            TooManyJobs: as many run as may.
-        """
-        limits = self._admission.limits
-        most, most_of_owner = limits.max_jobs, limits.max_jobs_per_user
-        try:
-            ended: frozenset[str] = frozenset()
-            while not self._shelf.catalog.add(spec, most=most, most_of_owner=most_of_owner, besides=ended):
-                ended = await self._ended_unnoticed(spec.owner)
-                if (refusal := self._too_many(spec.owner, ended)) is not None:
-                    raise refusal
-        except CatalogBusy as error:
-            log.error("a job is not listed before it has ended", job=spec.id, error=str(error))
-
-    async def _check_room(self, owner: User) -> None:
-        """Refuse a job that will be too many before anything is made of it; `_enter` has the last word.
-
-        Raises:
-            TooManyJobs: as many run as may.
-        """
-        limits = self._admission.limits
-        if not (limits.max_jobs or limits.max_jobs_per_user):
-            return
-        with contextlib.suppress(CatalogBusy):
-            if self._too_many(owner, frozenset()) is None:
-                return
-            ended = await self._ended_unnoticed(owner)
-            if (refusal := self._too_many(owner, ended)) is not None:
-                raise refusal
-
-    def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
-        """Tell which limit leaves no room for another job of an owner, if any."""
-        limits, catalog = self._admission.limits, self._shelf.catalog
-        if 0 < limits.max_jobs_per_user <= len(set(catalog.unended_of(owner.id)) - ended):
-            return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
-        if 0 < limits.max_jobs <= len(set(catalog.unended()) - ended):
-            return TooManyJobs("max-jobs", "all users", limits.max_jobs)
-        return None
-
-    async def _ended_unnoticed(self, owner: User) -> frozenset[str]:
-        """Find the jobs that have ended, though the keeper has not come to enter that yet: their ids."""
-        ended = set()
-        limits, catalog = self._admission.limits, self._shelf.catalog
-        unended = catalog.unended()
-        if len(unended) < limits.max_jobs or not limits.max_jobs:
-            unended = catalog.unended_of(owner.id)
-        self._admission.note_looks(owner.id, len(unended), time.monotonic())
-        for job_id in unended:
-            await asyncio.sleep(0)  # a long look leaves the others their turn
-            folder = self._folder(job_id)
-            with contextlib.suppress(SpoolCorrupt):
-                status = folder.read_status()
-                if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
-                    ended.add(job_id)
-        return frozenset(ended)
-
-    async def _finish(self, watching: asyncio.Task[None]) -> None:
-        if self._spawning:
-            _, given_up = await asyncio.wait(self._spawning.values(), timeout=_FINISH_SECONDS)
-            if given_up:
-                log.warning("jobs that are still being started are left to the next daemon", jobs=[*self._spawning])
-                for task in given_up:
-                    task.cancel()
-                await asyncio.wait(given_up)
-        watching.cancel()
 
 
 @contextlib.contextmanager

@@ -46,7 +46,8 @@ class JobNotFound(EngineError):
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"there is no job {job_id}: `workerctl list` shows yours")
+        advice = "`workerctl list --all-owners` shows those that are"
+        super().__init__(f"there is no job {job_id} that you may see: {advice}")
 
 
 class JobIdMalformed(EngineError):

@@ -22,7 +22,7 @@ from workerd.engine.catalog import Catalog
 from workerd.engine.errors import CatalogFailed, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
-from workerd.engine.watcher import Watcher
+from workerd.engine.watcher import REPLACED, Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
@@ -43,10 +43,12 @@ class Shelf:
         catalog_file: where the catalogue is.
         catalog: the catalogue of the jobs, once entered.
         watcher: tells when something about a job changes, once entered, while its `run` runs.
+        replacements: the same, but only of files that are replaced, and of folders that go.
     """
 
     catalog: Catalog
     watcher: Watcher
+    replacements: Watcher
 
     def __init__(self, state_directory: Path, on_end: OnEnd | None = None) -> None:
         self._on_end = on_end
@@ -65,6 +67,7 @@ class Shelf:
         with contextlib.ExitStack() as stack:
             self.catalog = stack.enter_context(Catalog(self.catalog_file))
             self.watcher = stack.enter_context(Watcher())
+            self.replacements = stack.enter_context(Watcher(REPLACED))
             self._stack = stack.pop_all()
         return self
 
@@ -138,19 +141,31 @@ class Shelf:
             FileNotFoundError: the job was removed; who removed it told of its end.
             Exception: whatever the one who is told raises.
         """
-        if self.owes_end(folder):
+        if self._owes_end(folder):
             lock = await self._lock(folder)  # or two would tell of it
             try:
                 self._tell_end(folder)
             finally:
                 os.close(lock)
 
-    def owes_end(self, folder: JobFolder) -> bool:
-        """Tell whether somebody wants to be told of a job's end who has not been."""
+    def has_told_end(self, folder: JobFolder) -> bool:
+        """Tell of the end of a job that has ended, unless that takes waiting, and whether that has been done."""
+        if not self._owes_end(folder):
+            return True
+        with contextlib.suppress(Exception):  # who waits for it finds the same again, and says what is wrong
+            if (lock := folder.try_lock()) is not None:
+                try:
+                    self._tell_end(folder)
+                finally:
+                    os.close(lock)
+                return True
+        return False
+
+    def _owes_end(self, folder: JobFolder) -> bool:
         return self._on_end is not None and not folder.told.exists()
 
     def _tell_end(self, folder: JobFolder) -> None:
-        if self._on_end is not None and self.owes_end(folder):
+        if self._on_end is not None and self._owes_end(folder):
             status = folder.read_status()
             if status is None or status.end is None:
                 raise SpoolCorrupt(folder.status, "it has no end, though the log has")

@@ -13,15 +13,13 @@ import asyncinotify
 
 from workerd.engine.errors import WatchesExhausted
 
-_MASK = (
+_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
+REPLACED = asyncinotify.Mask.MOVED_TO | _GONE  # a file was replaced in a watched folder
+CHANGED = (
     asyncinotify.Mask.MODIFY  # records were appended
     | asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
-    | asyncinotify.Mask.MOVED_TO  # a file was replaced in a watched folder
-    | asyncinotify.Mask.DELETE_SELF
-    | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
+    | REPLACED
 )
-_NOTHING = asyncinotify.Mask(0)
-_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
 
 
 class Watcher:
@@ -30,11 +28,11 @@ class Watcher:
     A waiter registers first and looks at the file afterwards, so that no change falls between.
 
     Args:
-        also: what to tell of besides.
+        mask: what to tell of.
     """
 
-    def __init__(self, also: asyncinotify.Mask = _NOTHING) -> None:
-        self._mask = _MASK | also
+    def __init__(self, mask: asyncinotify.Mask = CHANGED) -> None:
+        self._mask = mask
         self._inotify = asyncinotify.Inotify()
         self._watches: dict[Path, asyncinotify.Watch] = {}
         self._waiters: dict[Path, set[asyncio.Event]] = defaultdict(set)
@@ -53,7 +51,8 @@ class Watcher:
             if asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have changed
                 for waiters in self._waiters.values():
                     _wake(waiters)
-            elif event.watch is not None:
+            elif event.watch is not None and asyncinotify.Mask.IGNORED not in event.mask:
+                # Ignored are what was dropped here, in whose place there may be another, and what has been told to go.
                 if event.mask & _GONE and self._watches.get(event.watch.path) is event.watch:
                     self._drop(event.watch.path)  # whoever registers from now on means what has taken its place
                 _wake(self._waiters.get(event.watch.path, set()))

@@ -11,7 +11,7 @@ from workerd.handler import Call, handles
 from workerd.policy import On, Principal, Resource
 from workerd.translate import to_user
 
-_MAX_POLICIES = 1 << 16
+_MAX_POLICIES = 1 << 14
 _FILE = "yours"
 _IN_WORDS = {On.JOB: "a job", On.DAEMON: "the daemon", On.USER: "another user", On.ACCOUNT: "a system account"}
 

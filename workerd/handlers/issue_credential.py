@@ -1,7 +1,6 @@
 """IssueCredential: give the caller a further certificate, with fewer rights and for a shorter time."""
 
 import asyncio
-from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,9 +11,11 @@ from pki.errors import Missing
 from pki.files import load_pair
 from pki.identity import Identity
 from pki.store import PkiFolder
+from workerd.caller import Caller
 from workerd.engine.errors import InvalidArgument
-from workerd.errors import ActingForAnother, CannotIssue, NotPermitted
+from workerd.errors import ActingForAnother, CannotIssue
 from workerd.handler import Call, handles
+from workerd.policy import DAEMON
 
 log = structlog.get_logger()
 
@@ -30,21 +31,22 @@ async def issue_credential(call: Call, request: IssueCredentialRequest) -> Issue
     if call.caller.actor is not None:
         raise ActingForAnother
     holder, rights = call.identity, frozenset(request.rights)
-    _require(rights, call.caller.rights.known, holder)
+    _require(rights, call.caller)
     # In a thread: the key comes off the disk, and whatever makes certificates is slow to import.
     issued, serial, expires_at = await asyncio.to_thread(_issue, call.daemon.pki, holder, request, rights)
     call.caller.note("credential-issued", issued=serial, rights=sorted(rights), expires_at=expires_at.isoformat())
     return IssueCredentialResponse(certificate=issued, expires_at=expires_at)
 
 
-def _require(rights: frozenset[str], known: Collection[str], holder: Identity) -> None:
+def _require(rights: frozenset[str], caller: Caller) -> None:
     """See that the caller's certificate is good for rights, whatever the policies say of them."""
     if not rights:
         raise InvalidArgument("rights", "names none: a certificate must be good for something")
+    known = caller.rights.known
     if unknown := sorted(rights.difference(known)):
         raise InvalidArgument("rights", f"names {unknown[0][:80]!r}, but there are only {', '.join(sorted(known))}")
-    if holder.rights is not None and (further := sorted(rights - holder.rights)):
-        raise NotPermitted(further[0])
+    if further := sorted(right for right in rights if not caller.has(right)):
+        raise caller.refusal(further[0], DAEMON)
 
 
 def _issue(

@@ -77,7 +77,7 @@ class ErrorReason(betterproto2.Enum):
 
     JOB_NOT_FOUND = 1
     """
-    No job of the caller's has this id. (NOT_FOUND)
+    There is no job with this id that the caller may see. (NOT_FOUND)
     """
 
     JOB_ID_MALFORMED = 2
@@ -751,7 +751,7 @@ default_message_pool.register_message("worker.v1", "Killed", Killed)
 @dataclass(eq=False, repr=False)
 class ListRequest(betterproto2.Message):
     """
-    ListRequest selects among the caller's jobs.
+    ListRequest selects among the caller's jobs, or all that the caller may see.
     """
 
     states: "list[JobState]" = betterproto2.field(1, betterproto2.TYPE_ENUM, repeated=True)
@@ -1278,7 +1278,7 @@ default_message_pool.register_message("worker.v1", "WhoAmIRequest", WhoAmIReques
 @dataclass(eq=False, repr=False)
 class WhoAmIResponse(betterproto2.Message):
     """
-    WhoAmIResponse is what the daemon reads off the caller's certificate.
+    WhoAmIResponse is what the daemon makes of the caller's certificate.
     """
 
     user: "User | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
@@ -1288,12 +1288,14 @@ class WhoAmIResponse(betterproto2.Message):
 
     spiffe_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    The certificate's SPIFFE id: spiffe://<trust domain>/user/<uuid>.
+    The user's SPIFFE id, spiffe://<trust domain>/user/<uuid>; of a narrowed certificate followed by
+    /from/<serial>.<serial>/only/<right>.<right>: those that it descends from, and what it is good for.
     """
 
     rights: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
     """
-    The rights that the caller has on its own jobs, sorted: one word each, as "spawn" or "stop".
+    The rights that the caller has on its own jobs and where no job is meant, sorted: one word each, as "spawn" or
+    "stop".
     """
 
     certificate_expires_at: "datetime.datetime | None" = betterproto2.field(

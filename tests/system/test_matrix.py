@@ -1,7 +1,7 @@
 """The matrix of docs/security.md: one test for each of its cells."""
 
 import getpass
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 from worker_api.worker.v1 import ErrorReason, WorkerServiceBase
 
-from tests.matrix.callers import World, everybody, install_example
+from tests.matrix.callers import World, alert, everybody, install_example
 from tests.matrix.calls import NOBODYS, Wish, wishes
 from tests.matrix.table import REFUSED, YES, Line, read_table
 from workerctl.transport import WorkerChannel
@@ -31,8 +31,11 @@ OF_CERTIFICATES = {
     "revoked since": ErrorReason.CERTIFICATE_REVOKED,
     "expired since": ErrorReason.CERTIFICATE_EXPIRED,
 }
-_ATTEMPTS = 5
-ALERTS = {"revoked": "certificate was revoked", "expired": "certificate has expired", "none": "certificate required"}
+ALERTS = {
+    "revoked": "SSLV3_ALERT_CERTIFICATE_REVOKED",
+    "expired": "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+    "none": "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +52,17 @@ class Answer:
     message: Any
 
 
-async def ask(wish: Wish, connect: Callable[[], WorkerChannel], job_id: str) -> Answer:
+async def ask(wish: Wish, channel: WorkerChannel, job_id: str) -> Answer:
     """Make a call."""
-    problem = ""
-    # What is sent to a connection that the daemon has closed already may have the kernel forget the alert (tcp(7)).
-    for _ in range(_ATTEMPTS):
-        channel = connect()
-        try:
-            answer = await wish.make(channel, job_id)
-        except GRPCError as error:
-            [detail] = error.details or ()
-            return Answer(error.status.name, detail.reason, error.message)
-        except (StreamTerminatedError, ProtocolError, OSError):
-            problem = channel.lost_because
-            if channel.refused:
-                return Answer(REFUSED, None, problem)
-        else:
-            return Answer(YES, None, answer)
-    raise AssertionError(problem)
+    try:
+        answer = await wish.make(channel, job_id)
+    except GRPCError as error:
+        [detail] = error.details or []
+        return Answer(error.status.name, detail.reason, error.message)
+    except (StreamTerminatedError, ProtocolError, OSError):
+        assert channel.heard_at is None, channel.lost_because
+        return Answer(REFUSED, None, "the daemon has said nothing")
+    return Answer(YES, None, answer)
 
 
 @pytest.fixture(scope="module")
@@ -109,10 +105,10 @@ def test_every_rpc_and_every_right_has_a_line(served: Path) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("line", "caller"), CELLS)
 async def test_cell(world: World, line: Line, caller: str) -> None:
-    wish, connect = WISHES[line.call], world.connect[caller]
+    wish, channel = WISHES[line.call], world.connect[caller]()
     job_id = "" if wish.job is None else await wish.job(world)
     before = world.state(job_id or None)
-    answer = await ask(wish, connect, job_id)
+    answer = await ask(wish, channel, job_id)
     after = world.state(job_id or None)
     assert answer.word == line.cells[caller], answer.message
     match answer.word:
@@ -121,14 +117,14 @@ async def test_cell(world: World, line: Line, caller: str) -> None:
             assert (before != after) is wish.changes
             return
         case "refused":
-            assert ALERTS[caller] in answer.message
+            assert alert(world.turned_away[caller]) == ALERTS[caller]
         case "UNAUTHENTICATED":
             assert answer.reason is OF_CERTIFICATES[caller]
         case word:
             assert answer.reason is REASONS[word]
     assert after == before
     if answer.word == "NOT_FOUND":
-        absent = await ask(wish, connect, NOBODYS)
+        absent = await ask(wish, channel, NOBODYS)
         assert absent.message.replace(NOBODYS, job_id) == answer.message
         assert (absent.word, absent.reason) == (answer.word, answer.reason)
 
@@ -139,5 +135,5 @@ async def test_lists_show_what_may_be_seen(world: World, caller: str) -> None:
     """A list of one's own has one's own jobs; one of all owners has the job if one may ask how it is."""
     may_see = next(line for line in LINES if line.call == "`Status`").cells[caller] == YES
     for call, shown in (("`List`", caller == "owner"), ("`List` of all owners", may_see)):
-        answer = await ask(WISHES[call], world.connect[caller], "")
+        answer = await ask(WISHES[call], world.connect[caller](), "")
         assert (world.standing in {job.id for job in answer.message.jobs}) is shown, call

@@ -1,0 +1,120 @@
+"""Share."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+import pytest
+from grpclib.const import Status
+from worker_api.worker.v1 import ErrorReason, SpawnRequest
+
+from tests.daemon import Daemon
+from workerctl.client import Client
+from workerctl.errors import ArgumentInvalid, CallFailed
+
+TRUE = SpawnRequest(program="true")
+_numbers = itertools.count()
+
+
+@pytest.fixture
+async def other(shared_daemon: Daemon) -> AsyncIterator[Client]:
+    """Another user, who has been here, and whose name is not known to other tests."""
+    name = f"sharer{next(_numbers)}"
+    shared_daemon.pki.issue_client(name)
+    async with shared_daemon.client(name) as client:
+        await client.whoami()
+        yield client
+
+
+async def name_of(client: Client) -> str:
+    """Tell a client's user's name."""
+    me = (await client.whoami()).user
+    assert me is not None
+    return me.name
+
+
+async def test_rights_are_set_and_not_added(shared_daemon: Daemon, other: Client) -> None:
+    name, user = await name_of(other), (await other.whoami()).user
+    assert user is not None
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        assert await owner.share(job_id) == []
+        for named in (name, user.id):
+            for rights in ({"status"}, {"stop", "stream-log"}, set()):
+                shares = await owner.share(job_id, named, rights)
+                assert [(each.user, each.rights) for each in shares] == ([(user, sorted(rights))] if rights else [])
+                assert await owner.share(job_id) == shares
+
+
+async def test_of_several_each_has_their_own(shared_daemon: Daemon, other: Client) -> None:
+    names = [f"one-of-several{number}" for number in range(5)]
+    for name in names:
+        shared_daemon.pki.issue_client(name)
+        async with shared_daemon.client(name) as client:
+            await client.whoami()
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        await asyncio.gather(*(owner.share(job_id, name, {"status"}) for name in names))
+        await owner.share(job_id, names[2])
+        assert [each.user and each.user.name for each in await owner.share(job_id)] == names[:2] + names[3:]
+        await owner.share(job_id, await name_of(other))  # who had nothing
+        assert len(await owner.share(job_id)) == 4
+
+
+async def test_a_right_counts_from_the_answer_on(shared_daemon: Daemon, other: Client) -> None:
+    name = await name_of(other)
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        for _ in range(10):
+            await owner.share(job_id, name, {"status"})
+            assert (await other.status(job_id)).id == job_id
+            await owner.share(job_id, name)
+            with pytest.raises(CallFailed) as raised:
+                await other.status(job_id)
+            assert raised.value.reason is ErrorReason.JOB_NOT_FOUND
+
+
+async def test_to_share_is_not_shared(shared_daemon: Daemon, other: Client) -> None:
+    name = await name_of(other)
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        await owner.share(job_id, name, {"share", "status", "show-envs"})
+        for call in (other.share(job_id), other.share(job_id, name, {"stop"}), other.status(job_id, show_envs=True)):
+            with pytest.raises(CallFailed) as raised:
+                await call
+            assert raised.value.reason is ErrorReason.NOT_PERMITTED
+        assert [each.rights for each in await owner.share(job_id)] == [["share", "show-envs", "status"]]
+
+
+@pytest.mark.parametrize("right", ["fly", "", "Status", "spawn", "impersonate", "run-as", "*"])
+async def test_what_is_no_right_on_a_job_cannot_be_given(shared_daemon: Daemon, other: Client, right: str) -> None:
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        with pytest.raises(ArgumentInvalid, match="what can be done to a job is explain, remove, share, "):
+            await owner.share(job_id, await name_of(other), {"status", right})
+        assert await owner.share(job_id) == []
+
+
+async def test_rights_are_for_somebody(shared_daemon: Daemon) -> None:
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        with pytest.raises(ArgumentInvalid, match="say whom the rights are for"):
+            await owner.share(job_id, "", {"status"})
+        with pytest.raises(CallFailed) as raised:
+            await owner.share(job_id, "nobody-of-this-name", {"status"})
+    assert (raised.value.status, raised.value.reason) == (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN)
+
+
+async def test_shares_that_cannot_be_read_are_nobodys(shared_daemon: Daemon, other: Client) -> None:
+    name = await name_of(other)
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        await owner.share(job_id, name, {"status"})
+        shared_daemon.folder(job_id).shares.write_bytes(b"[damaged")
+        with pytest.raises(CallFailed) as raised:
+            await other.status(job_id)
+        assert raised.value.reason is ErrorReason.JOB_NOT_FOUND
+        assert (await owner.status(job_id)).id == job_id
+        with pytest.raises(CallFailed) as raised:
+            await owner.share(job_id)
+        assert raised.value.reason is ErrorReason.JOB_UNREADABLE

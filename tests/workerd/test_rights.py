@@ -1,0 +1,141 @@
+"""The policies in force, and what becomes of them when their files change."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import LIMIT_SECONDS
+from workerd.engine.job import User
+from workerd.errors import PolicyInvalid
+from workerd.policy import On, Resource
+from workerd.registry import load_routes, rights_of
+from workerd.rights import Rights
+
+OWNER, OTHER = User("11111111-1111-4111-8111-111111111111", "ann"), User("22222222-2222-4222-8222-222222222222", "bob")
+JOB = Resource(On.JOB, "j", OWNER)
+LET_BOB = 'permit (principal, action == Action::"stop", resource is Job) when { principal.name == "bob" };'
+
+
+def make(folder: Path, **roles: tuple[str, ...]) -> Rights:
+    """Take up the policies of a folder."""
+    return Rights(folder, roles, rights_of(load_routes().values()))
+
+
+def may_stop(rights: Rights) -> bool:
+    """Tell whether the other user may stop the job."""
+    return rights.decide(OTHER, "stop", JOB).permitted
+
+
+@contextlib.asynccontextmanager
+async def followed(rights: Rights) -> AsyncIterator[asyncio.Event]:
+    """Follow the folder; give an event that is set when other policies are in force."""
+    changed = asyncio.Event()
+    with rights.tell(changed):
+        task = asyncio.create_task(rights.follow())
+        try:
+            yield changed
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def wait(changed: asyncio.Event) -> None:
+    """Wait until other policies are in force."""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await changed.wait()
+    changed.clear()
+
+
+async def wait_said(capsys: pytest.CaptureFixture[str], what: str) -> str:
+    """Wait until the log says something, and give all that it has said since the last time."""
+    said = ""
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while what not in said:
+            await asyncio.sleep(0.01)
+            said += capsys.readouterr().out
+    return said
+
+
+def test_roles_are_of_a_name_or_an_id_and_exact(tmp_path: Path) -> None:
+    rights = make(tmp_path, admin=("ann", OTHER.id), viewer=("bob", "Ann"))
+    assert rights.roles_of(OWNER) == {"admin"}
+    assert rights.roles_of(OTHER) == {"admin", "viewer"}
+    assert rights.roles_of(User("x", "ANN")) == frozenset()
+
+
+def test_policies_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "mine.cedar").write_text("permit")
+    with pytest.raises(PolicyInvalid, match=r"mine.cedar"):
+        make(tmp_path)
+
+
+async def test_changed_policies_count_from_then_on(tmp_path: Path) -> None:
+    rights = make(tmp_path)
+    file = tmp_path / "mine.cedar"
+    async with followed(rights) as changed:
+        assert not may_stop(rights)
+        file.write_text(LET_BOB)
+        await wait(changed)
+        assert may_stop(rights)
+        file.write_text(LET_BOB.replace("bob", "eve"))
+        await wait(changed)
+        assert not may_stop(rights)
+        file.write_text(LET_BOB)
+        await wait(changed)
+        assert may_stop(rights)
+        file.unlink()
+        await wait(changed)
+        assert not may_stop(rights)
+
+
+async def test_a_folder_that_comes_later_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "policies"
+    rights = make(folder)
+    async with followed(rights) as changed:
+        new = tmp_path / "new"
+        new.mkdir()
+        (new / "mine.cedar").write_text(LET_BOB)
+        new.rename(folder)
+        await wait(changed)
+        assert may_stop(rights)
+
+
+@pytest.mark.parametrize("bad", [b"permit (", b"// \xff", b"", b'permit (principal in Nobody::"x", action, resource);'])
+async def test_what_is_bad_is_told_once_and_what_was_good_stays(
+    tmp_path: Path, bad: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, aside = tmp_path / "mine.cedar", tmp_path / "aside"
+    file.write_text(LET_BOB)
+    rights = make(tmp_path)
+    async with followed(rights) as changed:
+        capsys.readouterr()
+        aside.write_bytes(bad)
+        aside.rename(file)
+        said = await wait_said(capsys, "cannot be used")
+        (tmp_path / "unrelated").touch()
+        file.chmod(0o644)
+        await asyncio.sleep(0.1)  # nothing is to come of it
+        said += capsys.readouterr().out
+        assert said.count("policies were changed and cannot be used; those from before stay") == 1
+        assert "mine.cedar" in said
+        assert may_stop(rights)
+        assert not changed.is_set()
+        aside.write_text(LET_BOB.replace("stop", "remove"))
+        aside.rename(file)
+        await wait(changed)
+        assert not may_stop(rights)
+
+
+async def test_the_good_ones_put_back_are_no_news_to_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.cedar"
+    file.write_text(LET_BOB)
+    rights = make(tmp_path)
+    async with followed(rights):
+        file.write_text("permit (")
+        await wait_said(capsys, "cannot be used")
+        file.write_text(LET_BOB)
+        await wait_said(capsys, "in force")
+        assert may_stop(rights)

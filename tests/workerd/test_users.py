@@ -1,0 +1,73 @@
+"""The users that a daemon has seen."""
+
+from pathlib import Path
+
+import pytest
+
+from workerd.engine.job import User
+from workerd.errors import UserUnknown
+from workerd.users import Users
+
+ANN, BOB = "1aaaaaaa-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
+
+
+def test_who_has_been_here_is_found_by_name_and_by_id_in_any_process(tmp_path: Path) -> None:
+    Users(tmp_path / "users").note(User(ANN, "ann"))
+    again = Users(tmp_path / "users")
+    assert again.find("ann") == again.find(ANN) == User(ANN, "ann")
+
+
+def test_a_name_of_nobody_is_unknown_and_an_id_is_not(tmp_path: Path) -> None:
+    users = Users(tmp_path / "users")
+    assert users.find(ANN) == User(ANN, ANN)
+    for name in ("ann", "", ".", "..", "../users", ANN.upper(), f"{{{ANN}}}", ANN[:-1], f"/{ANN}", f".{ANN}.1"):
+        with pytest.raises(UserUnknown, match="no such user has been here yet"):
+            users.find(name)
+
+
+def test_a_name_of_several_is_refused_and_their_ids_are_told(tmp_path: Path) -> None:
+    users = Users(tmp_path / "users")
+    users.note(User(ANN, "ann"))
+    users.note(User(BOB, "ann"))
+    with pytest.raises(UserUnknown, match=f"several users have been called so \\({ANN}, {BOB}\\)"):
+        users.find("ann")
+
+
+def test_a_renamed_user_goes_by_the_new_name_alone(tmp_path: Path) -> None:
+    users = Users(tmp_path / "users")
+    users.note(User(ANN, "ann"))
+    users.note(User(ANN, "anna"))
+    assert users.find("anna") == users.find(ANN) == User(ANN, "anna")
+    with pytest.raises(UserUnknown):
+        users.find("ann")
+    users.note(User(BOB, "ann"))
+    assert users.find("ann").id == BOB
+
+
+@pytest.mark.parametrize("name", ["a\r\nb", "Jürgen", "🦆", " ann ", BOB])
+def test_a_name_is_kept_as_it_is(tmp_path: Path, name: str) -> None:
+    Users(tmp_path / "users").note(User(ANN, name))
+    users = Users(tmp_path / "users")
+    assert users.find(ANN) == User(ANN, name)
+    assert users.find(name).id == (BOB if name == BOB else ANN)  # an id is never taken for a name
+
+
+def test_what_cannot_be_kept_is_told_and_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "users").touch()
+    users = Users(tmp_path / "users")
+    users.note(User(ANN, "ann"))
+    assert "a user cannot be found by their name yet" in capsys.readouterr().out
+    (tmp_path / "users").unlink()
+    users.note(User(ANN, "ann"))
+    assert users.find("ann").id == ANN
+    assert (tmp_path / "users").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_else_is_in_the_folder_is_nobody(tmp_path: Path) -> None:
+    users = Users(tmp_path / "users")
+    users.note(User(ANN, "ann"))
+    (tmp_path / "users" / f".{BOB}.123").write_text("ann")
+    (tmp_path / "users" / "README").write_text("ann")
+    (tmp_path / "users" / BOB).write_bytes(b"\xff")
+    assert users.find("ann").id == ANN
+    assert users.find(BOB).id == BOB

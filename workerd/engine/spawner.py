@@ -1,0 +1,203 @@
+"""Starting jobs: each once, as many as may be, and whole or not at all.
+
+A spawn is a task of the engine's own, so that a caller who goes away leaves no job half made.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+import uuid
+
+import structlog
+
+from workerd.engine.account import find_account
+from workerd.engine.admission import Admission, JobLimits
+from workerd.engine.errors import (
+    SHORTAGES,
+    CannotStart,
+    CatalogBusy,
+    Draining,
+    LimitMet,
+    ResourcesExhausted,
+    SpoolCorrupt,
+    TooManyJobs,
+)
+from workerd.engine.job import JobSpec, JobState, User
+from workerd.engine.launcher import Launcher
+from workerd.engine.request import SpawnRequest
+from workerd.engine.shelf import Shelf
+from workerd.engine.storage import Storage
+
+log = structlog.get_logger()
+_FINISH_SECONDS = 5.0
+_KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
+
+
+class Spawner:
+    """Starts jobs on a shelf, which is entered.
+
+    Args:
+        storage: what is kept of jobs.
+        limits: what is taken on.
+        launcher: makes their supervisors; entered.
+    """
+
+    def __init__(self, shelf: Shelf, storage: Storage, limits: JobLimits, launcher: Launcher) -> None:
+        self._shelf = shelf
+        self._storage = storage
+        self._admission = Admission(limits)
+        self._launcher = launcher
+        self._spawning: dict[str, asyncio.Task[None]] = {}
+
+    async def spawn(self, request: SpawnRequest) -> str:
+        """Start a job and wait until its program runs.
+
+        Args:
+            request: what to run. A request of the same owner with the same key finds the job of the first.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            InvalidArgument: the request asks for what no job could be.
+            CannotStart: the program does not run; nothing is left of the job.
+            Draining: no new jobs are taken.
+            LimitMet: it would be too much; a repeated request never is.
+            LauncherFailed: the supervisor failed.
+            OSError: the state directory cannot be used.
+        """
+        request.check(self._storage)
+        key = request.request_key
+        job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
+        task = self._spawning.get(job_id)
+        if task is None:
+            if not self._shelf.folder(job_id).path.exists():
+                self._admission.admit(request, time.monotonic())
+            task = self._spawning[job_id] = asyncio.create_task(self._spawn(job_id, request, time.time_ns()))
+            task.add_done_callback(lambda done: self._spawned(job_id, done))
+        await asyncio.shield(task)
+        return job_id
+
+    async def aclose(self) -> None:
+        """Wait for the jobs that are being started; those that take too long are left to the next daemon."""
+        if not self._spawning:
+            return
+        _, given_up = await asyncio.wait(self._spawning.values(), timeout=_FINISH_SECONDS)
+        if given_up:
+            log.warning("jobs that are still being started are left to the next daemon", jobs=[*self._spawning])
+            for task in given_up:
+                task.cancel()
+            await asyncio.wait(given_up)
+
+    def _spawned(self, job_id: str, task: asyncio.Task[None]) -> None:
+        del self._spawning[job_id]
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining | LimitMet):
+            log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
+
+    async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int) -> None:
+        try:
+            if not self._shelf.folder(job_id).path.exists():
+                await self._check_room(request.owner)
+            account = await asyncio.to_thread(find_account, request.run_as) if request.run_as else None
+            spec = request.specify(job_id, created_ns, self._storage, account)
+            lock = await self._claim(spec)
+            if lock is not None:
+                await self._start(spec, lock)
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
+
+    async def _claim(self, spec: JobSpec) -> int | None:
+        """Take a job that is to be started; return the lock of its folder, or None when it has been started."""
+        folder = self._shelf.folder(spec.id)
+        while True:
+            lock = self._shelf.claim(spec)
+            if lock is not None:
+                return lock
+            # Another spawn with the same key was first. The job will run, or end, or its folder goes away; then another
+            # folder may have come already, hence a new watch each time.
+            with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
+                status = folder.read_status()
+                if status is not None and status.state is not JobState.STARTING:
+                    return None
+                await changed.wait()
+
+    async def _start(self, spec: JobSpec, lock: int) -> None:
+        folder = self._shelf.folder(spec.id)
+        try:
+            if self._shelf.drain.exists():
+                raise Draining
+            await self._enter(spec)
+            await self._launcher.launch(folder.path, lock)
+        except asyncio.CancelledError:
+            raise  # what was executed is not known here: the keeper sees it from the folder
+        except BaseException:
+            # With a status the program may have been executed: the keeper ends the job as lost, and its key finds it.
+            if folder.read_status() is None:
+                await self._shelf.forget(folder)
+            raise
+        finally:
+            os.close(lock)
+
+    async def _enter(self, spec: JobSpec) -> None:
+        """Enter a job into the catalogue, which counts it from then on.
+
+        Raises:
+            TooManyJobs: as many run as may.
+        """
+        limits = self._admission.limits
+        most, most_of_owner = limits.max_jobs, limits.max_jobs_per_user
+        try:
+            ended: frozenset[str] = frozenset()
+            while not self._shelf.catalog.add(spec, most=most, most_of_owner=most_of_owner, besides=ended):
+                ended = await self._ended_unnoticed(spec.owner)
+                if (refusal := self._too_many(spec.owner, ended)) is not None:
+                    raise refusal
+        except CatalogBusy as error:
+            log.error("a job is not listed before it has ended", job=spec.id, error=str(error))
+
+    async def _check_room(self, owner: User) -> None:
+        """Refuse a job that will be too many before anything is made of it; `_enter` has the last word.
+
+        Raises:
+            TooManyJobs: as many run as may.
+        """
+        limits = self._admission.limits
+        if not (limits.max_jobs or limits.max_jobs_per_user):
+            return
+        with contextlib.suppress(CatalogBusy):
+            if self._too_many(owner, frozenset()) is None:
+                return
+            ended = await self._ended_unnoticed(owner)
+            if (refusal := self._too_many(owner, ended)) is not None:
+                raise refusal
+
+    def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
+        """Tell which limit leaves no room for another job of an owner, if any."""
+        limits, catalog = self._admission.limits, self._shelf.catalog
+        if 0 < limits.max_jobs_per_user <= catalog.count_unended(owner.id, ended):
+            return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
+        if 0 < limits.max_jobs <= catalog.count_unended(None, ended):
+            return TooManyJobs("max-jobs", "all users", limits.max_jobs)
+        return None
+
+    async def _ended_unnoticed(self, owner: User) -> frozenset[str]:
+        """Find the jobs that have ended, though the keeper has not come to enter that yet: their ids."""
+        ended = set()
+        limits, catalog = self._admission.limits, self._shelf.catalog
+        unended = catalog.unended()
+        if len(unended) < limits.max_jobs or not limits.max_jobs:
+            unended = catalog.unended_of(owner.id)
+        self._admission.note_looks(owner.id, len(unended), time.monotonic())
+        for job_id in unended:
+            await asyncio.sleep(0)  # a long look leaves the others their turn
+            folder = self._shelf.folder(job_id)
+            with contextlib.suppress(SpoolCorrupt):
+                status = folder.read_status()
+                if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
+                    ended.add(job_id)
+        return frozenset(ended)

@@ -1,0 +1,33 @@
+"""What goes on for only as long as it may."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+
+@contextlib.asynccontextmanager
+async def while_passing(check: Callable[[], None], changed: asyncio.Event) -> AsyncIterator[None]:
+    """Let the current task go on for as long as a check raises nothing.
+
+    Args:
+        check: made at once, and again after each change.
+        changed: set at each change.
+
+    Raises:
+        Exception: what the check raised, and the task was cancelled for.
+    """
+    check()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(_watch(check, changed))
+            yield
+            watching.cancel()
+    except ExceptionGroup as group:  # where the task fails just when it is to be cancelled, the check's comes first
+        raise group.exceptions[0] from group.exceptions[0].__cause__
+
+
+async def _watch(check: Callable[[], None], changed: asyncio.Event) -> None:
+    while True:
+        await changed.wait()
+        changed.clear()
+        check()
