@@ -14,7 +14,7 @@ _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE = range(6)
 _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(6, 10)
 _END_STREAM, _END_HEADERS, _PADDED = 0x1, 0x4, 0x8
 _MUTATED_IN = 80  # one of so many frames is harmed: most harm ends the connection, and with it what the rest can try
-_STRAYS_IN = 300
+_STRAYS_IN = 250
 _JOB_ID = "00000000-0000-4000-8000-000000000000"
 _REQUESTS = (
     bytes(WhoAmIRequest()),
@@ -53,7 +53,7 @@ class FrameSource:
                 self._priority,
                 self._unknown,
             ],
-            [3, 7, 2, 3, 2, 3, 3, 3],
+            [1, 8, 1, 3, 2, 3, 3, 3],
         )[0]()
         return self._mutate(frame) if self.source.randrange(_MUTATED_IN) == 0 else frame
 
@@ -122,12 +122,14 @@ class FrameSource:
 
     def _data(self) -> bytes:
         source = self.source
-        stream_id = source.choice(self._open) if self._open else 1
+        if not self._open:  # on a stream that never was, it ends the connection
+            return self._headers()
+        stream_id = source.choice(self._open)
         whole = message(source.choice(_REQUESTS))
         payload = source.choice(
             (whole, self._garble(whole), self._garble(whole), source.randbytes(source.randrange(40)), b"")
         )
-        end = source.random() < 0.5
+        end = source.random() < 0.2
         if end and stream_id in self._open:
             self._open.remove(stream_id)
         if source.random() < 0.2:
@@ -143,7 +145,9 @@ class FrameSource:
         return bytes(garbled[: self.source.randrange(len(garbled)) or None])
 
     def _reset(self) -> bytes:
-        stream_id = self._open.pop(self.source.randrange(len(self._open))) if self._open else 1
+        if not self._open:
+            return self._ping()
+        stream_id = self._open.pop(self.source.randrange(len(self._open)))
         return raw_frame(_RST_STREAM, 0, stream_id, self.source.randrange(16).to_bytes(4))
 
     def _ping(self) -> bytes:
