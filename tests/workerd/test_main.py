@@ -107,7 +107,7 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
         (("--nonsense",), "--nonsense"),
         (("--roles", "alice"), "--roles"),
         (("--roles.Admin", "alice"), "'Admin' is no role: give a word as admin or viewer"),
-        (("--roles.admin", "alice,bob"), "--roles.admin 'alice,bob' is no user: give one name or id, and each further"),
+        (("--roles.admin", "alice,,bob"), "--roles.admin '' is no user: give names or ids, with commas between them"),
         (("--roles.admin", "alice bob"), "--roles.admin 'alice bob' is no user"),
         (("--roles.admin", ""), "--roles.admin '' is no user"),
         (("--config", "{folder}/none.toml"), "{folder}/none.toml: No such file or directory"),
