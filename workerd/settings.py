@@ -110,6 +110,8 @@ def make_settings(
                 f"--roles.{role} {wrong[0]!r} is no user: give names or ids, with commas between them"
             )
     limits.check()
+    if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
+        raise ConfigurationInvalid(f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES}, or 0")
     state_directory = (state_dir or default_state_directory()).absolute()
     pki_directory = (pki_dir or state_directory / "pki").absolute()
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104
