@@ -107,7 +107,7 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
         (("--nonsense",), "--nonsense"),
         (("--roles", "alice"), "--roles"),
         (("--roles.Admin", "alice"), "'Admin' is no role: give a word as admin or viewer"),
-        (("--roles.admin", "alice,,bob"), "--roles.admin '' is no user: give names or ids, with commas between them"),
+        (("--roles.admin", "alice,"), "--roles.admin '' is no user: give names or ids, with commas between them"),
         (("--roles.admin", "alice bob"), "--roles.admin 'alice bob' is no user"),
         (("--roles.admin", ""), "--roles.admin '' is no user"),
         (("--config", "{folder}/none.toml"), "{folder}/none.toml: No such file or directory"),
@@ -134,3 +134,22 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").touch()
     result = workerd("--state-dir", str(tmp_path / "state"))
     assert (result.returncode, result.stderr) == (1, f"workerd: {tmp_path / 'state'}: File exists\n")
+
+
+@pytest.mark.parametrize("way", ["options", "commas", "variable", "JSON", "file"])
+def test_roles_are_given_in_each_way_that_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    file = tmp_path / "workerd.toml"
+    file.write_text(f'[roles]\nadmin = ["other", "{USER}"]\n')
+    options = {
+        "options": ("--roles.admin", "other", "--roles.admin", USER),
+        "commas": ("--roles.admin", f"other,{USER}"),
+        "file": ("--config", str(file)),
+    }
+    if way == "variable":
+        monkeypatch.setenv("WORKERD_ROLES_ADMIN", f"other,{USER}")
+    elif way == "JSON":
+        monkeypatch.setenv("WORKERD_ROLES", f'{{"admin": ["other", "{USER}"]}}')
+    with running_daemon(tmp_path / "state", *options.get(way, ())) as daemon:
+        assert b"roles: admin\n" in daemon.workerctl("whoami").stdout
