@@ -15,7 +15,7 @@ from worker_api.worker.v1 import SpawnRequest
 from tests.daemon import USER, Daemon, daemon_in_this_process
 from tests.holding import settle, tasks_by_name
 from tests.hostile.floods import ATTACKS, Attack
-from tests.hostile.witness import check_log, undisturbed
+from tests.hostile.witness import check_log, undisturbed, when_quiet
 from workerctl.client import Client
 
 _LOG_BYTES = 8_000_000
@@ -75,7 +75,7 @@ async def test_flood_leaves_no_task(tmp_path: Path, seed: int, caplog: pytest.Lo
     async with faults_of_the_loop(caplog), daemon_in_this_process(tmp_path) as target:
         async with Client(target) as client:
             job_id = await own_log(client)
-        before = tasks_by_name()
+        before = await when_quiet(tasks_by_name)
         attack = Attack(target, target.tls(), random.Random(seed), job_id)
         flooding = asyncio.create_task(asyncio.to_thread(flood, attack))
         await flooding

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from worker_api.worker.v1 import JobEnd, SpawnRequest
 
@@ -13,6 +14,8 @@ from tests.daemon import Daemon
 from tests.holding import forget_peak, open_of, peak_bytes, resident_bytes, settle
 from workerctl.client import Client
 from workerctl.events import Output
+
+T = TypeVar("T")
 
 # Each line has its number; the last is the one that the job has written when it is told to end.
 _COUNT = 'n=0; while [ ! -e "$0" ]; do echo "line $n"; n=$((n+1)); sleep 0.02; done; echo "end $n"'
@@ -91,13 +94,13 @@ def held_by(daemon: Daemon) -> tuple[int, int]:
     return open_of(daemon.pid)
 
 
-async def quiet_holding(daemon: Daemon) -> tuple[int, int]:
-    """Give what a daemon holds when it has let go of what was before."""
-    seen = [held_by(daemon)]
+async def when_quiet(look: Callable[[], T]) -> T:
+    """Give what is seen when what was before has been let go of."""
+    seen = [look()]
     async with asyncio.timeout(_END_SECONDS):
-        while len(seen) < _QUIET or len(set(seen[-_QUIET:])) > 1:
+        while len(seen) < _QUIET or any(each != seen[-1] for each in seen[-_QUIET:]):
             await asyncio.sleep(0.05)
-            seen.append(held_by(daemon))
+            seen.append(look())
     return seen[-1]
 
 
@@ -117,7 +120,7 @@ async def undisturbed(daemon: Daemon, folder: Path) -> AsyncIterator[Watch]:
             tasks.create_task(follower.follow(began))
             async with asyncio.timeout(_END_SECONDS):
                 await began.wait()
-            before = await quiet_holding(daemon)
+            before = await when_quiet(lambda: held_by(daemon))
             watch = Watch(resident_bytes(daemon.pid))
             forget_peak(daemon.pid)
             try:
