@@ -16,7 +16,7 @@ import msgspec
 from pki.store import PkiFolder
 from workerctl.client import Client
 from workerctl.target import Target
-from workerd.caller import Record
+from workerd.access.caller import Record
 from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User

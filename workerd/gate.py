@@ -23,19 +23,19 @@ from grpclib.server import Stream
 
 from pki.errors import CertificateRefused, IdentityInvalid
 from pki.identity import read_identity
-from workerd.caller import IMPERSONATE, SEE, Caller, Record
-from workerd.credentials import Credentials
+from workerd.access.caller import IMPERSONATE, SEE, Caller, Record
+from workerd.access.credentials import Credentials
+from workerd.access.lasting import while_passing
+from workerd.access.policy import DAEMON, On, Resource
+from workerd.access.rights import Rights
 from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
-from workerd.lasting import while_passing
 from workerd.limits import Meter
+from workerd.network.transport import bound_request, send, wait_for_room
 from workerd.notices import Notices
-from workerd.policy import DAEMON, On, Resource
 from workerd.registry import Route
-from workerd.rights import Rights
-from workerd.transport import bound_request, send, wait_for_room
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"

@@ -17,12 +17,12 @@ from grpclib.const import Handler as Method
 
 from pki.identity import Identity
 from pki.store import PkiFolder
-from workerd.caller import Caller
+from workerd.access.caller import Caller
+from workerd.access.policy import DAEMON, On, Resource
+from workerd.access.users import Users
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound, SpoolCorrupt
 from workerd.engine.job import Job, User
-from workerd.policy import DAEMON, On, Resource
-from workerd.users import Users
 
 log = structlog.get_logger()
 _NOBODY = User("", "")

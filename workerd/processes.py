@@ -16,15 +16,15 @@ from dataclasses import replace
 import structlog
 
 from pki.store import PkiFolder
+from workerd.access.expiry import remind
 from workerd.api_process import DRAINED, SERVING, Orders
-from workerd.audit import AuditTrail
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import read_to_end
 from workerd.errors import ConfigurationInvalid
-from workerd.expiry import remind
-from workerd.job_events import JobEvents, noting_service
 from workerd.server import LAST_READERS_SECONDS, advertise, bind, meanwhile, prepare, stop_signals, wait_first
 from workerd.settings import Settings
+from workerd.trail.events import JobEvents, noting_service
+from workerd.trail.writer import AuditTrail
 
 log = structlog.get_logger()
 _SETTLED_SECONDS = 10.0  # whoever served for so long did not die of its start

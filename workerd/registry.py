@@ -9,10 +9,10 @@ from typing import Any
 
 from grpclib.const import Handler as Method
 
-from workerd.caller import IMPERSONATE
+from workerd.access.caller import IMPERSONATE
+from workerd.access.policy import On, Right
 from workerd.errors import PluginInvalid
 from workerd.handler import Handler
-from workerd.policy import On, Right
 
 GROUP = "workerd.handlers"
 _ABSENT = object()

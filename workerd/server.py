@@ -15,24 +15,24 @@ from typing import Any
 import structlog
 
 from pki.store import PkiFolder
-from workerd.audit import AuditTrail
-from workerd.caller import Record
-from workerd.codec import Codec, StatusDetailsCodec
-from workerd.credentials import Credentials
+from workerd.access.caller import Record
+from workerd.access.credentials import Credentials
+from workerd.access.expiry import remind
+from workerd.access.rights import Rights
+from workerd.access.users import Users
 from workerd.engine.account import find_account
 from workerd.engine.engine import Engine
 from workerd.errors import CannotListen
-from workerd.expiry import remind
 from workerd.gate import Gate
 from workerd.handler import Daemon
-from workerd.job_events import JobEvents, noting_service
 from workerd.limits import Meter
+from workerd.network.codec import Codec, StatusDetailsCodec
+from workerd.network.transport import Surroundings, WorkerServer
 from workerd.notices import Notices
 from workerd.registry import Route, load_routes, rights_of
-from workerd.rights import Rights
 from workerd.settings import Settings
-from workerd.transport import Surroundings, WorkerServer
-from workerd.users import Users
+from workerd.trail.events import JobEvents, noting_service
+from workerd.trail.writer import AuditTrail
 
 log = structlog.get_logger()
 _BACKLOG = 512

@@ -25,13 +25,13 @@ from pki.files import load_pair
 from pki.identity import MOST_ANCESTORS, Identity, read_identity
 from pki.narrowing import LIFETIME, make_key, make_request
 from pki.store import PkiFolder
-from workerd.caller import Caller
+from workerd.access.caller import Caller
+from workerd.access.rights import Rights
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import NotPermitted
 from workerd.handler import Call, Daemon
 from workerd.handlers.issue_credential import issue_credential
 from workerd.registry import load_routes, rights_of
-from workerd.rights import Rights
 
 USER_ID = "123e4567-e89b-42d3-a456-426614174000"
 KNOWN = rights_of(load_routes().values())

@@ -5,10 +5,10 @@ from typing import Any
 
 from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
 
+from workerd.access.policy import On, Principal, Resource
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import PolicyInvalid
 from workerd.handler import Call, handles
-from workerd.policy import On, Principal, Resource
 from workerd.translate import to_user
 
 _MAX_POLICIES = 1 << 14

@@ -11,11 +11,11 @@ from pki.errors import Missing
 from pki.files import load_pair
 from pki.identity import Identity
 from pki.store import PkiFolder
-from workerd.caller import Caller
+from workerd.access.caller import Caller
+from workerd.access.policy import DAEMON
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import ActingForAnother, CannotIssue
 from workerd.handler import Call, handles
-from workerd.policy import DAEMON
 
 log = structlog.get_logger()
 

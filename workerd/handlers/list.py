@@ -4,7 +4,7 @@ from typing import Any
 
 from worker_api.worker.v1 import ListRequest, ListResponse, WorkerServiceBase
 
-from workerd.caller import SEE
+from workerd.access.caller import SEE
 from workerd.engine.errors import InvalidArgument, JobIdMalformed
 from workerd.engine.job import parse_job_id
 from workerd.handler import Call, handles

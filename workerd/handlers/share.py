@@ -5,9 +5,9 @@ from typing import Any
 import worker_api.worker.v1 as api
 from worker_api.worker.v1 import ShareRequest, ShareResponse, WorkerServiceBase
 
+from workerd.access.policy import On
 from workerd.engine.errors import InvalidArgument
 from workerd.handler import Call, handles
-from workerd.policy import On
 from workerd.translate import to_user
 
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from worker_api.worker.v1 import SpawnRequest, SpawnResponse, WorkerServiceBase
 
+from workerd.access.policy import On, Resource
 from workerd.engine import request as engine
 from workerd.handler import Call, handles
-from workerd.policy import On, Resource
 
 
 def _describe(request: SpawnRequest) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from worker_api.worker.v1 import StatusRequest, StatusResponse, WorkerServiceBase
 
+from workerd.access.policy import On
 from workerd.handler import Call, handles
-from workerd.policy import On
 from workerd.translate import to_job
 
 

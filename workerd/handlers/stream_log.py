@@ -5,12 +5,12 @@ from collections.abc import AsyncGenerator
 
 from worker_api.worker.v1 import LogAnchor, StreamLogRequest, WorkerServiceBase
 
-from workerd.codec import Encoded
-from workerd.encoding import encode_events
 from workerd.engine.engine import Start
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import Stream
 from workerd.handler import Call, handles
+from workerd.network.codec import Encoded
+from workerd.network.encoding import encode_events
 from workerd.translate import from_stream
 
 

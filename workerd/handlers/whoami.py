@@ -2,9 +2,9 @@
 
 from worker_api.worker.v1 import WhoAmIRequest, WhoAmIResponse, WorkerServiceBase
 
-from workerd.caller import Caller
+from workerd.access.caller import Caller
+from workerd.access.policy import DAEMON, On, Resource
 from workerd.handler import Call, handles
-from workerd.policy import DAEMON, On, Resource
 from workerd.translate import to_user
 
 

@@ -7,9 +7,9 @@ from worker_api.worker.v1 import Output as OutputMessage
 from worker_api.worker.v1 import Stream as StreamMessage
 from worker_api.worker.v1 import StreamLogResponse
 
-from workerd.encoding import encode_events
 from workerd.engine.job import Stream
 from workerd.engine.reader import Gap, Output
+from workerd.network.encoding import encode_events
 
 OFFSETS = st.integers(0, 2**64 - 1)
 OUTPUTS = st.builds(

@@ -35,13 +35,13 @@ from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
 
 from pki.errors import IdentityInvalid
-from workerd.acceptor import Acceptor
-from workerd.codec import Encoded
 from workerd.errors import LimitReached
-from workerd.http2 import Calls, StrictProtocol
 from workerd.limits import Meter
+from workerd.network.acceptor import Acceptor
+from workerd.network.codec import Encoded
+from workerd.network.http2 import Calls, StrictProtocol
+from workerd.network.receiving import receive
 from workerd.notices import Notices
-from workerd.receiving import receive
 
 _TURNS = 4
 # Calls on one connection at a time: a client waits with the next (RFC 9113 §5.1.2), which may be a stop. h2 says 100.
@@ -57,7 +57,7 @@ _ROOM_BYTES = 1 << 13
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
-    """Have `recv_message` of a stream take requests as `workerd.receiving` does.
+    """Have `recv_message` of a stream take requests as `workerd.network.receiving` does.
 
     Args:
         user_id: of the user who sends it.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import structlog
 
+from workerd.access.following import follow_folder
+from workerd.access.policy import Decision, Policies, Principal, Resource, Right, read_policies
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
-from workerd.following import follow_folder
-from workerd.policy import Decision, Policies, Principal, Resource, Right, read_policies
 
 log = structlog.get_logger()
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from tests.waiting import LIMIT_SECONDS
-from workerd.following import follow_folder
+from workerd.access.following import follow_folder
 
 
 class Looks:

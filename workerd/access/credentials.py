@@ -17,8 +17,8 @@ from pki.files import read_bytes
 from pki.identity import Identity, read_identity
 from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
-from workerd.expiry import CallerWarnings
-from workerd.following import follow_folder
+from workerd.access.expiry import CallerWarnings
+from workerd.access.following import follow_folder
 
 log = structlog.get_logger()
 _LOOK_SECONDS = 5.0  # clocks are set, and machines sleep: no timer is trusted for longer

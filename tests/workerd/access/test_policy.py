@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from workerd.access.policy import DAEMON, DEFAULT_FILE, On, Policies, Principal, Resource, read_policies
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
-from workerd.policy import DAEMON, DEFAULT_FILE, On, Policies, Principal, Resource, read_policies
 from workerd.registry import load_routes, rights_of
 
 KNOWN = rights_of(load_routes().values())

@@ -19,15 +19,15 @@ from audit.files import HEAD, list_files
 from audit.report import Report
 from audit.verification import verify
 from tests.audit.trails import TIME
-from workerd import audit as writer
-from workerd.audit import AuditTrail
 from workerd.errors import AuditFailed
+from workerd.trail import writer
+from workerd.trail.writer import AuditTrail
 
 EVENT = {"event": "decision", "right": "stop", "user": {"id": "u", "name": "acrimon"}}
 APPEND = """
 import sys
 from pathlib import Path
-from workerd.audit import AuditTrail
+from workerd.trail.writer import AuditTrail
 with AuditTrail(Path(sys.argv[1]), int(sys.argv[2])) as trail:
     print("ready", flush=True)
     sys.stdin.readline()

@@ -27,7 +27,7 @@ from audit.files import HEAD, file_name, list_files, read_end
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
 from workerd.errors import AuditFailed
-from workerd.trail_end import open_end
+from workerd.trail.end import open_end
 
 log = structlog.get_logger()
 _FILE_BYTES = 64 << 20

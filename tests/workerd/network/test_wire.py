@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from worker_api.worker.v1 import Job, SpawnRequest, StreamLogRequest
 
-from workerd.wire import check
+from workerd.network.wire import check
 
 
 def description(message_type: Any) -> Any:

@@ -12,10 +12,10 @@ from worker_api.worker.v1 import ErrorDetail, ErrorReason
 from audit.files import list_files
 from audit.verification import verify
 from tests.small_disk import fill, make_room, small_disk
-from workerd import audit as writer
-from workerd.audit import AuditTrail
 from workerd.engine import linux
 from workerd.errors import AuditFailed, to_grpc
+from workerd.trail import writer
+from workerd.trail.writer import AuditTrail
 
 DISK_BYTES = 32 << 20
 EVENT = {"event": "decision", "right": "stop", "user": {"id": "u", "name": "acrimon"}}

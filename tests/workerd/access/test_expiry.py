@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from pki.identity import EXPIRES_SOON, Identity
 from pki.store import PkiFolder
-from workerd import expiry
-from workerd.expiry import CallerWarnings, remind
+from workerd.access import expiry
+from workerd.access.expiry import CallerWarnings, remind
 
 SOON = EXPIRES_SOON - timedelta(hours=1)
 LATER = EXPIRES_SOON + timedelta(hours=1)

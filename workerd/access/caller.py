@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pki.identity import Identity
+from workerd.access.policy import Decision, On, Resource
+from workerd.access.rights import Rights
 from workerd.engine.job import User
 from workerd.errors import NotPermitted
-from workerd.policy import Decision, On, Resource
-from workerd.rights import Rights
 
 Record = Callable[[Mapping[str, Any]], None]
 """Writes an event into the audit trail, or raises AuditFailed."""

@@ -12,9 +12,9 @@ from typing import Any
 
 import structlog
 
-from workerd.audit import AuditTrail
 from workerd.engine.job import Cause, Exited, JobEnd, JobSpec, Killed, Lost, Stopped, StreamSummary, TimedOut
 from workerd.errors import AuditFailed
+from workerd.trail.writer import AuditTrail
 
 log = structlog.get_logger()
 

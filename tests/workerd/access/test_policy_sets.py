@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from workerd.access.policy import On, Policies, Principal, Resource
 from workerd.engine.job import User
-from workerd.policy import On, Policies, Principal, Resource
 from workerd.registry import load_routes, rights_of
 
 KNOWN = rights_of(load_routes().values())

@@ -9,7 +9,7 @@ from grpclib.encoding.proto import ProtoCodec
 from worker_api.google.protobuf import Any as AnyMessage
 from worker_api.google.rpc import Status as StatusMessage
 
-from workerd.wire import check
+from workerd.network.wire import check
 
 
 @dataclass(frozen=True, slots=True)

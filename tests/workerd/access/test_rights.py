@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_SECONDS
+from workerd.access.policy import On, Resource
+from workerd.access.rights import Rights
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
-from workerd.policy import On, Resource
 from workerd.registry import load_routes, rights_of
-from workerd.rights import Rights
 
 OWNER, OTHER = User("11111111-1111-4111-8111-111111111111", "ann"), User("22222222-2222-4222-8222-222222222222", "bob")
 JOB = Resource(On.JOB, "j", OWNER)

@@ -175,7 +175,7 @@ def read_policies(folder: Path) -> dict[str, str]:
     Raises:
         PolicyInvalid: one of them cannot be read.
     """
-    sources = {DEFAULT_FILE: resources.files("workerd").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
+    sources = {DEFAULT_FILE: resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
     for path in sorted(folder.glob("*.cedar")):
         try:
             sources[path.name] = path.read_text("utf-8")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from workerd.access.users import Users
 from workerd.engine.job import User
 from workerd.errors import UserUnknown
-from workerd.users import Users
 
 ANN, BOB = "1aaaaaaa-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from worker_api.worker.v1 import Gap, StreamLogResponse
 
-from workerd.codec import Encoded
 from workerd.engine import reader
 from workerd.engine.job import JobEnd
+from workerd.network.codec import Encoded
 from workerd.translate import to_end
 
 # Tags: field number << 3 | wire type (https://protobuf.dev/programming-guides/encoding, "Message Structure").

@@ -1,0 +1,1 @@
+"""Who may do what: certificates that count, users, policies, and every decision."""
