@@ -159,6 +159,15 @@ def replace_pair(certificate: Path, credential: "Credential") -> None:
     new_key.rename(key_path(certificate))
 
 
+def stamp(path: Path) -> tuple[int, ...] | None:
+    """Tell a file apart from others that take its place, without reading it; None if there is none to be told."""
+    try:
+        found = os.stat(path)
+    except OSError:  # why it cannot be read is told when it is
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+
+
 def replace_file(path: Path, data: bytes) -> None:
     """Put a file for all to read in the place of another, if there is one; whoever reads it gets the old or the new.
 

@@ -84,6 +84,14 @@ def expires_soon(expires_at: datetime, now: datetime) -> bool:
     return expires_at - now < EXPIRES_SOON
 
 
+def is_user_id(text: str) -> bool:
+    """Tell whether a text is a user's id: a UUID in canonical form, or one user could be written as several."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
 def user_uri(trust_domain: str, user_id: str) -> str:
     """Build a user's SPIFFE id."""
     return f"spiffe://{trust_domain}/user/{user_id}"
@@ -153,7 +161,7 @@ def read_uri(uris: Sequence[str], trust_domain: str) -> Named:
     prefix = user_uri(trust_domain, "")
     if uri.startswith(prefix):
         rest = uri.removeprefix(prefix)
-        if _is_canonical_uuid(rest):
+        if is_user_id(rest):
             return Named(rest)
         if (narrowed := _NARROWED.fullmatch(rest)) is not None:
             return _read_narrowed(uri, trust_domain, narrowed)
@@ -175,7 +183,7 @@ def _read_narrowed(uri: str, trust_domain: str, parts: re.Match[str]) -> Named:
         canonical = narrowed_uri(trust_domain, user_id, ancestors, rights)
     except InvalidNarrowing as error:
         raise IdentityInvalid(str(error)) from error
-    if uri != canonical or not _is_canonical_uuid(user_id):
+    if uri != canonical or not is_user_id(user_id):
         raise IdentityInvalid(f"{uri!r} is not written as it would be issued")
     return Named(user_id, rights, ancestors)
 
@@ -189,11 +197,3 @@ def _common_names(certificate: Mapping[str, Any]) -> Iterator[str]:
         for kind, value in relative_name:
             if kind == "commonName":
                 yield value
-
-
-def _is_canonical_uuid(text: str) -> bool:
-    """Tell whether a text is a UUID in canonical form: a user has one way to be written, or would be several."""
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False

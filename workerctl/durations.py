@@ -1,4 +1,4 @@
-"""Lengths of time as people write them: a number and a unit, such as 15m."""
+"""Lengths of time as people write them: a number and a unit, such as 15m, or a number of seconds."""
 
 import re
 from datetime import timedelta
@@ -27,3 +27,15 @@ def parse_duration(option: str, text: str) -> timedelta:
     if length <= timedelta():
         raise UsageInvalid(f"{option} {text[:40]!r} is no length of time: give a number and s, m, h or d, such as 15m")
     return length
+
+
+def to_duration(option: str, seconds: float) -> timedelta:
+    """Make a length of time of an option's seconds.
+
+    Raises:
+        UsageInvalid: it is not a number that can be waited for.
+    """
+    try:
+        return timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        raise UsageInvalid(f"{option} {seconds} is no number of seconds that can be waited for") from None

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 from worker_api.worker.v1 import SpawnRequest
 
 from workerctl.context import warn
+from workerctl.durations import to_duration
 from workerctl.errors import UsageInvalid
 from workerctl.output import print_line
 
@@ -98,7 +98,7 @@ class JobOptions:
             envs=dict(map(_pair, self.envs or ())),
             working_directory=self.working_directory,
             name=self.name,
-            timeout=None if self.timeout_seconds is None else duration("--timeout-seconds", self.timeout_seconds),
+            timeout=None if self.timeout_seconds is None else to_duration("--timeout-seconds", self.timeout_seconds),
             request_key=request_key,
             max_log_bytes=self.max_log_bytes,
             run_as=self.run_as,
@@ -116,18 +116,6 @@ def print_started(job_id: str, line: str) -> None:
     except OSError:
         warn(f"job {job_id} was started, but this could not be written to standard output")
         raise
-
-
-def duration(option: str, seconds: float) -> timedelta:
-    """Make a duration of an option's seconds.
-
-    Raises:
-        UsageInvalid: it is not a number that can be waited for.
-    """
-    try:
-        return timedelta(seconds=seconds)
-    except (ValueError, OverflowError):
-        raise UsageInvalid(f"{option} {seconds} is no number of seconds that can be waited for") from None
 
 
 def _pair(text: str) -> tuple[str, str]:

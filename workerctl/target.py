@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pki.files import stamp
 from pki.store import PkiFolder
 from pki.tls import client_context
 from workerctl.errors import UsageInvalid
@@ -77,11 +78,7 @@ class Target:
         Raises:
             InvalidName, UsageInvalid: as for `tls`.
         """
-        try:
-            found = os.stat(self.pki().client_certificate(self.presented()))
-        except OSError:  # why it cannot be read is told when it is
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+        return stamp(self.pki().client_certificate(self.presented()))
 
     def acting_for(self) -> str | None:
         """Tell for whom the daemon is to be asked to serve the calls; None for the user of the certificate.

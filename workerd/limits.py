@@ -92,7 +92,7 @@ DEFAULT_LIMITS = Limits()
 
 
 @dataclass(slots=True)
-class _Share:
+class _Usage:
     """What one user has."""
 
     connections: int = 0
@@ -118,7 +118,7 @@ class Meter:
         self._clock = clock
         self._connections = 0
         self._streams = 0
-        self._shares: dict[str, _Share] = {}
+        self._usages: dict[str, _Usage] = {}
 
     def has_room(self) -> bool:
         """Tell whether there may be one connection more."""
@@ -130,18 +130,18 @@ class Meter:
         Raises:
             LimitReached: there are too many; it is not counted.
         """
-        share, most = self._share(user_id), self.limits.max_connections_per_user
+        usage, most = self._of(user_id), self.limits.max_connections_per_user
         if not self.has_room():
             raise _full("max-connections", "there are as many connections", self._connections, "try again later")
-        if 0 < most <= share.connections:
+        if 0 < most <= usage.connections:
             raise _full("max-connections-per-user", "you have as many connections", most, "close some")
         self._connections += 1
-        share.connections += 1
+        usage.connections += 1
 
     def disconnect(self, user_id: str) -> None:
         """Count a connection no more."""
         self._connections -= 1
-        self._share(user_id).connections -= 1
+        self._of(user_id).connections -= 1
 
     @contextlib.contextmanager
     def call(self, user_id: str, *, streaming: bool) -> Iterator[None]:
@@ -153,26 +153,26 @@ class Meter:
         Raises:
             LimitReached: there are too many; it is not counted.
         """
-        share, limits = self._share(user_id), self.limits
+        usage, limits = self._of(user_id), self.limits
         if not streaming:
-            if 0 < limits.max_calls_per_user <= share.calls:
-                raise _full("max-calls-per-user", "as many calls of yours are under way", share.calls, "let some end")
-            share.calls += 1
+            if 0 < limits.max_calls_per_user <= usage.calls:
+                raise _full("max-calls-per-user", "as many calls of yours are under way", usage.calls, "let some end")
+            usage.calls += 1
             try:
                 yield
             finally:
-                share.calls -= 1
+                usage.calls -= 1
             return
-        if 0 < limits.max_streams_per_user <= share.streams:
-            raise _full("max-streams-per-user", "as many streams of yours are open", share.streams, "let some end")
+        if 0 < limits.max_streams_per_user <= usage.streams:
+            raise _full("max-streams-per-user", "as many streams of yours are open", usage.streams, "let some end")
         if 0 < limits.max_streams <= self._streams:
             raise _full("max-streams", "as many streams of all users are open", self._streams, "try again later")
-        share.streams += 1
+        usage.streams += 1
         self._streams += 1
         try:
             yield
         finally:
-            share.streams -= 1
+            usage.streams -= 1
             self._streams -= 1
 
     @contextlib.contextmanager
@@ -182,22 +182,22 @@ class Meter:
         Raises:
             LimitReached: they are too many, or all that are on their way are; they are not counted.
         """
-        share, most = self._share(user_id), self.limits.max_request_bytes
+        usage, most = self._of(user_id), self.limits.max_request_bytes
         if size_bytes > most:
             advice = f"ask for less at once, {most} bytes at most"
             raise LimitReached("max-request-bytes", f"the request has {size_bytes} bytes", advice)
-        if share.receiving_bytes + size_bytes > most * _REQUESTS_AT_ONCE:
-            problem = f"requests of yours with {share.receiving_bytes + size_bytes} bytes are on their way at once"
+        if usage.receiving_bytes + size_bytes > most * _REQUESTS_AT_ONCE:
+            problem = f"requests of yours with {usage.receiving_bytes + size_bytes} bytes are on their way at once"
             raise LimitReached("max-request-bytes", problem, "send one after another")
-        share.receiving_bytes += size_bytes
+        usage.receiving_bytes += size_bytes
         try:
             yield
         finally:
-            share.receiving_bytes -= size_bytes
+            usage.receiving_bytes -= size_bytes
 
     def may_reset(self, user_id: str) -> bool:
         """Count a stream that a user's peer reset, and tell whether it is still one of few."""
-        return not self._share(user_id).resets.take(self._clock())
+        return not self._of(user_id).resets.take(self._clock())
 
     def may_send(self, user_id: str, frames: float) -> bool:
         """Count frames that carry next to nothing, and tell whether they are still few.
@@ -205,14 +205,14 @@ class Meter:
         Args:
             frames: how many; negative for what makes others right, such as a call.
         """
-        bucket, now = self._share(user_id).frames, self._clock()
+        bucket, now = self._of(user_id).frames, self._clock()
         if frames < 0:
             bucket.charge(now, frames)
             return True
         return not bucket.take(now, frames)
 
-    def _share(self, user_id: str) -> _Share:
-        return self._shares.setdefault(user_id, _Share())
+    def _of(self, user_id: str) -> _Usage:
+        return self._usages.setdefault(user_id, _Usage())
 
 
 def _full(limit: str, problem: str, most: int, advice: str) -> LimitReached:

@@ -27,7 +27,8 @@ from workerd.gate import Gate
 from workerd.handler import Daemon
 from workerd.limits import Meter
 from workerd.network.codec import Codec, StatusDetailsCodec
-from workerd.network.transport import Surroundings, WorkerServer
+from workerd.network.connection import Surroundings
+from workerd.network.transport import WorkerServer
 from workerd.notices import Notices
 from workerd.registry import Route, load_routes, rights_of
 from workerd.settings import Settings

@@ -15,7 +15,7 @@ from pki.store import PkiFolder
 from workerctl.durations import parse_duration
 from workerctl.errors import UsageInvalid
 from workerctl.output import format_lines, format_time, print_line
-from workerctl.parameters import Injected, Output, Rights, split
+from workerctl.parameters import Injected, Output, split_rights
 
 app = App(name="credential", help="Have certificates issued with fewer rights and less time than your own.")
 
@@ -23,7 +23,7 @@ app = App(name="credential", help="Have certificates issued with fewer rights an
 @app.command
 async def issue(
     *,
-    allow: Annotated[Rights, Parameter(help="What it is good for: rights, with commas between them.")],
+    allow: Annotated[str, Parameter(help="What it is good for: rights, with commas between them.")],
     out: Annotated[str, Parameter(help="The folder for it, which --pki-dir can name then.")],
     ttl: Annotated[str | None, Parameter(help="For how long: a number and s, m, h or d. [default: 15m]")] = None,
     replace: Annotated[
@@ -41,7 +41,7 @@ async def issue(
     # What stands on cryptography is slow to import.
     from pki.narrowing import fit, make_key, make_request
 
-    rights = split(allow)
+    rights = split_rights(allow)
     if not rights:
         raise UsageInvalid("--allow names no right: `workerctl whoami` shows yours")
     if not out:

@@ -7,14 +7,14 @@ from cyclopts import Parameter
 
 from workerctl.errors import UsageInvalid
 from workerctl.output import format_table, print_line, to_plain
-from workerctl.parameters import Injected, Output, Rights, Uuid, split
+from workerctl.parameters import Injected, Output, Uuid, split_rights
 
 
 async def share(
     uuid: Uuid,
     *,
     with_: Annotated[str, Parameter(name="--with", help="The other user's name or id.", show_default=False)] = "",
-    allow: Annotated[Rights, Parameter(help="All that the user may do with the job, as status,stream-log.")] = "",
+    allow: Annotated[str, Parameter(help="All that the user may do with the job, as status,stream-log.")] = "",
     revoke: Annotated[bool, Parameter(negative=(), show_default=False, help="Take everything back.")] = False,
     output: Output = "text",
     context: Injected,
@@ -23,7 +23,7 @@ async def share(
 
     Example: `workerctl share 123e4567-e89b-42d3-a456-426614174000 --with bob --allow status,stream-log`
     """
-    rights = split(allow)
+    rights = split_rights(allow)
     if bool(with_) != (bool(rights) or revoke) or (rights and revoke):
         raise UsageInvalid("give --with together with --allow or with --revoke, or none of them")
     async with context.client() as client:

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from workerctl.durations import to_duration
 from workerctl.output import describe_job, print_result
 from workerctl.parameters import Injected, Output, Uuid
-from workerctl.spawning import duration
 
 
 async def stop(
@@ -22,7 +22,7 @@ async def stop(
 
     Example: `workerctl stop --uuid 123e4567-e89b-42d3-a456-426614174000 --grace-seconds 2`
     """
-    grace = None if grace_seconds is None else duration("--grace-seconds", grace_seconds)
+    grace = None if grace_seconds is None else to_duration("--grace-seconds", grace_seconds)
     async with context.client() as client:
         job = await client.stop(uuid, grace)
     print_result(job, describe_job(job), output)

@@ -7,13 +7,12 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import structlog
 
 from pki.errors import CertificateExpired, CertificateRefused, CertificateRevoked, Missing, PkiError
-from pki.files import read_bytes
+from pki.files import read_bytes, stamp
 from pki.identity import Identity, read_identity
 from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
@@ -180,12 +179,4 @@ class Credentials:
 
     def _look(self) -> list[tuple[int, ...] | None]:
         """Tell the files apart from others that take their place, without reading them."""
-        return [_look(path) for path in self._folder.files_of_server]
-
-
-def _look(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = os.stat(path)
-    except OSError:  # why it cannot be read is told when it is
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_ctime_ns
+        return [stamp(path) for path in self._folder.files_of_server]

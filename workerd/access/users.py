@@ -5,11 +5,11 @@ to act for them, may give the name if the daemon has seen exactly one user whom 
 """
 
 import os
-import uuid
 from pathlib import Path
 
 import structlog
 
+from pki.identity import is_user_id
 from workerd.engine.job import User
 from workerd.errors import UserUnknown
 
@@ -50,18 +50,11 @@ class Users:
         Raises:
             UserUnknown: no user, or several, have this name.
         """
-        if _is_id(text):
+        if is_user_id(text):
             path = self._folder / text
             return User(text, path.read_bytes().decode(errors="replace") if path.exists() else text)
         paths = self._folder.iterdir() if self._folder.exists() else ()
-        found = sorted(path.name for path in paths if _is_id(path.name) and path.read_bytes() == text.encode())
+        found = sorted(path.name for path in paths if is_user_id(path.name) and path.read_bytes() == text.encode())
         if len(found) != 1:
             raise UserUnknown(text, found)
         return User(found[0], text)
-
-
-def _is_id(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text
-    except ValueError:
-        return False

@@ -37,9 +37,7 @@ def find_account(name: str) -> Account | None:
     if entry.pw_uid == os.geteuid():
         return None
     if os.geteuid() != 0:
-        problem = (
-            f"the daemon runs as {own_account().name}, and only root may take on another account: leave that to it"
-        )
+        problem = f"the daemon runs as {own_account().name}, and only root may take on another account: name none"
         raise AccountUnusable(name, problem)
     return _account(entry, tuple(sorted(set(os.getgrouplist(entry.pw_name, entry.pw_gid)))))
 

@@ -14,12 +14,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
-from workerd.engine.errors import (
-    CatalogFailed,
-    JobNotEnded,
-    JobNotFound,
-    SpoolCorrupt,
-)
+from workerd.engine.errors import CatalogFailed, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
 from workerd.engine.keeper import Keeper

@@ -239,7 +239,7 @@ class Keeper:
     async def _take_up(self, folder: JobFolder) -> None:
         status = folder.read_status()
         has_ended = status is not None and status.state is JobState.ENDED and has_end(folder)
-        if has_ended and self._shelf.has_told_end(folder):
+        if has_ended and self._shelf.try_tell_end(folder):
             self._enter_ended(folder)
         elif status is not None:
             spec = folder.read_spec()

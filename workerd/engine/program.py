@@ -143,10 +143,7 @@ def _become_program(
         os.dup2(stderr, 2)
         if spec.account is not None:
             step = _Step.ACCOUNT
-            for descriptor in (
-                1,
-                2,
-            ):  # so that the program may open /dev/stdout, which is the pipe's file (proc_pid_fd(5))
+            for descriptor in (1, 2):  # the program may open /dev/stdout, which is the pipe's file (proc_pid_fd(5))
                 os.fchown(descriptor, spec.account.uid, spec.account.gid)
             become(spec.account)
             _die_with(supervisor)  # again: the kernel has forgotten it
@@ -187,9 +184,8 @@ def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
     problem = os.strerror(number) + (f" (as {spec.run_as})" if spec.run_as else "")
     match step:
         case _Step.ACCOUNT:
-            return AccountUnusable(
-                spec.run_as, f"the kernel does not let the daemon change to it: {os.strerror(number)}"
-            )
+            refused = f"the kernel does not let the daemon change to it: {os.strerror(number)}"
+            return AccountUnusable(spec.run_as, refused)
         case _Step.CHDIR:
             return WorkingDirectoryUnusable(spec.working_directory, problem)
         case _ if number == errno.E2BIG:

@@ -125,7 +125,7 @@ class Shelf:
             FileNotFoundError: it is not there, or somebody else removed it meanwhile.
             Exception: whatever the one who is told of its end raises; it is not removed then.
         """
-        lock = await self._lock(folder)
+        lock = await self._wait_lock(folder)
         try:
             self._tell_end(folder)
             with folder.wait_held():
@@ -142,14 +142,14 @@ class Shelf:
             Exception: whatever the one who is told raises.
         """
         if self._owes_end(folder):
-            lock = await self._lock(folder)  # or two would tell of it
+            lock = await self._wait_lock(folder)  # or two would tell of it
             try:
                 self._tell_end(folder)
             finally:
                 os.close(lock)
 
-    def has_told_end(self, folder: JobFolder) -> bool:
-        """Tell of the end of a job that has ended, unless that takes waiting, and whether that has been done."""
+    def try_tell_end(self, folder: JobFolder) -> bool:
+        """Tell of the end of a job that has ended, unless that takes waiting or was done; return whether it is done."""
         if not self._owes_end(folder):
             return True
         with contextlib.suppress(Exception):  # who waits for it finds the same again, and says what is wrong
@@ -172,7 +172,7 @@ class Shelf:
             with folder.telling():
                 self._on_end(folder.read_spec(), status.end)
 
-    async def _lock(self, folder: JobFolder) -> int:
+    async def _wait_lock(self, folder: JobFolder) -> int:
         """Take the lock of a job that has ended, when its supervisor, or who looks after it, has left."""
         while True:
             await self.wait_unlocked(folder)

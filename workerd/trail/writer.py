@@ -11,6 +11,7 @@ goes on for a while on a disk that others have filled.
 
 import errno
 import fcntl
+import itertools
 import os
 import time
 from collections.abc import Mapping
@@ -41,8 +42,7 @@ class AuditTrail:
 
     Args:
         directory: the trail's folder; made with the first line.
-        max_bytes: how much its files may take; zero for any amount. Beyond it the oldest is
-            removed.
+        max_bytes: how much its files may take; zero for any amount. Beyond it the oldest is removed.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
@@ -196,15 +196,24 @@ class AuditTrail:
         """Remove the oldest files. The trail says so before, or it would seem to have lost its beginning."""
         files = list_files(self._folder)
         sizes = {file.name: os.stat(file.name, dir_fd=self._folder).st_size for file in files}
-        while sum(sizes.values()) > self._max_bytes and len(sizes) > 1:
-            name = next(iter(sizes))
-            with open(name, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self._folder)) as file:
-                line, _ = read_end(file.fileno(), sizes[name])
-            last = asdict(read_line(line).head)
-            self._append({"event": RELEASED, "file": name, "last": last})
-            os.unlink(name, dir_fd=self._folder)
-            del sizes[name]
+        for file, following in itertools.pairwise(files):
+            if sum(sizes.values()) <= self._max_bytes:
+                break
+            last = self._read_last(file.name) or Head(following.first_seq - 1, "")
+            self._append({"event": RELEASED, "file": file.name, "last": asdict(last)})
+            os.unlink(file.name, dir_fd=self._folder)
+            del sizes[file.name]
         self._older_bytes = sum(sizes.values()) - sizes[self._name]
+
+    def _read_last(self, name: str) -> Head | None:
+        """Read which line of a file is its last; None where somebody changed it, of which a verification tells."""
+        with open(name, "rb", opener=lambda path, flags: os.open(path, flags, dir_fd=self._folder)) as file:
+            line, _ = read_end(file.fileno(), os.fstat(file.fileno()).st_size)
+        try:
+            return read_line(line).head
+        except LineInvalid as error:
+            log.error("a file of the audit trail that is removed was changed", file=name, problem=str(error))
+            return None
 
     def _append(self, event: Mapping[str, Any]) -> None:
         line, head = make_line(event, self._head, datetime.now(UTC).isoformat(timespec="microseconds"))

@@ -228,6 +228,20 @@ def test_a_release_that_was_cut_off_is_made_again(folder: Path, monkeypatch: pyt
     assert check_whole(folder).first > 1
 
 
+def test_the_oldest_goes_though_somebody_changed_its_last_line_and_that_stays_a_fault(folder: Path) -> None:
+    with AuditTrail(folder, 1 << 20) as trail:
+        trail.record(EVENT)
+        while len(list_files(folder)) < 2:
+            trail.record(EVENT | {"pad": "x" * 5000})
+        oldest = folder / list_files(folder)[0].name
+        oldest.write_bytes(oldest.read_bytes()[:-3] + b"x\n")
+        with structlog.testing.capture_logs() as logs:
+            while oldest.exists():
+                trail.record(EVENT | {"pad": "x" * 5000})
+    assert [each["file"] for each in logs if each["log_level"] == "error"] == [oldest.name]
+    assert verify(folder).fault is not None
+
+
 def cut_a_line(folder: Path) -> None:
     path = last_file(folder)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))

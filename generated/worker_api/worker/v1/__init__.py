@@ -994,8 +994,8 @@ class SpawnRequest(betterproto2.Message):
 
     run_as: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
     """
-    The system account to run as, by name, which takes the right "run-as". Empty: the one that the
-    daemon is set to, its own unless it is.
+    The system account to run as, by name, which takes the right "run-as". Empty: the one that the daemon is set to, or
+    else its own.
     """
 
 
