@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import cedarpy
@@ -22,7 +20,6 @@ from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
-DEFAULT_FILE = "default.cedar"
 _REMEMBERED_DECISIONS = 4096
 _DEEPEST = 50
 # Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and brackets.
@@ -167,23 +164,6 @@ class Policies:
         except (ValueError, RecursionError) as error:
             raise PolicyInvalid(file, _TOO_LONG) from error
         return named
-
-
-def read_policies(folder: Path) -> dict[str, str]:
-    """Read the default policies and those in a folder, by the names of the files; the folder need not be there.
-
-    Raises:
-        PolicyInvalid: one of them cannot be read.
-    """
-    sources = {DEFAULT_FILE: resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
-    for path in sorted(folder.glob("*.cedar")):
-        try:
-            sources[path.name] = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error
-        if not sources[path.name]:  # as a file is when somebody has just begun to write it
-            raise PolicyInvalid(str(path), "it is empty: if there are to be no policies in it, write a comment")
-    return sources
 
 
 def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:

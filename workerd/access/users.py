@@ -50,17 +50,18 @@ class Users:
         Raises:
             UserUnknown: no user, or several, have this name.
         """
-        if _is_id(text):
+        if is_id(text):
             path = self._folder / text
             return User(text, path.read_bytes().decode(errors="replace") if path.exists() else text)
         paths = self._folder.iterdir() if self._folder.exists() else ()
-        found = sorted(path.name for path in paths if _is_id(path.name) and path.read_bytes() == text.encode())
+        found = sorted(path.name for path in paths if is_id(path.name) and path.read_bytes() == text.encode())
         if len(found) != 1:
             raise UserUnknown(text, found)
         return User(found[0], text)
 
 
-def _is_id(text: str) -> bool:
+def is_id(text: str) -> bool:
+    """Tell whether a text is an id, as certificates have it, and so no name."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
