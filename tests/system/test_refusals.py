@@ -74,6 +74,16 @@ def test_who_may_not_start_jobs_is_told_where_rights_are_shown(daemon: Daemon) -
     assert b"spawn" not in daemon.workerctl("whoami", user=VIEWER).stdout
 
 
+def test_who_has_a_right_on_their_own_jobs_alone_is_told_so(daemon: Daemon) -> None:
+    assert b"explain" in daemon.workerctl("whoami", user=GUEST).stdout
+    code, line = told(daemon, "policy", "test", "--action", "stop", user=GUEST)
+    assert code == 125
+    assert (
+        "you have no right to explain where no job is named: you have it on jobs of yours, and whoever runs the daemon"
+        " can give you more\n" in line
+    )
+
+
 @pytest.mark.parametrize("other", [USER, "nobody-who-was-here"])
 def test_who_may_not_act_for_another_is_told_how_to_call_for_themselves(daemon: Daemon, other: str) -> None:
     code, line = told(daemon, "--certificate", GUEST, "whoami", user=other)

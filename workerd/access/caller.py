@@ -109,6 +109,9 @@ class Caller:
             case On.JOB if owner is not None and owner.id:
                 advice = f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
                 return NotPermitted(right, advice=advice)
+            case On.DAEMON if self.may(right, Resource(On.JOB, owner=self.user)).permitted:
+                advice = "you have it on jobs of yours, and whoever runs the daemon can give you more"
+                return NotPermitted(right, " where no job is named", advice)
             case On.JOB | On.DAEMON:
                 return NotPermitted(right)
             case On.USER:
