@@ -112,7 +112,10 @@ def test_nothing_is_asked_for_or_changed_where_something_is_already(shared_daemo
     assert issue(shared_daemon, out, "whoami").returncode == 0
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = issue(shared_daemon, out, "whoami")
-    assert result.returncode == 125 and b"is not overwritten: choose another folder, or have it replaced with --replace" in result.stderr
+    assert (
+        result.returncode == 125
+        and b"is not overwritten: choose another folder, or have it replaced with --replace" in result.stderr
+    )
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = PkiFolder(tmp_path / "other")
     other.initialize()

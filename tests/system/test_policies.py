@@ -165,4 +165,5 @@ def test_a_log_that_is_followed_ends_when_what_permits_it_is_taken_back(
         take_back(daemon, job_id)
         out, err = follower.communicate(timeout=30)
     assert (follower.returncode, out) == (123, b"")
-    assert f"there is no job {job_id} that you may see".encode() in err
+    assert b"you may not see the job any more: its owner took that back" in err
+    assert f"the daemon says: there is no job {job_id} that you may see".encode() in err
