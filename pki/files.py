@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # cryptography is slow to import and only needed where certif
     from pki.authority import Credential
 
 REPLACED = "replaced"
+OF_OTHERS = ("clients", "servers")
+"""The folders within an authority's that hold what others take away."""
 FOLDER_MODE = 0o700
 _KEY_MODE = 0o600
 _PUBLIC_MODE = 0o644
@@ -62,7 +64,11 @@ def load_certificate(path: Path) -> "x509.Certificate":
     """
     from cryptography import x509
 
-    advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
+    if path.parent.name in OF_OTHERS:
+        folder, what = path.parent.parent, "there is no certificate of this name, and those that there are are shown by"
+        advice = f"{what} `workerctl --pki-dir {shlex.quote(str(folder))} pki list`"
+    else:
+        advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
     try:
         return x509.load_pem_x509_certificate(read_bytes(path, advice))
     except ValueError as error:
