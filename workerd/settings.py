@@ -104,7 +104,10 @@ def make_settings(
     named = {role: tuple(one.strip() for each in users for one in each.split(",")) for role, users in roles.items()}
     for role, users in named.items():
         if _ROLE.fullmatch(role) is None:
-            raise ConfigurationInvalid(f"--roles.{role}: {role!r} is no role: give a word as admin or viewer")
+            raise ConfigurationInvalid(
+                f"--roles.{role}: {role!r} is no role: it must be of lower-case letters, digits and hyphens,"
+                " with a letter first, as admin or viewer"
+            )
         if wrong := [user for user in users if not is_name(user)]:
             raise ConfigurationInvalid(
                 f"--roles.{role} {wrong[0]!r} is no user: give names or ids, with commas between them"
