@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
-from asyncinotify import Mask
+from asyncinotify import Event, Mask
 
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import REPLACED, Watcher
@@ -16,15 +16,25 @@ log = structlog.get_logger()
 _MASK = REPLACED | Mask.CLOSE_WRITE | Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
 
 
-async def follow_folder(folder: Path, look: Callable[[], None]) -> None:
+async def follow_folder(folder: Path, look: Callable[[], None], unfinished: set[str] | None = None) -> None:
     """Call a function at once and whenever something in a folder has changed, until cancelled.
 
     Args:
         folder: it need not be there; a link that it is is followed once.
         look: reads what is there. It must not raise.
+        unfinished: is kept the names of files that were made, and that nobody has written and closed since.
     """
+    names: set[str] = set() if unfinished is None else unfinished
+
+    def note(event: Event) -> None:
+        # What is made as a whole, as a link is, has its name here for ever, which says nothing unless it is empty.
+        if event.mask & Mask.CREATE:
+            names.add(str(event.name))
+        else:
+            names.discard(str(event.name))
+
     try:
-        with Watcher(_MASK) as watcher:
+        with Watcher(_MASK, note) as watcher:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(watcher.run())
                 tasks.create_task(_follow(watcher, folder, look))

@@ -7,7 +7,6 @@ policies are validated against, is made of the rights that the installed handler
 
 import enum
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,14 +15,12 @@ from typing import Any
 import cedarpy
 import structlog
 
+from workerd.access.policy_text import named, parse, place_of_fault, statements, too_deep
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
-_DEEPEST = 50
-# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and brackets.
-_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*|[(\[{]|[)\]}]')
 
 
 class On(enum.StrEnum):
@@ -80,6 +77,8 @@ class Resource:
 
 
 DAEMON = Resource(On.DAEMON)
+_READ = "Read"
+_APPLIES_TO_NOTHING = "unable to find an applicable action"  # in Cedar's words
 _TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
 
@@ -98,6 +97,9 @@ class Policies:
         sources: the text of each file by its name.
         rights: all rights there are, by name.
 
+    Attributes:
+        roles: those that policies name.
+
     Raises:
         PolicyInvalid: a file is no policies, or they speak of what is not there.
     """
@@ -110,11 +112,12 @@ class Policies:
         for name, text in sources.items():
             policies |= self._compile(name, text)
         self._set = _policy_set(policies)
-        self._names_jobs = _names(On.JOB, policies)
+        self._names_jobs = bool(named(On.JOB, policies))
+        self.roles = named("Role", policies)
         self._remembered = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
 
     def with_added(self, name: str, text: str) -> "Policies":
-        """Give these policies and those of a further file.
+        """Give these policies and those of a further file, which takes the place of one of its name.
 
         Raises:
             PolicyInvalid: as for the constructor.
@@ -144,67 +147,54 @@ class Policies:
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
-        _check_depth(file, text)
+        if problem := too_deep(text):
+            raise PolicyInvalid(file, problem)
         try:
-            parsed = json.loads(cedarpy.policies_to_json_str(text))
+            parsed = parse(text)
         except ValueError as error:
-            raise PolicyInvalid(file, " ".join(str(error).split())) from error
+            raise PolicyInvalid(file, place_of_fault(text) + " ".join(str(error).split())) from error
         except RecursionError as error:
-            raise PolicyInvalid(file, _TOO_LONG) from error
+            raise PolicyInvalid(file, place_of_fault(text) + _TOO_LONG) from error
         if parsed["templates"]:
             raise PolicyInvalid(file, "it holds a template, which nothing here fills in")
-        named: dict[str, Any] = {}
+        compiled: dict[str, Any] = {}
         labels: dict[str, str] = {}
         for identifier, policy in parsed["staticPolicies"].items():
             label = f"{file}:{policy.get('annotations', {}).get('id') or identifier.replace('policy', '#')}"
-            if label in named:
+            if label in compiled:
                 raise PolicyInvalid(file, f"two policies are called {label}: each needs an @id of its own")
-            named[label] = policy
+            compiled[label] = policy
             labels[identifier] = label
         if faults := cedarpy.validate_policies(text, self._schema).errors:
             first = faults[0]
             problem = " ".join(first.error.split()).removeprefix(f"for policy `{first.policy_id}`, ")
-            raise PolicyInvalid(file, f"{labels.get(first.policy_id, first.policy_id)}: {problem}")
+            if problem.startswith(_APPLIES_TO_NOTHING):
+                problem += f": {self._exercised(parsed['staticPolicies'][first.policy_id])}"
+            # Cedar counts the policies of a text, and calls them so.
+            line = statements(text)[int(first.policy_id.removeprefix("policy"))].line
+            raise PolicyInvalid(file, f"line {line}: {labels[first.policy_id]}: {problem}")
         try:
-            _policy_set(named)
+            _policy_set(compiled)
         except (ValueError, RecursionError) as error:
             raise PolicyInvalid(file, _TOO_LONG) from error
-        return named
+        return compiled
 
-
-def _names(kind: On, policies: Any) -> bool:
-    """Tell whether policies, in Cedar's JSON, name an entity of a kind."""
-    match policies:
-        case {"type": str(name), "id": str()} if name == kind:
-            return True
-        case dict():
-            return any(_names(kind, each) for each in policies.values())
-        case list():
-            return any(_names(kind, each) for each in policies)
-        case _:
-            return False
+    def _exercised(self, policy: Any) -> str:
+        """Say of the rights that a policy names what they are exercised on; of all if it names none."""
+        given = named("Action", policy["action"])
+        rights = {
+            name: right
+            for name, right in self._rights.items()
+            if not given or name in given or (right.reads and _READ in given)
+        }
+        exercised = (f"{name} on {' or '.join(sorted(right.on))}" for name, right in sorted(rights.items()))
+        return f"principals are Users, and rights are exercised so: {', '.join(exercised)}"
 
 
 def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:
     return cedarpy.PolicySet.from_json_str(
         json.dumps({"staticPolicies": policies, "templates": {}, "templateLinks": []})
     )
-
-
-def _check_depth(file: str, text: str) -> None:
-    """Refuse what Cedar's parser, which calls itself for each bracket, would run out of stack with, and the daemon too.
-
-    Raises:
-        PolicyInvalid: there are too many brackets within each other.
-    """
-    depth = 0
-    for piece in _TOKENS.findall(text):
-        if piece in "([{":
-            depth += 1
-        elif piece in ")]}":
-            depth -= 1
-        if depth > _DEEPEST:
-            raise PolicyInvalid(file, f"more than {_DEEPEST} brackets are open at one place")
 
 
 def _schema(rights: Mapping[str, Right]) -> str:
@@ -216,10 +206,10 @@ def _schema(rights: Mapping[str, Right]) -> str:
         "entity Account;",
         "type Share = { user: User, right: String };",
         "entity Job { owner: User, shares: Set<Share> };",
-        'action "Read";',
+        f'action "{_READ}";',
     ]
     for name, right in sorted(rights.items()):
-        group = ' in [Action::"Read"]' if right.reads else ""
+        group = f' in [Action::"{_READ}"]' if right.reads else ""
         kinds = ", ".join(sorted(right.on))
         applies = f"principal: User, resource: [{kinds}], context: {{ right: String, actedFor: Bool }}"
         lines.append(f"action {json.dumps(name)}{group} appliesTo {{ {applies} }};")

@@ -140,6 +140,39 @@ def test_policies_that_cannot_be_used_are_refused_with_file_and_name(text: str, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "permit (princpal, action, resource);",
+        "permit (principal, action, resource",
+        '@id("x") permit (principal, action == Action::"fly", resource);',
+        f"permit (principal, action, resource) when {{ {'(' * 60}",
+        'permit (principal == User::"x, action, resource);',
+    ],
+)
+def test_policies_that_cannot_be_used_are_told_with_the_line_on_which_they_begin(bad: str) -> None:
+    before = '// permit; "\n@id(";\n//")\npermit (principal,\naction, resource); // and;\n\n'
+    with pytest.raises(PolicyInvalid, match=r"cannot be used: line 7: "):
+        policies(before + bad)
+
+
+def test_a_right_on_what_it_is_not_exercised_on_is_told_with_what_it_is() -> None:
+    for action, told in (
+        ('action == Action::"stop"', "so: stop on Job"),
+        ('action in [Action::"spawn", Action::"run-as"]', "so: run-as on Account, spawn on Daemon"),
+        ('action in Action::"Read"', "so: list on Daemon, status on Job, stream-log on Job, whoami on Daemon"),
+    ):
+        with pytest.raises(PolicyInvalid) as refused:
+            policies(f"permit (principal, {action}, resource is Role);")
+        assert str(refused.value).endswith(told)
+
+
+def test_the_roles_that_policies_name_are_known(default: Policies) -> None:
+    assert default.roles == {"admin", "viewer"}
+    text = 'permit (principal in Role::"a", action, resource) unless { principal in [Role::"b"] };'
+    assert policies(text).roles == {"a", "b"}
+
+
 @pytest.mark.parametrize("bracket", ["()", "[]"])
 @pytest.mark.parametrize("disguise", ["", "// \r", '"\\"" == "//" || '])
 def test_brackets_that_would_overflow_the_parsers_stack_are_refused(bracket: str, disguise: str) -> None:
@@ -159,7 +192,7 @@ def test_brackets_in_texts_and_comments_do_not_count() -> None:
     [" || ".join(["false"] * 1500), "if true then " * 600 + "true" + " else true" * 600, "1+" * 7000 + "1>0"],
 )
 def test_a_condition_that_is_too_long_is_refused_and_no_fault(condition: str) -> None:
-    with pytest.raises(PolicyInvalid, match=r"mine.cedar cannot be used: a condition is too long, or nested too deep"):
+    with pytest.raises(PolicyInvalid, match=r"mine.cedar cannot be used: line 1: a condition is too long, or nested"):
         policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
 
 
