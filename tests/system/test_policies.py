@@ -136,7 +136,7 @@ def test_a_plugins_right_is_denied_until_a_policy_permits_it(tmp_path: Path, mon
         assert verdict(daemon, *asked) == (False, "no policy, and what none permits is denied")
         file = tmp_path / "more.cedar"
         file.write_text('@id("weigh")\npermit (principal in Role::"viewer", action == Action::"measure", resource);')
-        assert verdict(daemon, str(file), *asked) == (True, "yours:weigh")
+        assert verdict(daemon, str(file), *asked) == (True, "more.cedar:weigh")
         assert verdict(daemon, *asked)[0] is False  # trying it has changed nothing
 
 

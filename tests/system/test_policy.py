@@ -281,14 +281,32 @@ async def test_policy_test_explains_a_decision(ruled: Daemon, tmp_path: Path, ou
     if output == "text":
         assert denied.splitlines()[0].startswith("denied: bob, stop ")
         assert "no policy" in denied
-        assert "decided by: yours:b" in permitted
+        assert "decided by: new.cedar:b" in permitted
         assert "decided by: default.cedar:owner" in owners
     else:
         assert "permitted" not in json.loads(denied) or json.loads(denied)["permitted"] is False
-        assert json.loads(permitted)["policies"] == ["yours:b"]
+        assert json.loads(permitted)["policies"] == ["new.cedar:b"]
         assert json.loads(owners)["user"]["name"] == USER
     assert ruled.workerctl("status", "--uuid", job_id).returncode == 0  # nothing was done
     assert b"running" in ruled.workerctl("status", "--uuid", job_id).stdout
+
+
+@pytest.mark.parametrize("place", [("-",), ("--file", "-"), ("--file=-",)], ids=" ".join)
+def test_policy_test_takes_policies_from_standard_input(ruled: Daemon, place: tuple[str, ...]) -> None:
+    command = ruled.command("policy", "test", *place, "--action", "spawn", user=ADMIN)
+    text = b'@id("no") forbid (principal, action == Action::"spawn", resource);'
+    result = subprocess.run(command, input=text, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (1, b"")
+    assert b"decided by: stdin:no\n" in result.stdout
+
+
+def test_policy_test_puts_a_file_in_the_place_of_one_of_its_name(ruled: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "default.cedar"
+    file.write_text('@id("mine") permit (principal in Role::"admin", action == Action::"list", resource);')
+    for action, code, by in (("list", 0, "default.cedar:mine"), ("spawn", 1, "no policy")):
+        result = ruled.workerctl("policy", "test", str(file), "--action", action, user=ADMIN)
+        assert (result.returncode, result.stderr) == (code, b"")
+        assert f"decided by: {by}" in result.stdout.decode()
 
 
 async def test_policy_test_refuses_what_cannot_be_asked(ruled: Daemon, tmp_path: Path) -> None:
@@ -305,11 +323,12 @@ async def test_policy_test_refuses_what_cannot_be_asked(ruled: Daemon, tmp_path:
         (tmp_path / name).write_bytes(data)
     asked = ("--action", "stop", "--job", job_id)
     for arguments, user, code, words in (
-        ((str(tmp_path / "bad"), *asked), USER, 2, b"cannot be used: unexpected end of input"),
+        ((str(tmp_path / "bad"), *asked), USER, 2, b"policies in bad cannot be used: line 1: unexpected end of input"),
         ((str(tmp_path / "bytes"), *asked), USER, 2, b"is not UTF-8"),
         ((str(tmp_path / "long"), *asked), USER, 2, b"are longer than"),
         ((str(tmp_path / "deep"), *asked), USER, 2, b"brackets are open at one place"),
         ((str(tmp_path / "none"), *asked), USER, 125, b"No such file"),
+        (("--nosuch", *asked), USER, 2, b"there is no option --nosuch"),
         (("--as", "nobody", *asked), USER, 125, b"'nobody' names no user"),
         (("--action", "fly", "--job", job_id), USER, 2, b"'fly' is none that this daemon knows"),
         (("--action", "stop"), ADMIN, 2, b"is exercised on a job"),
