@@ -30,7 +30,7 @@ from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.rights import Rights
 from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
 from workerd.engine.job import User, parse_job_id
-from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import AuditFailed, LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
 from workerd.network.transport import bound_request, send, wait_for_room
@@ -124,6 +124,7 @@ class Gate:
         return Method(serve, route.method.cardinality, route.method.request_type, route.method.reply_type)
 
     async def _serve(self, route: Route, stream: Stream[Any, Any]) -> None:
+        caller = None
         try:
             if self._closing:
                 raise ShuttingDown
@@ -136,27 +137,38 @@ class Gate:
             raise
         except Exception as error:
             answer = to_grpc(error)
-            if isinstance(error, LimitReached | LimitMet):  # as often as its user likes
-                self._notices.warn("calls are turned away", error.limit, rpc=route.path, latest=answer.message)
+            if isinstance(error, LimitReached | LimitMet) and caller is not None:
+                self._tell_limit(error.limit, caller, answer)
             elif answer.status is Status.INTERNAL:
                 log.exception("a call failed", rpc=route.path)
             elif answer.status is Status.RESOURCE_EXHAUSTED:
                 log.warning("a call was turned away", rpc=route.path, problem=answer.message)
             raise answer from error
 
+    def _tell_limit(self, limit: str, caller: Caller, answer: GRPCError) -> None:
+        """Tell that a call met a limit, but not as often as its user likes."""
+        told = self._notices.warn(
+            "calls are turned away", limit, user=caller.user.name, rpc=caller.rpc, latest=answer.message
+        )
+        if told:
+            with contextlib.suppress(AuditFailed):  # the call is refused anyway
+                caller.note("refused", reason=answer.message)
+
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
         caller = self._act(holder, stream)
         request = await self._receive(stream, holder.user.id)
         call = self._decide(route, request, caller)
         if not route.method.cardinality.server_streaming:
-            await send(stream, await route.handler.function(call, request))
+            with self._noting_failure(route, call):
+                response = await route.handler.function(call, request)
+            await send(stream, response)
             return
 
         def check() -> None:
             if not self._might_begin(route, call, holder):
                 self._decide(route, request, self._act(holder, stream))
 
-        with self._watch(call) as changed:
+        with self._watch(call) as changed, self._noting_failure(route, call):
             async with (
                 while_passing(check, changed),
                 contextlib.aclosing(route.handler.function(call, request)) as responses,
@@ -165,6 +177,12 @@ class Gate:
                 async for response in responses:
                     await send(stream, response)
                     await wait_for_room(stream)
+
+    def _noting_failure(self, route: Route, call: Call) -> contextlib.AbstractContextManager[None]:
+        """Have the trail tell what a call that is not made to look came to, if not to what was permitted."""
+        if route.handler.reads:
+            return contextlib.nullcontext()
+        return call.caller.noting_failure(route.handler.right, call.resource)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[asyncio.Event]:

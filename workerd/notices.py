@@ -22,16 +22,20 @@ class Notices:
         self._told_at: dict[str, float] = {}
         self._untold: dict[str, int] = {}
 
-    def warn(self, what: str, limit: str, **fields: Any) -> None:
+    def warn(self, what: str, limit: str, **fields: Any) -> bool:
         """Tell that a limit was met, or count it.
 
         Args:
             what: happened.
             limit: the name of the limit, which is what tells kinds apart.
+
+        Returns:
+            Whether it was told.
         """
         now = self._clock()
         if now - self._told_at.get(limit, now - _PAUSE_SECONDS) < _PAUSE_SECONDS:
             self._untold[limit] = self._untold.get(limit, 0) + 1
-            return
+            return False
         self._told_at[limit] = now
         log.warning(what, limit=limit, untold_before=self._untold.pop(limit, 0), **fields)
+        return True
