@@ -31,7 +31,12 @@ _OPENING, _CLOSING = b',"hash":"', b'"}\n'
 _HASH_BYTES = 64
 _TAIL_BYTES = len(_OPENING) + _HASH_BYTES + len(_CLOSING)
 _HEAD_BYTES = 128
-_CUT_TEXT, _CUT_ITEMS = 256, 32
+_FRAME_BYTES = 512  # more than a line has besides its event
+_MOST_SHORT_BYTES = MAX_LINE_BYTES // 2
+# How long texts and lists may be in an event that is cut: the second, where they are still too much. No name of a
+# user's and no id is longer than either.
+_CUTS = ((256, 32), (64, 8))
+_DEEPEST = 2
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -92,9 +97,14 @@ def make_line(event: Mapping[str, Any], before: Head, time: str) -> tuple[bytes,
     """
     if taken := OWN_FIELDS & event.keys():
         raise ValueError(f"an event cannot have the fields {sorted(taken)}: every line has them of its own")
-    body = _make_body(event, before, time)
-    if len(body) + _TAIL_BYTES > MAX_LINE_BYTES:
-        body = _make_body(_shorten(event), before, time)
+    told, most = _encode(dict(event)), MAX_LINE_BYTES - _FRAME_BYTES
+    if "\\ud" in told and len(told) <= most:
+        # Half of a surrogate pair perhaps, as Python has it for bytes that are no text: JSON has not.
+        told = _encode(_textual(event))
+    if len(told) > most:
+        told = _encode(_textual(_shorten(event, told)))
+    fields = f",{told[1:-1]}" if len(told) > 2 else ""
+    body = f'{{"seq":{before.seq + 1},"time":{_encode(time)}{fields},"prev":{_encode(before.hash)}}}'.encode()
     digest = hashlib.sha256(body).hexdigest()
     return body[:-1] + _OPENING + digest.encode() + _CLOSING, Head(before.seq + 1, digest)
 
@@ -148,13 +158,6 @@ def opens_line(piece: bytes, seq: int) -> bool:
     return piece[: len(opening)] == opening[: len(piece)]
 
 
-def _make_body(event: Mapping[str, Any], before: Head, time: str) -> bytes:
-    text = _encode({"seq": before.seq + 1, "time": time, **event, "prev": before.hash})
-    if "\\ud" in text:  # half of a surrogate pair perhaps, as Python has it for bytes that are no text: JSON has not
-        text = _encode({"seq": before.seq + 1, "time": time, **_textual(event), "prev": before.hash})
-    return text.encode()
-
-
 def _textual(value: Any) -> Any:
     match value:
         case str():
@@ -167,23 +170,34 @@ def _textual(value: Any) -> Any:
             return value
 
 
-def _shorten(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Cut long texts and lists, so that a line stays short whoever fills it; the whole is told by size and digest."""
-    whole = _encode(dict(event)).encode()
-    told = {"cut_from_bytes": len(whole), "cut_from_sha256": hashlib.sha256(whole).hexdigest()}
-    short: dict[str, Any] = {name: _cut(value) for name, value in event.items()}
-    if len(_encode(short)) > MAX_LINE_BYTES // 2:
-        short = {name: value for name, value in short.items() if isinstance(value, str | int | float | bool | None)}
+def _shorten(event: Mapping[str, Any], whole: str) -> dict[str, Any]:
+    """Cut long texts and lists, so that a line stays short whoever fills it; the whole is told by size and digest.
+
+    What fills the line goes first: nobody's name is pushed out by what they ask for.
+    """
+    data = whole.encode()
+    told = {"cut_from_bytes": len(data), "cut_from_sha256": hashlib.sha256(data).hexdigest()}
+    short: dict[str, Any] = {}
+    for texts, items in _CUTS:
+        short = {name: _cut(value, texts, items) for name, value in event.items()}
+        if len(_encode(short)) <= _MOST_SHORT_BYTES:
+            return short | told
+    sizes = {name: len(_encode(value)) for name, value in short.items()}
+    while sum(sizes.values()) > _MOST_SHORT_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        short[largest], sizes[largest] = "…", 0
     return short | told
 
 
-def _cut(value: Any, depth: int = 0) -> Any:
+def _cut(value: Any, texts: int, items: int, depth: int = 0) -> Any:
     match value:
-        case str() if len(value) > _CUT_TEXT:
-            return f"{value[:_CUT_TEXT]}…"
-        case Mapping():
-            return {name: _cut(each, depth + 1) for name, each in [*value.items()][:_CUT_ITEMS]} if depth < 2 else "…"
-        case list() | tuple():
-            return [_cut(each, depth + 1) for each in value[:_CUT_ITEMS]] if depth < 2 else "…"
+        case str() if len(value) > texts:
+            return f"{value[:texts]}…"
+        case Mapping() if depth < _DEEPEST:
+            return {name: _cut(each, texts, items, depth + 1) for name, each in [*value.items()][:items]}
+        case list() | tuple() if depth < _DEEPEST:
+            return [_cut(each, texts, items, depth + 1) for each in value[:items]]
+        case Mapping() | list() | tuple():
+            return "…"
         case _:
             return value

@@ -54,7 +54,7 @@ async def settle(look: Callable[[], object], wanted: object) -> None:
                 with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                     seen = look()
                 await asyncio.sleep(0.05)
-    assert seen == wanted
+    assert seen == wanted, f"{seen} instead of {wanted}"
 
 
 def forget_peak(pid: int) -> None:

@@ -105,6 +105,26 @@ def test_no_line_is_longer_than_a_line_may_be(value: object) -> None:
     assert said["cut_from_bytes"] == len(whole) and said["cut_from_sha256"] == hashlib.sha256(whole).hexdigest()
 
 
+@pytest.mark.parametrize("piece", ["x", "😀", "\x01", "\udcff"])
+@pytest.mark.parametrize("count", [1, 40, 4000])
+def test_who_asks_is_told_however_much_is_asked_for(piece: str, count: int) -> None:
+    ann, root = {"id": "1aaaaaaa-1111-4111-8111-111111111111", "name": "😀" * 64}, {"id": "2" * 36, "name": "root"}
+    request = {"program": "/bin/sh", "args": [piece * 300] * count, "envs": [piece * 300] * count, "name": piece * 256}
+    event = {"event": "decision", "user": ann, "actor": root, "request": request, "verdict": "deny", "policies": ["p"]}
+    line, _ = make_line(event, GENESIS, TIME)
+    read_line(line)
+    assert len(line) <= MAX_LINE_BYTES
+    said = json.loads(line)
+    assert (said["user"], said["actor"], said["verdict"], said["policies"]) == (ann, root, "deny", ["p"])
+    assert said["request"]["program"] == "/bin/sh" and said["request"]["args"]
+
+
+def test_what_fills_a_line_goes_first() -> None:
+    event = {"event": "e", "user": {"name": "ann"}, "plugin": {str(i): {"a": ["😀" * 300] * 300} for i in range(300)}}
+    said = json.loads(make_line({**event, "more": [["x" * 300] * 300] * 300}, GENESIS, TIME)[0])
+    assert said["user"] == {"name": "ann"} and "plugin" in said
+
+
 @unhurried
 @given(st.integers(0, 2**63), st.binary(min_size=32, max_size=32), st.data())
 def test_a_head_is_read_as_it_was_written_and_not_with_any_byte_changed(

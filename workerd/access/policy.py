@@ -9,10 +9,8 @@ import enum
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import cedarpy
@@ -22,7 +20,6 @@ from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
-DEFAULT_FILE = "default.cedar"
 _REMEMBERED_DECISIONS = 4096
 _DEEPEST = 50
 # Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and brackets.
@@ -113,7 +110,8 @@ class Policies:
         for name, text in sources.items():
             policies |= self._compile(name, text)
         self._set = _policy_set(policies)
-        self.decide = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
+        self._names_jobs = _names(On.JOB, policies)
+        self._remembered = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
 
     def with_added(self, name: str, text: str) -> "Policies":
         """Give these policies and those of a further file.
@@ -123,8 +121,13 @@ class Policies:
         """
         return Policies({**self._sources, name: text}, self._rights)
 
-    def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
+    def decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         """Decide whether somebody may do something. A policy that cannot be evaluated denies it."""
+        if resource.on is On.JOB and not self._names_jobs:  # then nothing depends on which job it is
+            resource = replace(resource, id="")
+        return self._remembered(principal, right, resource)
+
+    def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
             return Decision(False, ())
         request = {
@@ -169,21 +172,17 @@ class Policies:
         return named
 
 
-def read_policies(folder: Path) -> dict[str, str]:
-    """Read the default policies and those in a folder, by the names of the files; the folder need not be there.
-
-    Raises:
-        PolicyInvalid: one of them cannot be read.
-    """
-    sources = {DEFAULT_FILE: resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
-    for path in sorted(folder.glob("*.cedar")):
-        try:
-            sources[path.name] = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error
-        if not sources[path.name]:  # as a file is when somebody has just begun to write it
-            raise PolicyInvalid(str(path), "it is empty: if there are to be no policies in it, write a comment")
-    return sources
+def _names(kind: On, policies: Any) -> bool:
+    """Tell whether policies, in Cedar's JSON, name an entity of a kind."""
+    match policies:
+        case {"type": str(name), "id": str()} if name == kind:
+            return True
+        case dict():
+            return any(_names(kind, each) for each in policies.values())
+        case list():
+            return any(_names(kind, each) for each in policies)
+        case _:
+            return False
 
 
 def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:

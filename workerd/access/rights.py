@@ -7,8 +7,10 @@ from pathlib import Path
 
 import structlog
 
+from pki.identity import is_user_id
 from workerd.access.following import follow_folder
-from workerd.access.policy import Decision, Policies, Principal, Resource, Right, read_policies
+from workerd.access.policy import Decision, Policies, Principal, Resource, Right
+from workerd.access.sources import read_policies
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
@@ -19,7 +21,8 @@ class Rights:
     """Decides by the policies of a folder, as they were when they were last good.
 
     Args:
-        folder: where policies are that are added to the default ones, or take their place; it need not be there.
+        folder: where policies are that are added to the default ones, or take their place; it need not be there, but
+            once it was it does not just go.
         roles: the names or ids of the users who have each role.
         known: all rights there are.
 
@@ -37,12 +40,15 @@ class Rights:
         self.known = known
         self._told: set[asyncio.Event] = set()
         self._problem = ""  # that was told last, and still is there
+        self._was_there = folder.exists()
         self._sources = read_policies(folder)
         self.policies = Policies(self._sources, known)
 
     def roles_of(self, user: User) -> frozenset[str]:
         """Tell which roles a user has."""
-        return frozenset(role for role, users in self._roles.items() if user.id in users or user.name in users)
+        # An id means one person, and nobody else who is called so.
+        known_by = {user.id} if is_user_id(user.name) else {user.id, user.name}
+        return frozenset(role for role, users in self._roles.items() if not known_by.isdisjoint(users))
 
     def decide(self, user: User, right: str, resource: Resource, *, acted_for: bool = False) -> Decision:
         """Decide whether a user may do something.
@@ -67,7 +73,8 @@ class Rights:
 
     def _look(self) -> None:
         try:
-            sources = read_policies(self._folder)
+            sources = read_policies(self._folder, must_be_there=self._was_there)
+            self._was_there = self._was_there or self._folder.exists()
             self._problem = ""
             if sources == self._sources:
                 return

@@ -73,7 +73,7 @@ def try_to_record(trail: AuditTrail, event: dict[str, Any]) -> None:
     try:
         trail.record(event)
     except AuditFailed as error:
-        log.error("something is missing in the audit trail", **event, error=str(error))
+        log.error("something is missing in the audit trail", missing=event, error=str(error))
 
 
 def _describe_cause(cause: Cause) -> dict[str, Any]:

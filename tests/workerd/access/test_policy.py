@@ -1,11 +1,13 @@
 """What policies decide, and which are refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from workerd.access.policy import DAEMON, DEFAULT_FILE, On, Policies, Principal, Resource, read_policies
+from workerd.access.policy import DAEMON, On, Policies, Principal, Resource
+from workerd.access.sources import DEFAULT_FILE, read_policies
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 from workerd.registry import load_routes, rights_of
@@ -181,11 +183,29 @@ def test_a_default_file_without_policies_denies_everything() -> None:
     assert not policies("// nothing").decide(who(OWNER, "admin"), "status", job()).permitted
 
 
-@pytest.mark.parametrize("name", ["bytes.cedar", "folder.cedar", "lost.cedar"])
+def test_a_file_that_is_too_long_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "long.cedar", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(PolicyInvalid, match=r"long.cedar cannot be used: it is longer than"):
+        read_policies(tmp_path)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    """What it forbids would be permitted."""
+    (tmp_path / "file").write_text("// no folder")
+    with pytest.raises(PolicyInvalid, match=f"{tmp_path}/file cannot be used: the folder cannot be read: Not a dir"):
+        read_policies(tmp_path / "file")
+    with pytest.raises(PolicyInvalid, match="not there any more"):
+        read_policies(tmp_path / "none", must_be_there=True)
+
+
+@pytest.mark.parametrize("name", ["bytes.cedar", "folder.cedar", "lost.cedar", "pipe.cedar", "endless.cedar"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "bytes.cedar").write_bytes(b"// \xff") if name == "bytes.cedar" else None
     (tmp_path / "folder.cedar").mkdir() if name == "folder.cedar" else None
     (tmp_path / "lost.cedar").symlink_to("nowhere") if name == "lost.cedar" else None
+    os.mkfifo(tmp_path / "pipe.cedar") if name == "pipe.cedar" else None
+    (tmp_path / "endless.cedar").symlink_to("/dev/zero") if name == "endless.cedar" else None
     with pytest.raises(PolicyInvalid, match=f"{name} cannot be used: it cannot be read: "):
         read_policies(tmp_path)
 

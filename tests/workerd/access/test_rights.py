@@ -64,6 +64,7 @@ def test_roles_are_of_a_name_or_an_id_and_exact(tmp_path: Path) -> None:
     assert rights.roles_of(OWNER) == {"admin"}
     assert rights.roles_of(OTHER) == {"admin", "viewer"}
     assert rights.roles_of(User("x", "ANN")) == frozenset()
+    assert rights.roles_of(User("x", OTHER.id)) == frozenset(), "whoever is called as another's id is not that other"
 
 
 def test_policies_that_cannot_be_used_are_refused_at_the_start(tmp_path: Path) -> None:
@@ -139,3 +140,23 @@ async def test_the_good_ones_put_back_are_no_news_to_calls(tmp_path: Path, capsy
         file.write_text(LET_BOB)
         await wait_said(capsys, "in force")
         assert may_stop(rights)
+
+
+async def test_a_folder_that_goes_takes_nothing_that_it_forbids_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "mine.cedar").write_text('forbid (principal, action == Action::"stop", resource);')
+    rights = make(folder)
+    async with followed(rights) as changed:
+        folder.rename(tmp_path / "aside")
+        await wait_said(capsys, "the folder is not there any more")
+        assert not rights.decide(OWNER, "stop", JOB).permitted
+        (tmp_path / "aside" / "mine.cedar").write_text(LET_BOB)
+        (tmp_path / "aside").rename(folder)
+        await wait(changed)
+        assert rights.decide(OWNER, "stop", JOB).permitted
+        (folder / "mine.cedar").unlink()
+        await wait(changed)
+        assert not may_stop(rights)

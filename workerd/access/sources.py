@@ -1,0 +1,55 @@
+"""The texts of the policies: those that come with the daemon, and the files of a folder."""
+
+import os
+import stat
+from importlib import resources
+from pathlib import Path
+
+from workerd.errors import PolicyInvalid
+
+DEFAULT_FILE = "default.cedar"
+_SUFFIX = ".cedar"
+_MOST_BYTES = 1 << 20  # far beyond what people write, and no more than can be compiled while calls wait
+
+
+def read_policies(folder: Path, *, must_be_there: bool = False) -> dict[str, str]:
+    """Read the default policies and those in a folder, by the names of the files.
+
+    Args:
+        must_be_there: whether a folder that is not there is none that can be read; otherwise it has no files.
+
+    Raises:
+        PolicyInvalid: one of them cannot be read.
+    """
+    sources = {DEFAULT_FILE: resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
+    for name in _names(folder, must_be_there=must_be_there):
+        path = folder / name
+        sources[name] = _read(path)
+        if not sources[name]:  # as a file is when somebody has just begun to write it
+            raise PolicyInvalid(str(path), "it is empty: if there are to be no policies in it, write a comment")
+    return sources
+
+
+def _names(folder: Path, *, must_be_there: bool) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if name.endswith(_SUFFIX))
+    except FileNotFoundError as error:
+        if not must_be_there:
+            return []
+        raise PolicyInvalid(str(folder), "the folder is not there any more: put it back, or restart") from error
+    except OSError as error:  # what is forbidden in it would not be, if it were taken for empty
+        raise PolicyInvalid(str(folder), f"the folder cannot be read: {error.strerror}") from error
+
+
+def _read(path: Path) -> str:
+    """Read a file, and nothing that a read could wait for, or never come to the end of."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise PolicyInvalid(str(path), "it cannot be read: it is no ordinary file")
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise PolicyInvalid(str(path), f"it is longer than {_MOST_BYTES} bytes")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error
