@@ -33,7 +33,7 @@ from workerd.engine.job import User, parse_job_id
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, send, wait_for_room
+from workerd.network.transport import bound_request, has_gone, send, wait_for_room
 from workerd.notices import Notices
 from workerd.registry import Route
 
@@ -186,6 +186,8 @@ class Gate:
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
+        if has_gone(stream):
+            raise StreamTerminatedError("the client has gone")
         certificate = stream.peer.cert()
         if certificate is None:
             raise IdentityInvalid("the connection has no client certificate")
