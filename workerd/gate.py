@@ -35,7 +35,7 @@ from workerd.engine.job import User, parse_job_id
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, connection_of, send, wait_for_room
+from workerd.network.transport import bound_request, connection_of, has_gone, send, wait_for_room
 from workerd.notices import Notices
 from workerd.registry import Route
 
@@ -189,6 +189,8 @@ class Gate:
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
+        if has_gone(stream):
+            raise StreamTerminatedError("the client has gone")
         connection = connection_of(stream)
         identity = self._identities.get(connection)
         if identity is None or identity.trust_domain != self._credentials.trust_domain:

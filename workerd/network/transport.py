@@ -45,6 +45,11 @@ def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
     stream.recv_message = functools.partial(receive, stream, meter, user_id)  # type: ignore[method-assign]
 
 
+def has_gone(stream: Stream[Any, Any]) -> bool:
+    """Tell whether the client of a call that just begins has gone; who that was cannot be asked any more then."""
+    return stream._stream._transport.is_closing()
+
+
 async def send(stream: Stream[Any, Any], response: Any) -> None:
     """Send a message, or the messages that are `Encoded`.
 
