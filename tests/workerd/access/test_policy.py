@@ -163,6 +163,19 @@ def test_a_condition_that_is_too_long_is_refused_and_no_fault(condition: str) ->
         policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
 
 
+@pytest.mark.parametrize("step", [".a", " . // to hide it\n a", " .\t a"])
+def test_a_path_that_would_take_minutes_to_compile_is_refused(step: str) -> None:
+    """A job's owner may try policies, and nobody is served meanwhile."""
+    condition = f"context has a{step * 1000}"
+    with pytest.raises(PolicyInvalid, match="a path after `has` has more than 3 steps"):
+        policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
+
+
+def test_a_path_that_people_write_is_taken() -> None:
+    text = 'permit (principal, action, resource is Job) when { resource has owner.name && "has a.a.a.a" != "" };'
+    assert policies(text).decide(who(), "stop", job()).permitted
+
+
 def test_a_folder_adds_to_the_default_policies_or_takes_the_place_of_them(tmp_path: Path) -> None:
     assert read_policies(tmp_path / "none").keys() == {DEFAULT_FILE}
     shipped = read_policies(tmp_path)[DEFAULT_FILE]
