@@ -9,7 +9,7 @@ import enum
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
+_LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
 _DEEPEST = 50
 _LONGEST_PATH = 3
 # Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop).
@@ -71,7 +72,7 @@ class Resource:
     Attributes:
         id: a job's, user's or account's; empty for the daemon.
         owner: a job's owner, or the user who is meant; None for what has none.
-        shares: who was given which right on a job: pairs of a user's id and a right.
+        shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
     """
 
@@ -113,7 +114,7 @@ class Policies:
         for name, text in sources.items():
             policies |= self._compile(name, text)
         self._set = _policy_set(policies)
-        self.decide = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
+        self._remembered = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
 
     def with_added(self, name: str, text: str) -> "Policies":
         """Give these policies and those of a further file.
@@ -123,8 +124,14 @@ class Policies:
         """
         return Policies({**self._sources, name: text}, self._rights)
 
-    def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
+    def decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         """Decide whether somebody may do something. A policy that cannot be evaluated denies it."""
+        # A job may be shared with very many: each decision would cost everybody dearly, and be remembered with all.
+        shares = frozenset(share for share in resource.shares if share[0] == principal.user.id)
+        decide = self._remembered if len(resource.id) <= _LONGEST_REMEMBERED else self._decide
+        return decide(principal, right, replace(resource, shares=shares))
+
+    def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
             return Decision(False, ())
         request = {

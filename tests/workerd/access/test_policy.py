@@ -1,6 +1,8 @@
 """What policies decide, and which are refused."""
 
 import os
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +283,26 @@ def test_a_right_of_a_plugin_can_be_spoken_of() -> None:
     assert Policies({"mine.cedar": text}, known).decide(who(), "greet", DAEMON).permitted
     with pytest.raises(PolicyInvalid, match="greet"):
         Policies({"mine.cedar": text}, KNOWN)
+
+
+def test_a_job_that_is_shared_with_very_many_costs_no_more_than_another(default: Policies) -> None:
+    """Its owner could hold up everybody who lists jobs, and fill the memory with what is remembered."""
+    many = {(f"{number}", right) for number in range(1000) for right in ON_JOBS}
+    decisions = 200
+    began = time.process_time()
+    for number in range(decisions):
+        asked = Resource(On.JOB, f"{number}", OWNER, frozenset(many | {(OTHER.id, "stop")}))
+        assert default.decide(who(), "stop", asked).permitted
+        assert not default.decide(who(), "status", asked).permitted
+    assert (time.process_time() - began) / decisions < 0.05
+
+
+def test_what_callers_make_up_is_not_kept_in_memory(default: Policies) -> None:
+    default.decide(who(), "run-as", Resource(On.ACCOUNT, "account"))
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert not default.decide(who(), "run-as", Resource(On.ACCOUNT, f"{number}" * 500_000)).permitted
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()
