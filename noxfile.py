@@ -99,7 +99,6 @@ def faults(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Attack a daemon, with 100,000 frames and all else: minutes. `nox -s hostile -- --seed 7` repeats a run."""
     install(session, "tests", project=True)
-    session.env.update(WORKERD_HOSTILE_FRAMES="100_000")
     session.run("pytest", "tests/hostile", *session.posargs)
 
 
