@@ -12,7 +12,7 @@ from pki.checks import is_name
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
-from workerd.limits import DEFAULT_LIMITS, Limits
+from workerd.limits import DEFAULT_LIMITS, MAX_AMOUNT, Limits
 
 MIN_AUDIT_BYTES = 1 << 20
 DEFAULT_MAX_AUDIT_BYTES = 10 << 30
@@ -93,6 +93,8 @@ def make_settings(
         raise ConfigurationInvalid(f"--keepalive-seconds {keepalive_seconds} is no time to wait: give more than 0")
     if storage.max_log_bytes != 0 and storage.max_log_bytes < MIN_LOG_BYTES:
         raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES}, or 0")
+    if storage.max_log_bytes > MAX_AMOUNT:
+        raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} cannot be: give {MAX_AMOUNT} at most")
     if storage.max_total_bytes < 0:
         raise ConfigurationInvalid(f"--max-total-bytes {storage.max_total_bytes} is no amount: give 0 or more")
     if not (math.isfinite(storage.max_age_seconds) and storage.max_age_seconds >= 0):

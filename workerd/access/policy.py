@@ -21,9 +21,13 @@ from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
+_LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
 _DEEPEST = 50
-# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and brackets.
-_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*|[(\[{]|[)\]}]')
+_LONGEST_PATH = 3
+# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop).
+_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*')
+_BRACKETS = re.compile(r"[(\[{]|[)\]}]")
+_TOO_LONG_PATH = re.compile(rf"\bhas\s+\w+(?:\s*\.\s*\w+){{{_LONGEST_PATH},}}")
 
 
 class On(enum.StrEnum):
@@ -68,7 +72,7 @@ class Resource:
     Attributes:
         id: a job's, user's or account's; empty for the daemon.
         owner: a job's owner, or the user who is meant; None for what has none.
-        shares: who was given which right on a job: pairs of a user's id and a right.
+        shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
     """
 
@@ -123,9 +127,12 @@ class Policies:
 
     def decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         """Decide whether somebody may do something. A policy that cannot be evaluated denies it."""
-        if resource.on is On.JOB and not self._names_jobs:  # then nothing depends on which job it is
-            resource = replace(resource, id="")
-        return self._remembered(principal, right, resource)
+        # A job may be shared with very many: each decision would cost everybody dearly, and be remembered with all.
+        shares = frozenset(share for share in resource.shares if share[0] == principal.user.id)
+        # Where no policy names a job, nothing depends on which it is.
+        identifier = "" if resource.on is On.JOB and not self._names_jobs else resource.id
+        decide = self._remembered if len(identifier) <= _LONGEST_REMEMBERED else self._decide
+        return decide(principal, right, replace(resource, id=identifier, shares=shares))
 
     def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
@@ -144,7 +151,7 @@ class Policies:
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
-        _check_depth(file, text)
+        _check_cost(file, text)
         try:
             parsed = json.loads(cedarpy.policies_to_json_str(text))
         except ValueError as error:
@@ -191,20 +198,23 @@ def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:
     )
 
 
-def _check_depth(file: str, text: str) -> None:
-    """Refuse what Cedar's parser, which calls itself for each bracket, would run out of stack with, and the daemon too.
+def _check_cost(file: str, text: str) -> None:
+    """Refuse what would cost the daemon its stack, or more time than calls can wait.
+
+    Cedar's parser calls itself for each bracket. A path after `has` becomes one condition for each of its steps, with
+    all steps before it, and is looked at once more for whatever the policy can be about.
 
     Raises:
-        PolicyInvalid: there are too many brackets within each other.
+        PolicyInvalid: there are too many brackets within each other, or a path is too long.
     """
+    bare = _TEXTS.sub(" ", text)
     depth = 0
-    for piece in _TOKENS.findall(text):
-        if piece in "([{":
-            depth += 1
-        elif piece in ")]}":
-            depth -= 1
+    for piece in _BRACKETS.findall(bare):
+        depth += 1 if piece in "([{" else -1
         if depth > _DEEPEST:
             raise PolicyInvalid(file, f"more than {_DEEPEST} brackets are open at one place")
+    if _TOO_LONG_PATH.search(bare):
+        raise PolicyInvalid(file, f"a path after `has` has more than {_LONGEST_PATH} steps: ask for one after another")
 
 
 def _schema(rights: Mapping[str, Right]) -> str:

@@ -17,7 +17,7 @@ from typing import Any, cast
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import Connection, H2Protocol
 from grpclib.server import Server, Stream
 from h2.exceptions import ProtocolError
 
@@ -29,6 +29,11 @@ from workerd.network.http2 import Calls
 from workerd.network.receiving import receive
 
 _ROOM_BYTES = 1 << 13
+
+
+def connection_of(stream: Stream[Any, Any]) -> Connection:
+    """Give the connection that a stream is one of."""
+    return stream._stream.connection
 
 
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
