@@ -49,6 +49,7 @@ class Gate:
 
     Args:
         daemon: what handlers work on.
+        routes: the handlers, by the paths of their RPCs.
         credentials: who callers may be.
         rights: what they may do.
         record: writes down what is decided, and what comes of it.
