@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -40,8 +41,8 @@ class Rights:
         self.known = known
         self._told: set[asyncio.Event] = set()
         self._problem = ""  # that was told last, and still is there
-        self._was_there = folder.exists()
         self._sources = read_policies(folder)
+        self._was_there = os.path.exists(folder)
         self.policies = Policies(self._sources, known)
 
     def roles_of(self, user: User) -> frozenset[str]:
@@ -74,7 +75,7 @@ class Rights:
     def _look(self) -> None:
         try:
             sources = read_policies(self._folder, must_be_there=self._was_there)
-            self._was_there = self._was_there or self._folder.exists()
+            self._was_there = self._was_there or os.path.exists(self._folder)
             self._problem = ""
             if sources == self._sources:
                 return
