@@ -71,7 +71,7 @@ def load_certificate(path: Path) -> "x509.Certificate":
         advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
     try:
         return x509.load_pem_x509_certificate(read_bytes(path, advice))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:  # which is no ValueError
         raise Missing(path, "it holds no certificate that can be read", "put back the one that was there") from error
 
 
@@ -89,7 +89,7 @@ def load_crl(path: Path, authority: "x509.Certificate") -> "x509.CertificateRevo
     try:
         crl = x509.load_pem_x509_crl(read_bytes(path, advice))
         ours = is_of(crl, authority)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise Missing(path, "it holds no list of revoked certificates that can be read", advice) from error
     if not ours:
         raise Missing(path, "it is not signed by the authority of the clients", advice)
@@ -107,6 +107,7 @@ def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
     Raises:
         Missing: one of them cannot be read, or they do not fit.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from pki.authority import Credential, PrivateKey
@@ -116,7 +117,7 @@ def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
     loaded = load_certificate(certificate)
     try:
         private = load_pem_private_key(read_bytes(path, advice), password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise Missing(path, "it holds no key that can be read", advice) from error
     if not isinstance(private, PrivateKey):
         raise Missing(path, "it holds no elliptic-curve key", advice)

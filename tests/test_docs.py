@@ -304,6 +304,13 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_table_tells_of_one_thing_twice(page: Path) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE):
+        things = first_column(table)
+        assert sorted(things) == sorted(set(things))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_page_mentions_a_path_of_a_particular_machine(page: Path) -> None:
     assert OF_A_PARTICULAR_MACHINE.findall(page.read_text()) == []
 

@@ -109,8 +109,8 @@ class UserUnknown(DaemonError):
     """A name does not lead to one user."""
 
     def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
-        known = f"several users have been called so ({', '.join(ids)})" if ids else "no such user has been here yet"
-        super().__init__(f"{name!r} names no user: {known}: give the id, as `workerctl whoami` shows it to them")
+        problem = f"names several users ({', '.join(ids)})" if ids else "names no user that has been here yet"
+        super().__init__(f"{name!r} {problem}: give the id, as `workerctl whoami` shows it to them")
 
 
 class PolicyInvalid(DaemonError):

@@ -14,15 +14,17 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakKeyDictionary
 
 import structlog
 from grpclib.const import Handler as Method
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.protocol import Connection
 from grpclib.server import Stream
 
 from pki.errors import CertificateRefused, IdentityInvalid
-from pki.identity import read_identity
+from pki.identity import Identity, read_identity
 from workerd.access.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.access.credentials import Credentials
 from workerd.access.lasting import while_passing
@@ -33,7 +35,7 @@ from workerd.engine.job import User, parse_job_id
 from workerd.errors import AuditFailed, LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, send, wait_for_room
+from workerd.network.transport import bound_request, connection_of, has_gone, send, wait_for_room
 from workerd.notices import Notices
 from workerd.registry import Route
 
@@ -47,6 +49,7 @@ class Gate:
 
     Args:
         daemon: what handlers work on.
+        routes: the handlers, by the paths of their RPCs.
         credentials: who callers may be.
         rights: what they may do.
         record: writes down what is decided, and what comes of it.
@@ -73,6 +76,7 @@ class Gate:
         self._notices = notices
         # The task that answers a call, as grpclib made it, with the one that does the work.
         self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
         self._closing = False
 
     def __mapping__(self) -> dict[str, Method]:
@@ -204,10 +208,15 @@ class Gate:
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
-        certificate = stream.peer.cert()
-        if certificate is None:
-            raise IdentityInvalid("the connection has no client certificate")
-        identity = read_identity(certificate, self._credentials.trust_domain)
+        if has_gone(stream):
+            raise StreamTerminatedError("the client has gone")
+        connection = connection_of(stream)
+        identity = self._identities.get(connection)
+        if identity is None or identity.trust_domain != self._credentials.trust_domain:
+            certificate = stream.peer.cert()
+            if certificate is None:
+                raise IdentityInvalid("the connection has no client certificate")
+            identity = self._identities[connection] = read_identity(certificate, self._credentials.trust_domain)
         host, port = (stream.peer.addr() or ("?", 0))[:2]
         return Caller(identity, None, f"{host}:{port}", route.path, self._rights, self._record)
 

@@ -20,8 +20,10 @@ from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.rights import Rights
 from workerd.access.users import Users
-from workerd.engine.account import find_account
+from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
+from workerd.engine.folder import private
+from workerd.engine.job import Account
 from workerd.errors import CannotListen
 from workerd.gate import Gate
 from workerd.handler import Daemon
@@ -136,8 +138,7 @@ def prepare(settings: Settings) -> None:
         AccountUnusable: they cannot.
         PkiError: the certificates cannot be read or made.
     """
-    if settings.run_as:
-        find_account(settings.run_as)
+    account = find_account(settings.run_as) if settings.run_as else None
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():
@@ -145,6 +146,22 @@ def prepare(settings: Settings) -> None:
         folder.initialize(users=[user])
         certificate = str(folder.client_certificate(user))
         log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
+    _warn_of_account(account or own_account(), is_chosen=bool(settings.run_as))
+
+
+def _warn_of_account(account: Account, *, is_chosen: bool) -> None:
+    """Say what may surprise of the account that jobs run as, unless they name another."""
+    if account.uid == 0 and not is_chosen:
+        log.warning(
+            "jobs run as root, and who may start one is as good as root: name an account with --run-as, or root if"
+            " that is meant"
+        )
+    if not os.path.isdir(account.home):
+        log.warning(
+            "the account that jobs run as has no home directory: they cannot start without --working-directory",
+            account=account.name,
+            home=account.home,
+        )
 
 
 def _own_name() -> str:
@@ -244,7 +261,8 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
     note = state_directory / "endpoint"
     local = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104
     new = note.with_suffix(".new")
-    with new.open("w") as file:
+    new.unlink(missing_ok=True)
+    with open(new, "w", opener=private) as file:
         # Held for as long as this process lives: a note that nobody holds is a dead daemon's.
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(f"https://{f'[{local}]' if ':' in local else local}:{port}\n")

@@ -150,6 +150,25 @@ def test_an_account_that_cannot_be_ends_the_daemon_at_its_start(tmp_path: Path) 
         assert ended.stderr.startswith(b"workerd: cannot run as no-such-account: ")
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize(("options", "is_told"), [((), True), (("--run-as", "root"), False)])
+def test_a_daemon_whose_jobs_are_roots_says_so_at_its_start_unless_that_is_meant(
+    tmp_path: Path, options: tuple[str, ...], is_told: bool, processes: str
+) -> None:
+    with running_daemon(tmp_path / "state", *options, "--processes", processes) as daemon:
+        assert daemon.errors().count("jobs run as root") == is_told
+
+
+@pytest.mark.skipif(os.path.isdir(pwd.getpwnam(NOBODY).pw_dir), reason="the account has a home here")
+def test_an_account_without_a_home_is_told_at_the_start_and_what_to_do_to_who_spawns(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "state", "--run-as", NOBODY) as daemon:
+        assert daemon.errors().count("the account that jobs run as has no home directory") == 1
+        failed = daemon.workerctl("run", "--", "true")
+        assert failed.returncode == 125
+        assert b"it is the home of the account, where a job starts that names no --working-directory" in failed.stderr
+        assert daemon.workerctl("run", "--working-directory", "/", "--", "true").returncode == 0
+
+
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="there is no setpriv(1)")
 async def test_a_daemon_that_is_not_root_runs_jobs_as_itself_alone() -> None:
     account = idle_account()

@@ -1,6 +1,7 @@
 """Taking up what changes in a folder while the daemon runs, whoever changes it and however."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,14 +46,25 @@ async def follow_folder(folder: Path, look: Callable[[], None], unfinished: set[
 
 async def _follow(watcher: Watcher, folder: Path, look: Callable[[], None]) -> None:
     while True:
+        nearest = _nearest(folder)
         try:
-            with watcher.watch(_nearest(folder)) as changed:
+            with watcher.watch(nearest) as changed:
                 look()
                 await changed.wait()
         except FileNotFoundError:  # the folder went just now: another is the nearest
             continue
+        except PermissionError:  # it was closed to the daemon just now
+            if nearest == Path(folder.anchor):
+                raise
 
 
 def _nearest(folder: Path) -> Path:
-    """Give a folder, or as long as it is not there the nearest of those in which it would be."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    """Give a folder, or as long as it is not there or closed to the daemon, the nearest of those in which it would be.
+
+    Only what may be read can be watched (inotify_add_watch(2)). The root is given in any case.
+    """
+    return next((path for path in (folder, *folder.parents) if _can_be_watched(path)), Path(folder.anchor))
+
+
+def _can_be_watched(path: Path) -> bool:
+    return os.path.isdir(path) and os.access(path, os.R_OK, effective_ids=True)

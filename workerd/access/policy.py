@@ -15,12 +15,13 @@ from typing import Any
 import cedarpy
 import structlog
 
-from workerd.access.policy_text import named, parse, place_of_fault, statements, too_deep
+from workerd.access.policy_text import cost_of, named, parse, place_of_fault, statements
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
+_LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
 
 
 class On(enum.StrEnum):
@@ -65,7 +66,7 @@ class Resource:
     Attributes:
         id: a job's, user's or account's; empty for the daemon.
         owner: a job's owner, or the user who is meant; None for what has none.
-        shares: who was given which right on a job: pairs of a user's id and a right.
+        shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
     """
 
@@ -126,9 +127,12 @@ class Policies:
 
     def decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         """Decide whether somebody may do something. A policy that cannot be evaluated denies it."""
-        if resource.on is On.JOB and not self._names_jobs:  # then nothing depends on which job it is
-            resource = replace(resource, id="")
-        return self._remembered(principal, right, resource)
+        # A job may be shared with very many: each decision would cost everybody dearly, and be remembered with all.
+        shares = frozenset(share for share in resource.shares if share[0] == principal.user.id)
+        # Where no policy names a job, nothing depends on which it is.
+        identifier = "" if resource.on is On.JOB and not self._names_jobs else resource.id
+        decide = self._remembered if len(identifier) <= _LONGEST_REMEMBERED else self._decide
+        return decide(principal, right, replace(resource, id=identifier, shares=shares))
 
     def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
@@ -147,7 +151,7 @@ class Policies:
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
-        if problem := too_deep(text):
+        if problem := cost_of(text):
             raise PolicyInvalid(file, problem)
         try:
             parsed = parse(text)

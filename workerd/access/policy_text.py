@@ -8,8 +8,12 @@ from typing import Any
 import cedarpy
 
 _DEEPEST = 50
-# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and what structures them.
-_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*|[(\[{]|[)\]}]|;')
+_LONGEST_PATH = 3
+# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop).
+_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*')
+_ALL_BUT_ENDS = re.compile(r"[^\n]")  # of lines
+_BRACKETS = re.compile(r"[(\[{]|[)\]}]")
+_TOO_LONG_PATH = re.compile(rf"\bhas\s+\w+(?:\s*\.\s*\w+){{{_LONGEST_PATH},}}")
 _BLANK = re.compile(r"(?:\s|//[^\n\r]*)*")
 
 
@@ -52,7 +56,8 @@ def statements(text: str) -> list[Statement]:
     """Split a text into its policies. One that is not finished is the last."""
     found: list[Statement] = []
     begin = line = 0
-    ends = [token.end() for token in _TOKENS.finditer(text) if token.group() == ";"]
+    bare = _TEXTS.sub(lambda found: " " * len(found.group()), text)
+    ends = [found.end() for found in re.finditer(";", bare)]
     for end in (*ends, len(text)):
         blank = _BLANK.match(text, begin, end)
         start = blank.end() if blank is not None else begin
@@ -74,19 +79,27 @@ def place_of_fault(text: str) -> str:
     return ""
 
 
-def too_deep(text: str) -> str:
-    """Tell what Cedar's parser, which calls itself for each bracket, would run out of stack with, and the daemon too.
+def cost_of(text: str) -> str:
+    """Tell what would cost the daemon its stack, or more time than calls can wait.
+
+    Cedar's parser calls itself for each bracket. A path after `has` becomes one condition for each of its steps, with
+    all steps before it, and is looked at once more for whatever the policy can be about.
 
     Returns:
         What is wrong; empty if nothing is.
     """
+    bare = _TEXTS.sub(lambda found: _ALL_BUT_ENDS.sub(" ", found.group()), text)
     depth = 0
-    for token in _TOKENS.finditer(text):
-        if token.group() in "([{":
-            depth += 1
-        elif token.group() in ")]}":
-            depth -= 1
+    for bracket in _BRACKETS.finditer(bare):
+        depth += 1 if bracket.group() in "([{" else -1
         if depth > _DEEPEST:
-            line = text.count("\n", 0, token.start()) + 1
-            return f"line {line}: more than {_DEEPEST} brackets are open at one place"
+            return f"{_line(bare, bracket)}more than {_DEEPEST} brackets are open at one place"
+    if path := _TOO_LONG_PATH.search(bare):
+        problem = f"a path after `has` has more than {_LONGEST_PATH} steps: ask for one after another"
+        return f"{_line(bare, path)}{problem}"
     return ""
+
+
+def _line(text: str, place: re.Match[str]) -> str:
+    """Name a line, as the beginning of a message."""
+    return f"line {text.count(chr(10), 0, place.start()) + 1}: "

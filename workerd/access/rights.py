@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -42,9 +43,9 @@ class Rights:
         self.known = known
         self._told: set[asyncio.Event] = set()
         self._problem = ""  # that was told last, and still is there
-        self._was_there = folder.exists()
         self._unfinished: set[str] = set()
         self._sources = self._in_force = read_policies(folder)  # what was read last need not be good
+        self._was_there = os.path.exists(folder)
         self.policies = self._compile(self._sources)
         given = {role: list(users) for role, users in sorted(roles.items())}
         log.info("policies are in force", folder=str(folder), files=files_of(self._sources), roles=given)
@@ -82,7 +83,7 @@ class Rights:
             sources = read_policies(
                 self._folder, must_be_there=self._was_there, unfinished=self._unfinished, before=self._in_force
             )
-            self._was_there = self._was_there or self._folder.exists()
+            self._was_there = self._was_there or os.path.exists(self._folder)
             self._problem = ""
             if sources == self._sources:
                 return

@@ -187,6 +187,8 @@ def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
             refused = f"the kernel does not let the daemon change to it: {os.strerror(number)}"
             return AccountUnusable(spec.run_as, refused)
         case _Step.CHDIR:
+            if spec.working_directory == (spec.account or own_account()).home:
+                problem += ": it is the home of the account, where a job starts that names no --working-directory"
             return WorkingDirectoryUnusable(spec.working_directory, problem)
         case _ if number == errno.E2BIG:
             return ArgumentsTooLong(spec.program, "arguments and environment are too long")

@@ -1,6 +1,8 @@
 """What policies decide, and which are refused."""
 
 import os
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +198,19 @@ def test_a_condition_that_is_too_long_is_refused_and_no_fault(condition: str) ->
         policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
 
 
+@pytest.mark.parametrize("step", [".a", " . // to hide it\n a", " .\t a"])
+def test_a_path_that_would_take_minutes_to_compile_is_refused(step: str) -> None:
+    """A job's owner may try policies, and nobody is served meanwhile."""
+    condition = f"context has a{step * 1000}"
+    with pytest.raises(PolicyInvalid, match="a path after `has` has more than 3 steps"):
+        policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
+
+
+def test_a_path_that_people_write_is_taken() -> None:
+    text = 'permit (principal, action, resource is Job) when { resource has owner.name && "has a.a.a.a" != "" };'
+    assert policies(text).decide(who(), "stop", job()).permitted
+
+
 def test_a_folder_adds_to_the_default_policies_or_takes_the_place_of_them(tmp_path: Path) -> None:
     assert read_policies(tmp_path / "none").keys() == {DEFAULT_FILE}
     shipped = read_policies(tmp_path)[DEFAULT_FILE]
@@ -301,3 +316,26 @@ def test_a_right_of_a_plugin_can_be_spoken_of() -> None:
     assert Policies({"mine.cedar": text}, known).decide(who(), "greet", DAEMON).permitted
     with pytest.raises(PolicyInvalid, match="greet"):
         Policies({"mine.cedar": text}, KNOWN)
+
+
+def test_a_job_that_is_shared_with_very_many_costs_no_more_than_another(default: Policies) -> None:
+    """Its owner could hold up everybody who lists jobs, and fill the memory with what is remembered."""
+    many = {(f"{number}", right) for number in range(1000) for right in ON_JOBS}
+    decisions = 200
+    began = time.process_time()
+    for number in range(decisions):
+        asked = Resource(On.JOB, f"{number}", OWNER, frozenset(many | {(OTHER.id, "stop")}))
+        assert default.decide(who(), "stop", asked).permitted
+        assert not default.decide(who(), "status", asked).permitted
+    assert (time.process_time() - began) / decisions < 0.05
+
+
+def test_what_callers_make_up_is_not_kept_in_memory(default: Policies) -> None:
+    default.decide(who(), "run-as", Resource(On.ACCOUNT, "account"))
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert not default.decide(who(), "run-as", Resource(On.ACCOUNT, f"{number}" * 500_000)).permitted
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()

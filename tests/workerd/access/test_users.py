@@ -21,7 +21,7 @@ def test_a_name_of_nobody_is_unknown_and_an_id_is_not(tmp_path: Path) -> None:
     users = Users(tmp_path / "users")
     assert users.find(ANN) == User(ANN, ANN)
     for name in ("ann", "", ".", "..", "../users", ANN.upper(), f"{{{ANN}}}", ANN[:-1], f"/{ANN}", f".{ANN}.1"):
-        with pytest.raises(UserUnknown, match="no such user has been here yet"):
+        with pytest.raises(UserUnknown, match="names no user that has been here yet"):
             users.find(name)
 
 
@@ -29,7 +29,7 @@ def test_a_name_of_several_is_refused_and_their_ids_are_told(tmp_path: Path) -> 
     users = Users(tmp_path / "users")
     users.note(User(ANN, "ann"))
     users.note(User(BOB, "ann"))
-    with pytest.raises(UserUnknown, match=f"several users have been called so \\({ANN}, {BOB}\\)"):
+    with pytest.raises(UserUnknown, match=f"names several users \\({ANN}, {BOB}\\)"):
         users.find("ann")
 
 
