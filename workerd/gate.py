@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 
 import structlog
 from grpclib.const import Handler as Method
-from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.protocol import Connection
 from grpclib.server import Stream
@@ -30,9 +29,9 @@ from workerd.access.credentials import Credentials
 from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.rights import Rights
-from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
+from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import User, parse_job_id
-from workerd.errors import AuditFailed, LimitReached, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
 from workerd.network.transport import bound_request, connection_of, has_gone, send, wait_for_room
@@ -141,22 +140,8 @@ class Gate:
             raise
         except Exception as error:
             answer = to_grpc(error)
-            if isinstance(error, LimitReached | LimitMet) and caller is not None:
-                self._tell_limit(error.limit, caller, answer)
-            elif answer.status is Status.INTERNAL:
-                log.exception("a call failed", rpc=route.path)
-            elif answer.status is Status.RESOURCE_EXHAUSTED:
-                log.warning("a call was turned away", rpc=route.path, problem=answer.message)
+            self._notices.tell_failure(error, answer, route.path, caller)
             raise answer from error
-
-    def _tell_limit(self, limit: str, caller: Caller, answer: GRPCError) -> None:
-        """Tell that a call met a limit, but not as often as its user likes."""
-        told = self._notices.warn(
-            "calls are turned away", limit, user=caller.user.name, rpc=caller.rpc, latest=answer.message
-        )
-        if told:
-            with contextlib.suppress(AuditFailed):  # the call is refused anyway
-                caller.note("refused", reason=answer.message)
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
         caller = self._act(holder, stream)

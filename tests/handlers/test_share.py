@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -134,6 +135,11 @@ async def test_a_narrowed_certificate_gives_nobody_what_it_is_not_good_for(
                 await narrowed.share(job_id, name, {"status", "stop"})
             assert (refused.value.status, refused.value.reason) == (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED)
             assert await owner.share(job_id) == []
+            told = shared_daemon.workerctl(
+                "audit", "show", str(shared_daemon.state), "--job", job_id, "--output", "json"
+            )
+            [denied] = [line for line in map(json.loads, told.stdout.splitlines()) if line.get("action") == "stop"]
+            assert (denied["verdict"], denied["policies"]) == ("deny", ["certificate"])
             assert [each.rights for each in await narrowed.share(job_id, name, {"status"})] == [["status"]]
             assert await narrowed.share(job_id, name) == []
         await owner.stop(job_id)
