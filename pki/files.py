@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # cryptography is slow to import and only needed where certif
     from pki.authority import Credential
 
 REPLACED = "replaced"
+OF_OTHERS = ("clients", "servers")
+"""The folders within an authority's that hold what others take away."""
 FOLDER_MODE = 0o700
 _KEY_MODE = 0o600
 _PUBLIC_MODE = 0o644
@@ -62,10 +64,14 @@ def load_certificate(path: Path) -> "x509.Certificate":
     """
     from cryptography import x509
 
-    advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
+    if path.parent.name in OF_OTHERS:
+        folder, what = path.parent.parent, "there is no certificate of this name, and those that there are are shown by"
+        advice = f"{what} `workerctl --pki-dir {shlex.quote(str(folder))} pki list`"
+    else:
+        advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
     try:
         return x509.load_pem_x509_certificate(read_bytes(path, advice))
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:  # which is no ValueError
         raise Missing(path, "it holds no certificate that can be read", "put back the one that was there") from error
 
 
@@ -83,7 +89,7 @@ def load_crl(path: Path, authority: "x509.Certificate") -> "x509.CertificateRevo
     try:
         crl = x509.load_pem_x509_crl(read_bytes(path, advice))
         ours = is_of(crl, authority)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise Missing(path, "it holds no list of revoked certificates that can be read", advice) from error
     if not ours:
         raise Missing(path, "it is not signed by the authority of the clients", advice)
@@ -101,6 +107,7 @@ def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
     Raises:
         Missing: one of them cannot be read, or they do not fit.
     """
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     from pki.authority import Credential, PrivateKey
@@ -110,7 +117,7 @@ def load_pair(certificate: Path, key: Path | None = None) -> "Credential":
     loaded = load_certificate(certificate)
     try:
         private = load_pem_private_key(read_bytes(path, advice), password=None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise Missing(path, "it holds no key that can be read", advice) from error
     if not isinstance(private, PrivateKey):
         raise Missing(path, "it holds no elliptic-curve key", advice)

@@ -59,9 +59,7 @@ class PkiLayout:
         Raises:
             InvalidName: no file could have this name.
         """
-        if not is_name(user_name):
-            raise InvalidName(user_name)
-        return self.path / "clients" / f"{user_name}.crt"
+        return self._named("clients", user_name)
 
     def other_server_certificate(self, name: str) -> Path:
         """The path of the certificate of a daemon on another machine.
@@ -69,9 +67,7 @@ class PkiLayout:
         Raises:
             InvalidName: no file could have this name.
         """
-        if not is_name(name):
-            raise InvalidName(name)
-        return self.path / "servers" / f"{name}.crt"
+        return self._named("servers", name)
 
     def certificate(self, name: str) -> Path:
         """The path of any certificate.
@@ -128,3 +124,8 @@ class PkiLayout:
         if not os.path.lexists(self.client_crl):
             return frozenset()
         return serials_on(load_crl(self.client_crl, load_certificate(self.client_ca)))
+
+    def _named(self, folder: str, name: str) -> Path:
+        if not is_name(name):
+            raise InvalidName(name)
+        return self.path / folder / f"{name}.crt"

@@ -20,6 +20,8 @@ from pki.identity import Identity, narrowed_uri
 LIFETIME = timedelta(minutes=15)
 _SHORTEST = timedelta(seconds=1)  # RFC 5280 §4.1.2.5: times are whole seconds
 _MOST_REQUEST_BYTES = 8192
+# What cryptography raises for bytes that it does not take; `x509.InvalidVersion` is no ValueError.
+_UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 
 
 def make_key(kind: str) -> PrivateKey:
@@ -53,7 +55,7 @@ def to_der(request: bytes) -> bytes:
         return request
     try:
         return x509.load_pem_x509_csr(request).public_bytes(Encoding.DER)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise InvalidRequest("it is no PKCS #10 in PEM that can be read") from error
 
 
@@ -66,7 +68,7 @@ def fit(key: PrivateKey, data: bytes) -> Credential:
     try:
         certificate = x509.load_der_x509_certificate(data)
         fits = certificate.public_key() == key.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise IssuedInvalid("it is no certificate that can be read") from error
     if not fits:
         raise IssuedInvalid("it is for another key")
@@ -92,7 +94,7 @@ def read_request(data: bytes) -> PublicKey:
         )
         # Only now: what the signatures of other keys cost to be checked is for their maker to choose.
         is_signed = is_ours and request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise InvalidRequest("it is no PKCS #10 in DER that can be read") from error
     if not isinstance(key, PublicKey) or not is_ours:
         raise InvalidRequest("its key is neither of P-256 nor of Ed25519")

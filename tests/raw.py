@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 
@@ -93,3 +94,11 @@ def peer(daemon: Daemon, user: str = USER) -> Iterator[Peer]:
     plain = socket.create_connection(("127.0.0.1", daemon.port), timeout=10)
     with daemon.target(user).tls().wrap_socket(plain, server_hostname="localhost") as connection:
         yield Peer(connection)
+
+
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """Give what a client with these settings says first."""
+    outgoing = ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()

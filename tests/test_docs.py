@@ -20,7 +20,8 @@ from worker_api.worker.v1 import SpawnRequest
 from audit.chain import GENESIS, make_line
 from tests.daemon import USER, Daemon, running_daemon
 from workerctl.exit_codes import ExitCode
-from workerd.registry import load_routes
+from workerd.access.policy import On
+from workerd.registry import load_routes, rights_of
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -110,6 +111,15 @@ def test_every_handler_is_documented_with_its_rpc_and_right_and_no_other() -> No
     found = installed("workerd.handlers")
     handlers = [route.handler for route in load_routes(found).values()]
     assert rows == {(name, each.rpc, each.right) for name, each in zip(names(found), handlers, strict=True)}
+
+
+def test_what_each_right_is_exercised_on_is_documented() -> None:
+    rows = dict(
+        re.findall(r"^\| `(\w+)` \| .*? \| ((?:`[\w-]+`(?:, )?)+) \|$", section(DAEMON, "### Policies"), re.MULTILINE)
+    )
+    rights = rights_of(load_routes(installed("workerd.handlers")).values())
+    on = {kind: sorted(name for name, right in rights.items() if kind in right.on) for kind in On}
+    assert {kind: re.findall(r"[\w-]+", cells) for kind, cells in rows.items()} == on
 
 
 @pytest.mark.parametrize(
@@ -318,6 +328,13 @@ def anchors(page: Path) -> set[str]:
     """The names of a page's headings, as they are linked to."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_table_tells_of_one_thing_twice(page: Path) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE):
+        things = first_column(table)
+        assert sorted(things) == sorted(set(things))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

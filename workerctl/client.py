@@ -188,7 +188,14 @@ class Client:
         return (await self.call(lambda channel: WorkerServiceStub(channel).share(request), repeat=True)).shares
 
     async def explain(
-        self, right: str, *, user: str = "", job_id: str | None = None, target: str = "", policies: str = ""
+        self,
+        right: str,
+        *,
+        user: str = "",
+        job_id: str | None = None,
+        target: str = "",
+        policies: str = "",
+        policies_name: str = "",
     ) -> ExplainDecisionResponse:
         """Ask whether somebody might do something, and by which policies.
 
@@ -198,8 +205,11 @@ class Client:
             job_id: what it would be done to; None for what concerns no job.
             target: the account or user that it concerns, for "run-as" and "impersonate".
             policies: what is to count besides the policies in force, in Cedar's language.
+            policies_name: what their file is called; they take the place of one of this name that is in force.
         """
-        request = ExplainDecisionRequest(policies=policies, user=user, right=right, job_id=job_id, target=target)
+        request = ExplainDecisionRequest(
+            policies=policies, user=user, right=right, job_id=job_id, target=target, policies_name=policies_name
+        )
         return await self.call(lambda channel: WorkerServiceStub(channel).explain_decision(request), repeat=True)
 
     async def whoami(self) -> WhoAmIResponse:

@@ -1,5 +1,6 @@
 """The command `workerd`."""
 
+import shlex
 import sys
 import tomllib
 from pathlib import Path
@@ -140,6 +141,14 @@ def _in_words(error: OSError) -> str:
     return f"{error.filename or 'the system'}: {error.strerror or error}"
 
 
+def _explain(error: cyclopts.CycloptsError) -> str:
+    match error:
+        case cyclopts.CoercionError(argument=cyclopts.Argument(name="--roles"), token=cyclopts.Token(value=users)):
+            return f"--roles does not say which role: write --roles.admin {shlex.quote(users or 'NAME')} for instance."
+        case _:
+            return " ".join(str(error).split())
+
+
 def main() -> None:
     """Run the command."""
     configure_log()
@@ -154,7 +163,7 @@ def main() -> None:
         print(f"workerd: {_in_words(error)}", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE)
     except cyclopts.CycloptsError as error:
-        print(f"workerd: {' '.join(str(error).split())} See --help.", file=sys.stderr)  # noqa: T201
+        print(f"workerd: {_explain(error)} See --help.", file=sys.stderr)  # noqa: T201
         sys.exit(_USAGE)
 
 

@@ -122,6 +122,7 @@ class PolicyInvalid(DaemonError):
     """
 
     def __init__(self, file: str, problem: str) -> None:
+        self.file = file
         self.problem = problem
         super().__init__(f"the policies in {file} cannot be used: {problem}")
 

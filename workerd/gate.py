@@ -14,26 +14,27 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
+from weakref import WeakKeyDictionary
 
 import structlog
 from grpclib.const import Handler as Method
-from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.protocol import Connection
 from grpclib.server import Stream
 
 from pki.errors import CertificateRefused, IdentityInvalid
-from pki.identity import read_identity
+from pki.identity import Identity, read_identity
 from workerd.access.caller import IMPERSONATE, SEE, Caller, Record
 from workerd.access.credentials import Credentials
 from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.rights import Rights
-from workerd.engine.errors import InvalidArgument, JobNotFound, LimitMet
+from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import User, parse_job_id
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, send, wait_for_room
+from workerd.network.transport import bound_request, connection_of, has_gone, send, wait_for_room
 from workerd.notices import Notices
 from workerd.registry import Route
 
@@ -47,6 +48,7 @@ class Gate:
 
     Args:
         daemon: what handlers work on.
+        routes: the handlers, by the paths of their RPCs.
         credentials: who callers may be.
         rights: what they may do.
         record: writes down what is decided, and what comes of it.
@@ -73,6 +75,7 @@ class Gate:
         self._notices = notices
         # The task that answers a call, as grpclib made it, with the one that does the work.
         self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
         self._closing = False
 
     def __mapping__(self) -> dict[str, Method]:
@@ -124,6 +127,7 @@ class Gate:
         return Method(serve, route.method.cardinality, route.method.request_type, route.method.reply_type)
 
     async def _serve(self, route: Route, stream: Stream[Any, Any]) -> None:
+        caller = None
         try:
             if self._closing:
                 raise ShuttingDown
@@ -136,12 +140,7 @@ class Gate:
             raise
         except Exception as error:
             answer = to_grpc(error)
-            if isinstance(error, LimitReached | LimitMet):  # as often as its user likes
-                self._notices.warn("calls are turned away", error.limit, rpc=route.path, latest=answer.message)
-            elif answer.status is Status.INTERNAL:
-                log.exception("a call failed", rpc=route.path)
-            elif answer.status is Status.RESOURCE_EXHAUSTED:
-                log.warning("a call was turned away", rpc=route.path, problem=answer.message)
+            self._notices.tell_failure(error, answer, route.path, caller)
             raise answer from error
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
@@ -149,14 +148,16 @@ class Gate:
         request = await self._receive(stream, holder.user.id)
         call = self._decide(route, request, caller)
         if not route.method.cardinality.server_streaming:
-            await send(stream, await route.handler.function(call, request))
+            with self._noting_failure(route, call):
+                response = await route.handler.function(call, request)
+            await send(stream, response)
             return
 
         def check() -> None:
             if not self._might_begin(route, call, holder):
                 self._decide(route, request, self._act(holder, stream))
 
-        with self._watch(call) as changed:
+        with self._watch(call) as changed, self._noting_failure(route, call):
             async with (
                 while_passing(check, changed),
                 contextlib.aclosing(route.handler.function(call, request)) as responses,
@@ -165,6 +166,12 @@ class Gate:
                 async for response in responses:
                     await send(stream, response)
                     await wait_for_room(stream)
+
+    def _noting_failure(self, route: Route, call: Call) -> contextlib.AbstractContextManager[None]:
+        """Have the trail tell what a call that is not made to look came to, if not to what was permitted."""
+        if route.handler.reads:
+            return contextlib.nullcontext()
+        return call.caller.noting_failure(route.handler.right, call.resource)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[asyncio.Event]:
@@ -186,10 +193,15 @@ class Gate:
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
-        certificate = stream.peer.cert()
-        if certificate is None:
-            raise IdentityInvalid("the connection has no client certificate")
-        identity = read_identity(certificate, self._credentials.trust_domain)
+        if has_gone(stream):
+            raise StreamTerminatedError("the client has gone")
+        connection = connection_of(stream)
+        identity = self._identities.get(connection)
+        if identity is None or identity.trust_domain != self._credentials.trust_domain:
+            certificate = stream.peer.cert()
+            if certificate is None:
+                raise IdentityInvalid("the connection has no client certificate")
+            identity = self._identities[connection] = read_identity(certificate, self._credentials.trust_domain)
         host, port = (stream.peer.addr() or ("?", 0))[:2]
         return Caller(identity, None, f"{host}:{port}", route.path, self._rights, self._record)
 

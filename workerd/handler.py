@@ -21,7 +21,7 @@ from workerd.access.caller import Caller
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.users import Users
 from workerd.engine.engine import Engine
-from workerd.engine.errors import JobNotFound, SpoolCorrupt
+from workerd.engine.errors import JobNotFound
 from workerd.engine.job import Job, User
 
 log = structlog.get_logger()
@@ -53,18 +53,12 @@ class Daemon:
 
     def find(self, job_id: str) -> Resource:
         """Find a job to decide on; one that is not there is nobody's."""
-        shares: frozenset[tuple[str, str]] = frozenset()
         try:
-            owner = self.engine.owner(job_id)
+            owner, shares = self.engine.owner(job_id)
         except JobNotFound:
             return Resource(On.JOB, job_id, _NOBODY)
-        try:
-            shares = frozenset((share.user.id, right) for share in self.engine.shares(job_id) for right in share.rights)
-        except JobNotFound:
-            pass  # it is just being removed
-        except SpoolCorrupt as error:
-            log.error("with whom a job is shared cannot be read, so it is with nobody", job=job_id, error=str(error))
-        return Resource(On.JOB, job_id, owner, shares)
+        given = frozenset((share.user.id, right) for share in shares for right in share.rights)
+        return Resource(On.JOB, job_id, owner, given)
 
 
 @dataclass(frozen=True, slots=True)

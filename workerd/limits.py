@@ -14,6 +14,8 @@ from workerd.errors import ConfigurationInvalid, LimitReached
 
 MIN_HEADER_BYTES = 1024  # a call's own take some hundred
 MIN_REQUEST_BYTES = 1024
+MAX_HEADER_BYTES = 2**32 - 1  # what can be told of it (SETTINGS_MAX_HEADER_LIST_SIZE, RFC 9113 §6.5.1)
+MAX_AMOUNT = 2**63 - 1  # what the catalogue can compare with (sqlite.org/datatype3.html)
 # Streams that a peer may reset: those of nghttp2 (nghttp2_option_set_stream_reset_rate_limit(3)), which has them for
 # the same reason (CVE-2023-44487).
 _RESETS_PER_SECOND, _MOST_RESETS = 33.0, 1000.0
@@ -74,6 +76,9 @@ class Limits:
             option, value = f"--{each.name.replace('_', '-')}", getattr(self, each.name)
             if not (math.isfinite(value) and value >= least.get(each.name, 0)):
                 raise ConfigurationInvalid(f"{option} {value} cannot be: give {least.get(each.name, 0)} or more")
+            most = MAX_HEADER_BYTES if each.name == "max_header_bytes" else MAX_AMOUNT
+            if value > most:
+                raise ConfigurationInvalid(f"{option} {value} cannot be: give {most} at most")
         if not self.handshake_seconds:
             raise ConfigurationInvalid("--handshake-seconds 0 is no time for a handshake: give more than 0")
 

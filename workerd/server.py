@@ -22,6 +22,7 @@ from workerd.access.rights import Rights
 from workerd.access.users import Users
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
+from workerd.engine.folder import private
 from workerd.errors import CannotListen
 from workerd.gate import Gate
 from workerd.handler import Daemon
@@ -261,7 +262,8 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
     note = state_directory / "endpoint"
     local = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104
     new = note.with_suffix(".new")
-    with new.open("w") as file:
+    new.unlink(missing_ok=True)
+    with open(new, "w", opener=private) as file:
         # Held for as long as this process lives: a note that nobody holds is a dead daemon's.
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(f"https://{f'[{local}]' if ':' in local else local}:{port}\n")

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pki.checks import is_name
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
-from workerd.limits import DEFAULT_LIMITS, Limits
+from workerd.limits import DEFAULT_LIMITS, MAX_AMOUNT, Limits
 
 MIN_AUDIT_BYTES = 1 << 20
 DEFAULT_MAX_AUDIT_BYTES = 10 << 30
@@ -86,9 +86,7 @@ def make_settings(
     Raises:
         ConfigurationInvalid: with the setting and what it should be.
     """
-    host, separator, port = listen.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
+    host, port = _read_address(listen)
     if not (math.isfinite(grace_seconds) and grace_seconds >= 0):
         raise ConfigurationInvalid(f"--grace-seconds {grace_seconds} is no time to wait: give 0 or more")
     if not (math.isfinite(keepalive_seconds) and keepalive_seconds > 0):
@@ -97,43 +95,57 @@ def make_settings(
         raise ConfigurationInvalid(
             f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES} or more, or 0 for any"
         )
+    if storage.max_log_bytes > MAX_AMOUNT:
+        raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} cannot be: give {MAX_AMOUNT} at most")
     if storage.max_total_bytes < 0:
         raise ConfigurationInvalid(f"--max-total-bytes {storage.max_total_bytes} is no amount: give 0 or more")
     if not (math.isfinite(storage.max_age_seconds) and storage.max_age_seconds >= 0):
         raise ConfigurationInvalid(f"--max-age-seconds {storage.max_age_seconds} is no age: give 0 or more")
     if not 1 <= processes <= MAX_PROCESSES:
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
-    named = {role: tuple(one.strip() for each in users for one in each.split(",")) for role, users in roles.items()}
-    for role, users in named.items():
-        if _ROLE.fullmatch(role) is None:
-            raise ConfigurationInvalid(f"--roles.{role}: {role!r} is no role: give a word as admin or viewer")
-        if wrong := [user for user in users if not is_name(user)]:
-            raise ConfigurationInvalid(
-                f"--roles.{role} {wrong[0]!r} is no user: give names or ids, with commas between them"
-            )
     limits.check()
     if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
         raise ConfigurationInvalid(
             f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES} or more, or 0 for any"
         )
     state_directory = (state_dir or default_state_directory()).absolute()
-    pki_directory = (pki_dir or state_directory / "pki").absolute()
-    host = host.strip("[]") or "0.0.0.0"  # noqa: S104
     return Settings(
         host=host,
-        port=int(port),
+        port=port,
         state_directory=state_directory,
-        pki_directory=pki_directory,
+        pki_directory=(pki_dir or state_directory / "pki").absolute(),
         policy_directory=(policy_dir or state_directory / "policies").absolute(),
         grace_seconds=grace_seconds,
         storage=storage,
         keepalive_seconds=keepalive_seconds,
         processes=processes,
-        roles={role: tuple(map(_canonical, users)) for role, users in named.items()},
+        roles={role: tuple(_read_users(role, users)) for role, users in roles.items()},
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
     )
+
+
+def _read_address(listen: str) -> tuple[str, int]:
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationInvalid(f"--listen {listen!r} is not HOST:PORT: give for instance {DEFAULT_LISTEN}")
+    return host.strip("[]") or "0.0.0.0", int(port)  # noqa: S104
+
+
+def _read_users(role: str, users: Sequence[str]) -> Iterator[str]:
+    """Read who has a role: texts of names and ids, with commas between them."""
+    if _ROLE.fullmatch(role) is None:
+        raise ConfigurationInvalid(
+            f"--roles.{role}: {role!r} is no role: it must be of lower-case letters, digits and hyphens, with a letter"
+            " first, as admin or viewer"
+        )
+    for user in (each.strip() for text in users for each in text.split(",")):
+        if not is_name(user):
+            raise ConfigurationInvalid(
+                f"--roles.{role} {user!r} is no user: give names or ids, with commas between them"
+            )
+        yield _canonical(user)
 
 
 def _canonical(user: str) -> str:

@@ -128,7 +128,7 @@ async def test_the_state_directory_is_closed_to_jobs_of_other_accounts(engine: E
     names = ("spec", "status", "output", "index", "control", "lock")
     reads = "; ".join(f"cat {state}/jobs/{mine}/{name}" for name in names)
     own = f"cat {state}/jobs/$WORKERD_JOB_ID/spec; ls {state}/jobs; cat /proc/$PPID/environ; ls /proc/$PPID/fd"
-    readable = f"find {state} ! -type d -readable -size +0"
+    readable = f"find {state} ! -type d -readable"  # an empty file, too: it could be locked
     log = await run(engine, wish(f"{reads}; {own}; {readable}; echo done"))
     assert log.stdout == b"done\n"
 
@@ -296,3 +296,15 @@ async def test_a_daemon_of_a_job_that_it_did_not_start_tells_its_account(open_di
     assert end.cause == Exited(4)
     assert account is not None
     assert (account.name, account.uid) == (NOBODY, pwd.getpwnam(NOBODY).pw_uid)
+
+
+@as_root
+async def test_nobody_else_can_hold_up_the_next_daemon(open_directory: Path) -> None:
+    """Of a state directory that others may enter, as service managers make them, and an older workerd's files."""
+    state = open_directory / "state"
+    state.mkdir(mode=0o755)
+    (state / "catalog.lock").touch(mode=0o644)
+    async with Engine(state):
+        hold = f"flock --nonblock {state}/catalog.lock true"
+        held = subprocess.run(["sh", "-c", hold], user=NOBODY, capture_output=True, timeout=10, check=False)
+    assert held.returncode != 0 and b"Permission denied" in held.stderr

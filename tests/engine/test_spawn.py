@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pwd
+import uuid
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,15 @@ from workerd.engine.storage import DEFAULT_STORAGE
 
 async def test_a_program_gets_a_clean_start(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DAEMON_SECRET", "not for jobs")
-    request = program("inspect_process", "a,b", "c d", "é\n", envs={"MINE": "=,ä"}, working_directory=str(tmp_path))
+    envs = {"MINE": "=,ä", "WORKERD_JOB_ID": "another's"}
+    request = program("inspect_process", "a,b", "c d", "é\n", envs=envs, working_directory=str(tmp_path))
     seen = json.loads((await run(engine, request)).stdout)
     assert seen["arguments"] == ["a,b", "c d", "é\n"]
     assert set(seen["environment"]) - {"LC_CTYPE"} == {
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "WORKERD_JOB_ID", "MINE")
     }
     assert seen["environment"]["MINE"] == "=,ä"
+    assert seen["environment"]["WORKERD_JOB_ID"] == str(uuid.UUID(seen["environment"]["WORKERD_JOB_ID"]))
     assert seen["environment"]["HOME"] == pwd.getpwuid(os.geteuid()).pw_dir
     descriptors = seen["descriptors"]
     assert descriptors.pop("0") == "/dev/null"

@@ -1,13 +1,16 @@
 """ExplainDecision."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, SpawnRequest
 
 from tests.daemon import USER, Daemon, running_daemon
+from workerctl.client import Client
 from workerctl.errors import ArgumentInvalid, CallFailed
+from workerctl.target import Target
 
 ADMIN = "ada"
 TRUE = SpawnRequest(program="true")
@@ -50,13 +53,78 @@ async def test_further_policies_count_only_for_the_answer(ruled: Daemon) -> None
     async with ruled.client() as owner, ruled.client("bob") as bob:
         job_id = await owner.spawn(TRUE)
         answer = await owner.explain("status", user="bob", job_id=job_id, policies=EVERYTHING)
-        assert (answer.permitted, answer.policies) == (True, ["yours:all"])
+        assert (answer.permitted, answer.policies) == (True, ["stdin:all"])
         with pytest.raises(CallFailed) as raised:
             await bob.status(job_id)
         assert raised.value.reason is ErrorReason.JOB_NOT_FOUND
         answer = await owner.explain("status", job_id=job_id, policies=NOTHING)
-        assert (answer.permitted, answer.policies) == (False, ["yours:none"])
+        assert (answer.permitted, answer.policies) == (False, ["stdin:none"])
         assert (await owner.status(job_id)).id == job_id
+
+
+async def test_further_policies_take_the_place_of_a_file_of_their_name(ruled: Daemon) -> None:
+    async with ruled.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        for name, permitted, by in (
+            ("", True, ["default.cedar:owner"]),
+            ("mine.cedar", True, ["default.cedar:owner"]),
+            ("default.cedar", False, []),
+        ):
+            answer = await owner.explain("stop", job_id=job_id, policies="// nothing", policies_name=name)
+            assert (answer.permitted, answer.policies) == (permitted, by)
+        assert (
+            await owner.explain("stop", job_id=job_id, policies=EVERYTHING, policies_name="mine.cedar")
+        ).policies == [
+            "default.cedar:owner",
+            "mine.cedar:all",
+        ]
+        for name in ("a/b", "x" * 256):
+            with pytest.raises(ArgumentInvalid, match="must be the name of a file without its folder"):
+                await owner.explain("stop", job_id=job_id, policies=EVERYTHING, policies_name=name)
+
+
+async def test_of_whoever_names_nobody_it_is_decided_as_of_this_call(ruled: Daemon, tmp_path: Path) -> None:
+    """For another user, and with what the certificate is good for."""
+    async with ruled.client() as owner:
+        job_id = await owner.spawn(TRUE)
+    async with Client(Target(ruled.endpoint, USER, ruled.pki.path, ADMIN)) as acting:
+        for user, permitted, by in (
+            ("", False, "default.cedar:envs-are-the-owners"),
+            (USER, True, "default.cedar:owner"),
+        ):
+            answer = await acting.explain("show-envs", user=user, job_id=job_id)
+            assert (answer.permitted, answer.policies) == (permitted, [by])
+            assert answer.user is not None and answer.user.name == USER
+    issued = ruled.workerctl("credential", "issue", "--allow", "explain,status", "--out", str(tmp_path / "narrowed"))
+    assert issued.returncode == 0, issued.stderr
+    async with Client(Target(ruled.endpoint, USER, tmp_path / "narrowed")) as narrowed:
+        for right, user, permitted, by in (
+            ("stop", "", False, "certificate"),
+            ("stop", USER, True, "default.cedar:owner"),
+            ("status", "", True, "default.cedar:owner"),
+        ):
+            answer = await narrowed.explain(right, user=user, job_id=job_id, policies=EVERYTHING, policies_name="x")
+            assert (answer.permitted, answer.policies) == (permitted, [by, "x:all"] if permitted else [by])
+
+
+async def test_what_a_right_is_exercised_on_is_told_with_the_options_for_it(ruled: Daemon) -> None:
+    async with ruled.client(ADMIN) as admin:
+        job_id = await admin.spawn(TRUE)
+        for right, job, target, told in (
+            ("spawn", job_id, "", "on the daemon itself: leave --job and --on out"),
+            ("stop", None, "", "on a job: say which with --job"),
+            ("run-as", job_id, "", "on a system account: say which with --on, and leave --job out"),
+            ("impersonate", None, "", "on another user: say whom with --on, and leave --job out"),
+            (
+                "explain",
+                None,
+                "bob",
+                "on the daemon itself: leave --job and --on out; or on a job: say which with --job",
+            ),
+        ):
+            with pytest.raises(ArgumentInvalid) as raised:
+                await admin.explain(right, job_id=job, target=target)
+            assert str(raised.value) == f"right '{right}' is exercised {told}"
 
 
 async def test_policies_do_not_let_anybody_explain(ruled: Daemon) -> None:

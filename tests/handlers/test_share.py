@@ -2,13 +2,16 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, SpawnRequest
 
 from tests.daemon import Daemon
+from tests.narrowing import narrow
 from workerctl.client import Client
 from workerctl.errors import ArgumentInvalid, CallFailed
 
@@ -118,3 +121,25 @@ async def test_shares_that_cannot_be_read_are_nobodys(shared_daemon: Daemon, oth
         with pytest.raises(CallFailed) as raised:
             await owner.share(job_id)
         assert raised.value.reason is ErrorReason.JOB_UNREADABLE
+
+
+async def test_a_narrowed_certificate_gives_nobody_what_it_is_not_good_for(
+    shared_daemon: Daemon, other: Client, tmp_path: Path
+) -> None:
+    """Whoever steals it would have all of its user's jobs by it, for longer than it holds."""
+    name = await name_of(other)
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(SpawnRequest(program="sleep", args=["60"]))
+        async with Client(await narrow(owner, shared_daemon, tmp_path / "narrowed", {"share", "status"})) as narrowed:
+            with pytest.raises(CallFailed, match="no right to stop") as refused:
+                await narrowed.share(job_id, name, {"status", "stop"})
+            assert (refused.value.status, refused.value.reason) == (Status.PERMISSION_DENIED, ErrorReason.NOT_PERMITTED)
+            assert await owner.share(job_id) == []
+            told = shared_daemon.workerctl(
+                "audit", "show", str(shared_daemon.state), "--job", job_id, "--output", "json"
+            )
+            [denied] = [line for line in map(json.loads, told.stdout.splitlines()) if line.get("action") == "stop"]
+            assert (denied["verdict"], denied["policies"]) == ("deny", ["certificate"])
+            assert [each.rights for each in await narrowed.share(job_id, name, {"status"})] == [["status"]]
+            assert await narrowed.share(job_id, name) == []
+        await owner.stop(job_id)

@@ -18,6 +18,7 @@ from workerctl.errors import CallFailed
         (SpawnRequest(program="true", timeout=timedelta(0)), Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
         (SpawnRequest(program="true", args=["\0"]), Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
         (SpawnRequest(program="true", args=["x" * 200_000]), Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
+        (SpawnRequest(program="true", run_as="x" * 257), Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
         (SpawnRequest(program="nope"), Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_FOUND),
         (SpawnRequest(program="/etc/passwd"), Status.FAILED_PRECONDITION, ErrorReason.PROGRAM_NOT_EXECUTABLE),
         (

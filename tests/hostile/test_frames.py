@@ -17,7 +17,7 @@ from tests.hostile.frames import FrameSource, missing_bytes
 from tests.hostile.witness import undisturbed
 from workerctl.target import Target
 
-_FRAMES = int(os.environ.get("WORKERD_HOSTILE_FRAMES", "10_000"))
+_FRAMES = int(os.environ.get("WORKERD_HOSTILE_FRAMES", "100_000"))
 ATTACKERS = tuple(f"mallory{number}" for number in range(64))
 _AT_ONCE = 40
 _THREADS = 6  # a connection that is ended takes its time to close, and not that of the others

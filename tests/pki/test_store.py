@@ -1,6 +1,7 @@
 """The folder of an authority: what lies where, who may read it, and that nothing in it is ever overwritten."""
 
 import os
+import ssl
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -340,6 +341,14 @@ NEEDED = [
     ("issue", "client-ca.key"),
     ("domain", "client-ca.crt"),
 ]
+
+
+def test_certificate_of_a_version_that_there_is_not_is_named(folder: PkiFolder) -> None:
+    der = x509.load_pem_x509_certificate(folder.client_ca.read_bytes()).public_bytes(Encoding.DER)
+    altered = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)  # RFC 5280 §4.1.2.1
+    folder.client_ca.write_text(ssl.DER_cert_to_PEM_cert(altered))
+    with pytest.raises(Missing, match="no certificate that can be read"):
+        folder.trust_domain()
 
 
 @pytest.mark.parametrize(("act", "file"), NEEDED)

@@ -1,9 +1,7 @@
 """Policies and roles as an operator sets them, against whole daemons."""
 
 import re
-import subprocess
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,12 +97,19 @@ def test_a_file_of_the_same_name_takes_the_place_of_the_default_policies(daemon:
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
-    [(BAD, "fly"), ("permit (", "unexpected end"), ("\udcff", "it cannot be read")],
-    ids=["a right that there is not", "not Cedar", "not UTF-8"],
+    ("text", "problem", "options"),
+    [
+        (BAD, "fly", ()),
+        (BAD, "fly", ("--processes", "2")),
+        ("permit (", "unexpected end", ()),
+        ("\udcff", "it cannot be read", ()),
+    ],
+    ids=["a right that there is not", "the same for several processes", "not Cedar", "not UTF-8"],
 )
-def test_a_daemon_does_not_start_with_policies_that_cannot_be_used(tmp_path: Path, text: str, problem: str) -> None:
-    daemon = Daemon(tmp_path / "state")
+def test_a_daemon_does_not_start_with_policies_that_cannot_be_used(
+    tmp_path: Path, text: str, problem: str, options: tuple[str, ...]
+) -> None:
+    daemon = Daemon(tmp_path / "state", options)
     (tmp_path / "state" / "policies").mkdir()
     (tmp_path / "state" / "policies" / "own.cedar").write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(AssertionError):
@@ -136,34 +141,5 @@ def test_a_plugins_right_is_denied_until_a_policy_permits_it(tmp_path: Path, mon
         assert verdict(daemon, *asked) == (False, "no policy, and what none permits is denied")
         file = tmp_path / "more.cedar"
         file.write_text('@id("weigh")\npermit (principal in Role::"viewer", action == Action::"measure", resource);')
-        assert verdict(daemon, str(file), *asked) == (True, "yours:weigh")
+        assert verdict(daemon, str(file), *asked) == (True, "more.cedar:weigh")
         assert verdict(daemon, *asked)[0] is False  # trying it has changed nothing
-
-
-def unshare(daemon: Daemon, job_id: str) -> None:
-    assert daemon.workerctl("share", job_id, "--with", OTHER, "--revoke").returncode == 0
-
-
-def forbid(daemon: Daemon, job_id: str) -> None:
-    put(daemon.state / "policies" / "own.cedar", f'forbid (principal, action, resource == Job::"{job_id}");')
-
-
-@pytest.mark.parametrize("take_back", [unshare, forbid])
-def test_a_log_that_is_followed_ends_when_what_permits_it_is_taken_back(
-    daemon: Daemon, take_back: Callable[[Daemon, str], None]
-) -> None:
-    (daemon.state / "policies").mkdir()
-    see(daemon, OTHER)
-    spawned = daemon.workerctl("spawn", "--", "sh", "-c", "echo ready; exec sleep 1000")
-    job_id = spawned.stdout.decode().strip()
-    shared = daemon.workerctl("share", job_id, "--with", OTHER, "--allow", "status,stream-log")
-    assert shared.returncode == 0
-    command = daemon.command("stream-log", "--past-events", job_id, user=OTHER)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
-        assert follower.stdout is not None
-        assert follower.stdout.readline() == b"ready\n"
-        take_back(daemon, job_id)
-        out, err = follower.communicate(timeout=30)
-    assert (follower.returncode, out) == (123, b"")
-    assert b"you may not see the job any more: its owner took that back" in err
-    assert f"the daemon says: there is no job {job_id} that you may see".encode() in err

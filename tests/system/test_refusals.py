@@ -8,7 +8,7 @@ import pytest
 
 from tests.daemon import USER, Daemon, running_daemon
 
-VIEWER, GUEST = "viewer", "guest"
+VIEWER, GUEST, ADMIN = "viewer", "guest", "ada"
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     (folder / "state" / "policies" / "own.cedar").write_text(
         '@id("kept")\nforbid (principal, action == Action::"remove", resource is Job);\n'
     )
-    with running_daemon(folder / "state", "--roles.viewer", VIEWER) as daemon:
-        for user in (VIEWER, GUEST):
+    with running_daemon(folder / "state", "--roles.viewer", VIEWER, "--roles.admin", ADMIN) as daemon:
+        for user in (VIEWER, GUEST, ADMIN):
             daemon.pki.issue_client(user)
             assert daemon.workerctl("whoami", user=user).returncode == 0
         yield daemon
@@ -53,6 +53,28 @@ def test_who_may_see_a_job_is_told_whose_it_is_and_how_to_get_the_right(daemon: 
     assert daemon.workerctl("share", job, "--with", user, "--allow", "status").returncode == 0
 
 
+@pytest.mark.parametrize("user", [VIEWER, GUEST])
+def test_who_may_see_a_job_is_not_sent_to_ask_for_a_share_that_gives_nothing(
+    daemon: Daemon, job: str, user: str
+) -> None:
+    assert daemon.workerctl("share", job, "--with", user, "--allow", "status,show-envs,share").returncode == 0
+    for arguments, right in ((("status", job, "--show-envs"), "show-envs"), (("share", job), "share")):
+        _, line = told(daemon, *arguments, user=user)
+        what = "who can do it, and cannot give you this right by sharing the job"
+        assert line.endswith(f"you have no right to {right}: the job is {USER}'s, {what}\n")
+    _, line = told(daemon, "remove", job, user=user)  # which nobody can, and nobody can give
+    assert line.endswith("`workerctl whoami` shows your rights, and whoever runs the daemon gives them\n")
+
+
+def test_who_acts_for_an_owner_is_told_how_to_find_out_what_denies_it(daemon: Daemon, job: str) -> None:
+    as_admin = ("--certificate", ADMIN)
+    _, line = told(daemon, *as_admin, "status", job, "--show-envs")
+    command = f"workerctl policy test --action show-envs --job {job}"
+    assert f"`{command}` tells which policy denies it" in line
+    found = daemon.workerctl(*as_admin, *command.split()[1:])
+    assert found.returncode == 1 and b"decided by: default.cedar:envs-are-the-owners\n" in found.stdout
+
+
 def test_an_owner_whom_a_policy_keeps_from_something_can_find_out_which(daemon: Daemon, job: str) -> None:
     code, line = told(daemon, "remove", job)
     command = f"workerctl policy test --action remove --job {job}"
@@ -66,6 +88,21 @@ def test_who_may_not_see_a_job_is_told_that_there_is_none_and_how_to_find_others
     code, line = told(daemon, "status", job_id, user=GUEST)
     assert code == 123
     assert f"there is no job {job_id} that you may see: `workerctl list --all-owners` shows those that are" in line
+
+
+def test_who_was_just_reading_a_job_is_told_that_they_may_see_it_no_more(daemon: Daemon) -> None:
+    spawned = daemon.workerctl("spawn", "--", "sh", "-c", "echo ready; exec sleep 1000")
+    job_id = spawned.stdout.decode().strip()
+    assert daemon.workerctl("share", job_id, "--with", GUEST, "--allow", "status,stream-log").returncode == 0
+    command = daemon.command("stream-log", "--past-events", job_id, user=GUEST)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"ready\n"
+        assert daemon.workerctl("share", job_id, "--with", GUEST, "--revoke").returncode == 0
+        out, err = follower.communicate(timeout=30)
+    assert (follower.returncode, out) == (123, b"")
+    assert b"you may not see the job any more: its owner took that back" in err
+    assert f"the daemon says: there is no job {job_id} that you may see".encode() in err
 
 
 def test_who_may_not_start_jobs_is_told_where_rights_are_shown(daemon: Daemon) -> None:

@@ -102,3 +102,14 @@ def test_revoking_a_certificate_that_is_not_here_is_told(folder: PkiFolder, capf
     out, err = capfd.readouterr()
     assert out == f"{serial}\n"
     assert "no certificate here has this serial number" in err
+
+
+@pytest.mark.parametrize("act", ["show", "renew"])
+@pytest.mark.parametrize("name", ["nosuch", "servers/nosuch"])
+def test_who_asks_for_a_certificate_that_is_not_there_is_told_where_to_look(
+    folder: PkiFolder, capfd: pytest.CaptureFixture[str], act: str, name: str
+) -> None:
+    assert main_with(["--pki-dir", str(folder.path), "pki", act, name]) == ExitCode.FAILED
+    told = capfd.readouterr().err
+    assert f"`workerctl --pki-dir {folder.path} pki list`" in told and "there is no certificate of this name" in told
+    assert "pki init" not in told

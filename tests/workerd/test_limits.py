@@ -245,3 +245,12 @@ def test_what_happens_often_is_told_once_a_minute(capsys: pytest.CaptureFixture[
     lines = [line for line in (said.out + said.err).splitlines() if "too" in line]
     assert len(lines) == 3
     assert "untold_before" in lines[2] and "999" in lines[2]
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(Limits)])
+def test_what_cannot_be_told_or_compared_is_no_limit(name: str) -> None:
+    """A daemon would start with it and fail at every call."""
+    most = 2**32 - 1 if name == "max_header_bytes" else 2**63 - 1
+    Limits(**{name: most}).check()
+    with pytest.raises(ConfigurationInvalid, match=f"--{name.replace('_', '-')} .* cannot be: give {most} at most"):
+        Limits(**{name: most * 2}).check()

@@ -11,13 +11,21 @@ from workerctl.exit_codes import ExitCode
 from workerctl.output import print_result
 from workerctl.parameters import Injected, Output
 
+_STANDARD_INPUT = "-"
+
 app = App(name="policy", help="Find out what the daemon's policies say, and what they would say.")
 
 
 @app.command(name="test")
 async def explain(
     file: Annotated[
-        str, Parameter(help="Cedar policies to try besides those in force; - for standard input.", show_default=False)
+        str,
+        Parameter(
+            help="Cedar policies to try besides those in force, and in the place of a file of the same name among them;"
+            " - for standard input.",
+            show_default=False,
+            allow_leading_hyphen=True,
+        ),
     ] = "",
     *,
     as_: Annotated[
@@ -38,7 +46,9 @@ async def explain(
     """
     policies = _read(file) if file else ""
     async with context.client() as client:
-        answer = await client.explain(action, user=as_, job_id=job, target=on, policies=policies)
+        answer = await client.explain(
+            action, user=as_, job_id=job, target=on, policies=policies, policies_name=_name_of(file)
+        )
     who = answer.user.name if answer.user else "?"
     lines = [
         f"{'permitted' if answer.permitted else 'denied'}: {who}, {' '.join(filter(None, (action, job, on)))}",
@@ -49,8 +59,15 @@ async def explain(
     return ExitCode.OK if answer.permitted else ExitCode.DENIED
 
 
+def _name_of(file: str) -> str:
+    """Give the name under which policies of this file would be in force; standard input has none."""
+    return "" if file == _STANDARD_INPUT else Path(file).name
+
+
 def _read(file: str) -> str:
+    if file.startswith("-") and file != _STANDARD_INPUT:
+        raise UsageInvalid(f"there is no option {file}; a file of this name is ./{file}")
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text()
+        return sys.stdin.read() if file == _STANDARD_INPUT else Path(file).read_text()
     except UnicodeDecodeError as error:
         raise UsageInvalid(f"{file} is not UTF-8: {error}") from error

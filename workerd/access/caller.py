@@ -3,15 +3,19 @@
 Every decision is made here, and is in the audit trail before anything comes of it.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from worker_api.worker.v1 import ErrorDetail
 
 from pki.identity import Identity
 from workerd.access.policy import Decision, On, Resource
 from workerd.access.rights import Rights
 from workerd.engine.job import User
-from workerd.errors import NotPermitted
+from workerd.errors import AuditFailed, NotPermitted, to_grpc
 
 Record = Callable[[Mapping[str, Any]], None]
 """Writes an event into the audit trail, or raises AuditFailed."""
@@ -20,7 +24,7 @@ IMPERSONATE = "impersonate"
 SEE = "status"
 """The right that makes a job one that is known to be there."""
 
-_NOT_IN_CERTIFICATE = Decision(False, ("certificate",))
+NOT_IN_CERTIFICATE = Decision(False, ("certificate",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class Caller:
     def may(self, right: str, resource: Resource) -> Decision:
         """Decide, for what is only looked at: nothing is written down."""
         if not self.has(right):
-            return _NOT_IN_CERTIFICATE
+            return NOT_IN_CERTIFICATE
         return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
 
     def decide(self, right: str, resource: Resource, details: Mapping[str, Any] | None = None) -> bool:
@@ -107,8 +111,7 @@ class Caller:
                 advice = f"`workerctl policy test --action {right} --job {resource.id}` tells which policy denies it"
                 return NotPermitted(right, advice=advice)
             case On.JOB if owner is not None and owner.id:
-                advice = f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
-                return NotPermitted(right, advice=advice)
+                return NotPermitted(right, advice=self._ask(owner, right, resource))
             case On.DAEMON if self.may(right, Resource(On.JOB, owner=self.user)).permitted:
                 advice = "you have it on jobs of yours, and whoever runs the daemon can give you more"
                 return NotPermitted(right, " where no job is named", advice)
@@ -120,6 +123,40 @@ class Caller:
             case On.ACCOUNT:
                 advice = "leave --run-as out, or have whoever runs the daemon permit it in its policies"
                 return NotPermitted(right, f" {resource.id}", advice)
+
+    @contextlib.contextmanager
+    def noting_failure(self, right: str, resource: Resource) -> Iterator[None]:
+        """Write down if what was permitted fails: by what, and nothing of what was asked for.
+
+        Raises:
+            AuditFailed: it could not be written.
+        """
+        try:
+            yield
+        except (AuditFailed, StreamTerminatedError):  # nothing can be written; the client has gone
+            raise
+        except Exception as error:
+            answer = error if isinstance(error, GRPCError) else to_grpc(error)
+            reasons = [each.reason.name for each in answer.details or () if isinstance(each, ErrorDetail)]
+            self.note(
+                "failed", action=right, **_describe(resource), status=answer.status.name, reason="".join(reasons[:1])
+            )
+            raise
+
+    def _ask(self, owner: User, right: str, resource: Resource) -> str:
+        """Say what may be asked of a job's owner, as policies have it; nothing if nothing comes of it."""
+        shared = replace(resource, shares=resource.shares | {(self.user.id, right)})
+        can_do_it = self.rights.decide(owner, right, resource).permitted
+        can_let_do_it = self.rights.decide(owner, "share", resource).permitted and self.may(right, shared).permitted
+        match can_do_it, can_let_do_it:
+            case True, True:
+                return f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
+            case True, False:
+                return f"the job is {owner.name}'s, who can do it, and cannot give you this right by sharing the job"
+            case False, True:
+                return f"the job is {owner.name}'s, who can let you with `workerctl share`"
+            case _:
+                return ""
 
     def note(self, event: str, **fields: Any) -> None:
         """Write down an event that this call brings about.

@@ -1,11 +1,12 @@
 """Taking up what changes in a folder while the daemon runs, whoever changes it and however."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
-from asyncinotify import Mask
+from asyncinotify import Event, Mask
 
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import REPLACED, Watcher
@@ -16,15 +17,25 @@ log = structlog.get_logger()
 _MASK = REPLACED | Mask.CLOSE_WRITE | Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
 
 
-async def follow_folder(folder: Path, look: Callable[[], None]) -> None:
+async def follow_folder(folder: Path, look: Callable[[], None], unfinished: set[str] | None = None) -> None:
     """Call a function at once and whenever something in a folder has changed, until cancelled.
 
     Args:
         folder: it need not be there; a link that it is is followed once.
         look: reads what is there. It must not raise.
+        unfinished: is kept the names of files that were made, and that nobody has written and closed since.
     """
+    names: set[str] = set() if unfinished is None else unfinished
+
+    def note(event: Event) -> None:
+        # What is made as a whole, as a link is, has its name here for ever, which says nothing unless it is empty.
+        if event.mask & Mask.CREATE:
+            names.add(str(event.name))
+        else:
+            names.discard(str(event.name))
+
     try:
-        with Watcher(_MASK) as watcher:
+        with Watcher(_MASK, note) as watcher:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(watcher.run())
                 tasks.create_task(_follow(watcher, folder, look))
@@ -35,14 +46,25 @@ async def follow_folder(folder: Path, look: Callable[[], None]) -> None:
 
 async def _follow(watcher: Watcher, folder: Path, look: Callable[[], None]) -> None:
     while True:
+        nearest = _nearest(folder)
         try:
-            with watcher.watch(_nearest(folder)) as changed:
+            with watcher.watch(nearest) as changed:
                 look()
                 await changed.wait()
         except FileNotFoundError:  # the folder went just now: another is the nearest
             continue
+        except PermissionError:  # it was closed to the daemon just now
+            if nearest == Path(folder.anchor):
+                raise
 
 
 def _nearest(folder: Path) -> Path:
-    """Give a folder, or as long as it is not there the nearest of those in which it would be."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    """Give a folder, or as long as it is not there or closed to the daemon, the nearest of those in which it would be.
+
+    Only what may be read can be watched (inotify_add_watch(2)). The root is given in any case.
+    """
+    return next((path for path in (folder, *folder.parents) if _can_be_watched(path)), Path(folder.anchor))
+
+
+def _can_be_watched(path: Path) -> bool:
+    return os.path.isdir(path) and os.access(path, os.R_OK, effective_ids=True)

@@ -7,7 +7,6 @@ policies are validated against, is made of the rights that the installed handler
 
 import enum
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,14 +15,13 @@ from typing import Any
 import cedarpy
 import structlog
 
+from workerd.access.policy_text import cost_of, named, parse, place_of_fault, statements
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
-_DEEPEST = 50
-# Texts and comments, as Cedar's lexer takes them (cedar-policy-core, parser/grammar.lalrpop), and brackets.
-_TOKENS = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n\r]*|[(\[{]|[)\]}]')
+_LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
 
 
 class On(enum.StrEnum):
@@ -68,7 +66,7 @@ class Resource:
     Attributes:
         id: a job's, user's or account's; empty for the daemon.
         owner: a job's owner, or the user who is meant; None for what has none.
-        shares: who was given which right on a job: pairs of a user's id and a right.
+        shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
     """
 
@@ -80,6 +78,8 @@ class Resource:
 
 
 DAEMON = Resource(On.DAEMON)
+_READ = "Read"
+_APPLIES_TO_NOTHING = "unable to find an applicable action"  # in Cedar's words
 _TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
 
@@ -98,6 +98,9 @@ class Policies:
         sources: the text of each file by its name.
         rights: all rights there are, by name.
 
+    Attributes:
+        roles: those that policies name.
+
     Raises:
         PolicyInvalid: a file is no policies, or they speak of what is not there.
     """
@@ -110,11 +113,12 @@ class Policies:
         for name, text in sources.items():
             policies |= self._compile(name, text)
         self._set = _policy_set(policies)
-        self._names_jobs = _names(On.JOB, policies)
+        self._names_jobs = bool(named(On.JOB, policies))
+        self.roles = named("Role", policies)
         self._remembered = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
 
     def with_added(self, name: str, text: str) -> "Policies":
-        """Give these policies and those of a further file.
+        """Give these policies and those of a further file, which takes the place of one of its name.
 
         Raises:
             PolicyInvalid: as for the constructor.
@@ -123,9 +127,12 @@ class Policies:
 
     def decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         """Decide whether somebody may do something. A policy that cannot be evaluated denies it."""
-        if resource.on is On.JOB and not self._names_jobs:  # then nothing depends on which job it is
-            resource = replace(resource, id="")
-        return self._remembered(principal, right, resource)
+        # A job may be shared with very many: each decision would cost everybody dearly, and be remembered with all.
+        shares = frozenset(share for share in resource.shares if share[0] == principal.user.id)
+        # Where no policy names a job, nothing depends on which it is.
+        identifier = "" if resource.on is On.JOB and not self._names_jobs else resource.id
+        decide = self._remembered if len(identifier) <= _LONGEST_REMEMBERED else self._decide
+        return decide(principal, right, replace(resource, id=identifier, shares=shares))
 
     def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
@@ -144,67 +151,54 @@ class Policies:
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
-        _check_depth(file, text)
+        if problem := cost_of(text):
+            raise PolicyInvalid(file, problem)
         try:
-            parsed = json.loads(cedarpy.policies_to_json_str(text))
+            parsed = parse(text)
         except ValueError as error:
-            raise PolicyInvalid(file, " ".join(str(error).split())) from error
+            raise PolicyInvalid(file, place_of_fault(text) + " ".join(str(error).split())) from error
         except RecursionError as error:
-            raise PolicyInvalid(file, _TOO_LONG) from error
+            raise PolicyInvalid(file, place_of_fault(text) + _TOO_LONG) from error
         if parsed["templates"]:
             raise PolicyInvalid(file, "it holds a template, which nothing here fills in")
-        named: dict[str, Any] = {}
+        compiled: dict[str, Any] = {}
         labels: dict[str, str] = {}
         for identifier, policy in parsed["staticPolicies"].items():
             label = f"{file}:{policy.get('annotations', {}).get('id') or identifier.replace('policy', '#')}"
-            if label in named:
+            if label in compiled:
                 raise PolicyInvalid(file, f"two policies are called {label}: each needs an @id of its own")
-            named[label] = policy
+            compiled[label] = policy
             labels[identifier] = label
         if faults := cedarpy.validate_policies(text, self._schema).errors:
             first = faults[0]
             problem = " ".join(first.error.split()).removeprefix(f"for policy `{first.policy_id}`, ")
-            raise PolicyInvalid(file, f"{labels.get(first.policy_id, first.policy_id)}: {problem}")
+            if problem.startswith(_APPLIES_TO_NOTHING):
+                problem += f": {self._exercised(parsed['staticPolicies'][first.policy_id])}"
+            # Cedar counts the policies of a text, and calls them so.
+            line = statements(text)[int(first.policy_id.removeprefix("policy"))].line
+            raise PolicyInvalid(file, f"line {line}: {labels[first.policy_id]}: {problem}")
         try:
-            _policy_set(named)
+            _policy_set(compiled)
         except (ValueError, RecursionError) as error:
             raise PolicyInvalid(file, _TOO_LONG) from error
-        return named
+        return compiled
 
-
-def _names(kind: On, policies: Any) -> bool:
-    """Tell whether policies, in Cedar's JSON, name an entity of a kind."""
-    match policies:
-        case {"type": str(name), "id": str()} if name == kind:
-            return True
-        case dict():
-            return any(_names(kind, each) for each in policies.values())
-        case list():
-            return any(_names(kind, each) for each in policies)
-        case _:
-            return False
+    def _exercised(self, policy: Any) -> str:
+        """Say of the rights that a policy names what they are exercised on; of all if it names none."""
+        given = named("Action", policy["action"])
+        rights = {
+            name: right
+            for name, right in self._rights.items()
+            if not given or name in given or (right.reads and _READ in given)
+        }
+        exercised = (f"{name} on {' or '.join(sorted(right.on))}" for name, right in sorted(rights.items()))
+        return f"principals are Users, and rights are exercised so: {', '.join(exercised)}"
 
 
 def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:
     return cedarpy.PolicySet.from_json_str(
         json.dumps({"staticPolicies": policies, "templates": {}, "templateLinks": []})
     )
-
-
-def _check_depth(file: str, text: str) -> None:
-    """Refuse what Cedar's parser, which calls itself for each bracket, would run out of stack with, and the daemon too.
-
-    Raises:
-        PolicyInvalid: there are too many brackets within each other.
-    """
-    depth = 0
-    for piece in _TOKENS.findall(text):
-        if piece in "([{":
-            depth += 1
-        elif piece in ")]}":
-            depth -= 1
-        if depth > _DEEPEST:
-            raise PolicyInvalid(file, f"more than {_DEEPEST} brackets are open at one place")
 
 
 def _schema(rights: Mapping[str, Right]) -> str:
@@ -216,10 +210,10 @@ def _schema(rights: Mapping[str, Right]) -> str:
         "entity Account;",
         "type Share = { user: User, right: String };",
         "entity Job { owner: User, shares: Set<Share> };",
-        'action "Read";',
+        f'action "{_READ}";',
     ]
     for name, right in sorted(rights.items()):
-        group = ' in [Action::"Read"]' if right.reads else ""
+        group = f' in [Action::"{_READ}"]' if right.reads else ""
         kinds = ", ".join(sorted(right.on))
         applies = f"principal: User, resource: [{kinds}], context: {{ right: String, actedFor: Bool }}"
         lines.append(f"action {json.dumps(name)}{group} appliesTo {{ {applies} }};")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import structlog
 from pki.identity import is_user_id
 from workerd.access.following import follow_folder
 from workerd.access.policy import Decision, Policies, Principal, Resource, Right
-from workerd.access.sources import read_policies
+from workerd.access.sources import files_of, missing_from, read_policies
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
 
 log = structlog.get_logger()
+_OF_THE_DAEMON = ("admin", "viewer")
+"""The roles that the policies name which come with the daemon; nobody need have them."""
 
 
 class Rights:
@@ -40,9 +43,13 @@ class Rights:
         self.known = known
         self._told: set[asyncio.Event] = set()
         self._problem = ""  # that was told last, and still is there
-        self._was_there = folder.exists()
-        self._sources = read_policies(folder)
-        self.policies = Policies(self._sources, known)
+        self._unfinished: set[str] = set()
+        self._sources = self._in_force = read_policies(folder)  # what was read last need not be good
+        self._was_there = os.path.exists(folder)
+        self.policies = self._compile(self._sources)
+        given = {role: list(users) for role, users in sorted(roles.items())}
+        log.info("policies are in force", folder=str(folder), files=files_of(self._sources), roles=given)
+        self._warn_of_roles()
 
     def roles_of(self, user: User) -> frozenset[str]:
         """Tell which roles a user has."""
@@ -69,22 +76,42 @@ class Rights:
 
     async def follow(self) -> None:
         """Take up policies that change, until cancelled. What is bad is told, and what was good stays."""
-        await follow_folder(self._folder, self._look)
+        await follow_folder(self._folder, self._look, self._unfinished)
 
     def _look(self) -> None:
         try:
-            sources = read_policies(self._folder, must_be_there=self._was_there)
-            self._was_there = self._was_there or self._folder.exists()
+            sources = read_policies(
+                self._folder, must_be_there=self._was_there, unfinished=self._unfinished, before=self._in_force
+            )
+            self._was_there = self._was_there or os.path.exists(self._folder)
             self._problem = ""
             if sources == self._sources:
                 return
             self._sources = sources
-            self.policies = Policies(sources, self.known)
+            self.policies = self._compile(sources)
         except PolicyInvalid as error:
             if str(error) != self._problem:
                 log.error("policies were changed and cannot be used; those from before stay", error=str(error))
             self._problem = str(error)
         else:
-            log.info("policies were changed and are in force from now on", folder=str(self._folder))
+            gone = missing_from(sources, self._in_force)
+            self._in_force = sources
+            told = {"folder": str(self._folder), "files": files_of(sources)}
+            if gone:  # what it forbade is forbidden no more, which nobody may have meant
+                log.warning("policies were changed and are in force from now on, without some files", gone=gone, **told)
+            else:
+                log.info("policies were changed and are in force from now on", **told)
+            self._warn_of_roles()
             for changed in self._told:
                 changed.set()
+
+    def _compile(self, sources: Mapping[str, str]) -> Policies:
+        try:
+            return Policies(sources, self.known)
+        except PolicyInvalid as error:
+            raise PolicyInvalid(str(self._folder / error.file), error.problem) from error
+
+    def _warn_of_roles(self) -> None:
+        """Warn of roles that may be misspelt."""
+        if unknown := sorted(self.policies.roles.difference(self._roles, _OF_THE_DAEMON)):
+            log.warning("policies name roles that the configuration gives nobody", roles=unknown)

@@ -2,32 +2,60 @@
 
 import os
 import stat
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 
 from workerd.errors import PolicyInvalid
 
 DEFAULT_FILE = "default.cedar"
+_OURS = "the daemon's own"
+_NONE: Mapping[str, str] = {}
 _SUFFIX = ".cedar"
 _MOST_BYTES = 1 << 20  # far beyond what people write, and no more than can be compiled while calls wait
 
 
-def read_policies(folder: Path, *, must_be_there: bool = False) -> dict[str, str]:
+def read_policies(
+    folder: Path, *, must_be_there: bool = False, unfinished: Collection[str] = (), before: Mapping[str, str] = _NONE
+) -> dict[str, str]:
     """Read the default policies and those in a folder, by the names of the files.
 
     Args:
         must_be_there: whether a folder that is not there is none that can be read; otherwise it has no files.
+        unfinished: the names of files that somebody has begun to write: as long as they are empty, what they held
+            before counts.
+        before: what was read before.
 
     Raises:
         PolicyInvalid: one of them cannot be read.
     """
-    sources = {DEFAULT_FILE: resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")}
+    sources = {DEFAULT_FILE: _shipped()}
     for name in _names(folder, must_be_there=must_be_there):
         path = folder / name
-        sources[name] = _read(path)
-        if not sources[name]:  # as a file is when somebody has just begun to write it
+        text = _read(path)
+        if text:
+            sources[name] = text
+        elif name not in unfinished:
             raise PolicyInvalid(str(path), "it is empty: if there are to be no policies in it, write a comment")
+        elif name in before:
+            sources[name] = before[name]
     return sources
+
+
+def files_of(sources: Mapping[str, str]) -> list[str]:
+    """Tell the names of the files that are in force, with what came with the daemon as such."""
+    shipped = sources.get(DEFAULT_FILE) == _shipped()
+    return [f"{name} ({_OURS})" if name == DEFAULT_FILE and shipped else name for name in sorted(sources)]
+
+
+def missing_from(sources: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
+    """Tell which of the operator's files are in force no more."""
+    ours = f"{DEFAULT_FILE} ({_OURS})"
+    return [name for name in files_of(before) if name != ours and name not in files_of(sources)]
+
+
+def _shipped() -> str:
+    return resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")
 
 
 def _names(folder: Path, *, must_be_there: bool) -> list[str]:

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from workerd.engine.errors import CatalogBusy, CatalogFailed
+from workerd.engine.folder import private
 from workerd.engine.job import JobSpec
 
 _BUILDING, _COMPLETE = 4, 5  # PRAGMA user_version; any other is not ours, or older
@@ -199,7 +200,8 @@ class Catalog:
 
     def _open(self) -> None:
         # Of several processes that find the file gone, one begins it anew.
-        with open(self._path.with_suffix(".lock"), "wb") as lock:
+        with open(self._path.with_suffix(".lock"), "wb", opener=private) as lock:
+            os.fchmod(lock.fileno(), 0o600)  # whoever may read it may hold it, and the daemon up (flock(2))
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 if not self._path.exists():

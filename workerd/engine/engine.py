@@ -189,16 +189,26 @@ class Engine:
         with _found(job_id):
             return self._folder(job_id).read_spec()
 
-    def owner(self, job_id: str) -> User:
-        """Tell whose job it is, even where its files are damaged or too new; then the name may be missing.
+    def owner(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
+        """Tell whose job it is, and with whom it is shared, even where its files are damaged or too new.
+
+        Then the owner's name may be missing, and it is shared with nobody.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
         """
         job_id = parse_job_id(job_id)
+        folder = self._folder(job_id)
         with _found(job_id):
-            owner = self._folder(job_id).read_owner()
-        return owner or User(self._shelf.catalog.owner(job_id) or "", "")
+            owner = folder.read_owner()
+            try:
+                shares = folder.read_shares()
+            except SpoolCorrupt as error:
+                log.error(
+                    "with whom a job is shared cannot be read, so it is with nobody", job=job_id, error=str(error)
+                )
+                shares = ()
+        return owner or User(self._shelf.catalog.owner(job_id) or "", ""), shares
 
     def shares(self, job_id: str) -> tuple[Share, ...]:
         """Tell with whom a job is shared, by name.

@@ -120,7 +120,7 @@ class JobFolder:
         What a full disk could refuse is done before, so that an end that was told is not told again for want of room.
         """
         new = self.told.with_suffix(".new")
-        with open(new, "wb", opener=_private):
+        with open(new, "wb", opener=private):
             pass
         yield
         os.rename(new, self.told)
@@ -189,7 +189,7 @@ class JobFolder:
     def make_reserve(self) -> None:
         """Set room aside, if there is any, so that a full disk does not keep a job's status from being told."""
         try:
-            with open(self.reserve, "wb", opener=_private) as file:
+            with open(self.reserve, "wb", opener=private) as file:
                 os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
         except OSError as error:
             if not is_no_room(error):
@@ -315,7 +315,7 @@ class JobFolder:
 
     def report_fault(self, text: str) -> None:
         """Keep a note of something that went wrong inside the supervisor, for people."""
-        with contextlib.suppress(OSError), open(self.fault, "a", encoding="utf-8", opener=_private) as file:
+        with contextlib.suppress(OSError), open(self.fault, "a", encoding="utf-8", opener=private) as file:
             file.write(text)
 
 
@@ -331,13 +331,14 @@ def _lock(path: Path, flags: int, operation: int) -> int | None:
     return descriptor
 
 
-def _private(path: str, flags: int) -> int:
+def private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read, for `open`."""
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _replace(path: Path, data: bytes, *, sync: bool = False) -> None:
     new = path.with_name(path.name + ".new")
-    with open(new, "wb", opener=_private) as file:
+    with open(new, "wb", opener=private) as file:
         file.write(data)
         if sync:
             file.flush()

@@ -47,8 +47,8 @@ def build_environment(spec: JobSpec) -> dict[str, str]:
         "LOGNAME": account.name,
         "SHELL": account.shell,
         "LANG": "C.UTF-8",
-        "WORKERD_JOB_ID": spec.id,
         **spec.envs,
+        "WORKERD_JOB_ID": spec.id,  # nobody's to choose: what is left of a lost job is found by it
     }
 
 

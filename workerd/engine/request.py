@@ -13,6 +13,16 @@ MAX_LABEL_BYTES = 256
 MAX_PATH_BYTES = 4095  # PATH_MAX without its NUL, limits.h
 
 
+def check_label(field: str, text: str) -> None:
+    """Check that a text is no longer than a label may be.
+
+    Raises:
+        InvalidArgument: naming the field.
+    """
+    if len(text.encode()) > MAX_LABEL_BYTES:
+        raise InvalidArgument(field, f"is longer than {MAX_LABEL_BYTES} bytes")
+
+
 class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A wish for a job. The fields are those of `JobSpec`.
 
@@ -63,8 +73,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             if not name or "=" in name:
                 raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")
         for field in ("name", "request_key", "run_as"):
-            if len(getattr(self, field).encode()) > MAX_LABEL_BYTES:
-                raise InvalidArgument(field, f"is longer than {MAX_LABEL_BYTES} bytes")
+            check_label(field, getattr(self, field))
         texts = {
             "program": (self.program,),
             "args": self.args,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,10 +29,14 @@ class Watcher:
 
     Args:
         mask: what to tell of.
+        note: is given each event before waiters are told.
     """
 
-    def __init__(self, mask: asyncinotify.Mask = CHANGED) -> None:
+    def __init__(
+        self, mask: asyncinotify.Mask = CHANGED, note: Callable[[asyncinotify.Event], None] = lambda _: None
+    ) -> None:
         self._mask = mask
+        self._note = note
         self._inotify = asyncinotify.Inotify()
         self._watches: dict[Path, asyncinotify.Watch] = {}
         self._waiters: dict[Path, set[asyncio.Event]] = defaultdict(set)
@@ -53,6 +57,7 @@ class Watcher:
                     _wake(waiters)
             elif event.watch is not None and asyncinotify.Mask.IGNORED not in event.mask:
                 # Ignored are what was dropped here, in whose place there may be another, and what has been told to go.
+                self._note(event)
                 if event.mask & _GONE and self._watches.get(event.watch.path) is event.watch:
                     self._drop(event.watch.path)  # whoever registers from now on means what has taken its place
                 _wake(self._waiters.get(event.watch.path, set()))

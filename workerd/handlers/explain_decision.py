@@ -1,19 +1,27 @@
 """ExplainDecision: tell whether somebody might do something, and which policies decide it."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
 from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
 
-from workerd.access.policy import On, Principal, Resource
+from workerd.access.caller import NOT_IN_CERTIFICATE
+from workerd.access.policy import On, Policies, Principal, Resource
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import PolicyInvalid
 from workerd.handler import Call, handles
 from workerd.translate import to_user
 
 _MAX_POLICIES = 1 << 14
-_FILE = "yours"
-_IN_WORDS = {On.JOB: "a job", On.DAEMON: "the daemon", On.USER: "another user", On.ACCOUNT: "a system account"}
+_STANDARD_INPUT = "stdin"
+_NAME = re.compile(r"[^/\0]{1,255}")  # of a file
+_HOW = {
+    On.JOB: "on a job: say which with --job",
+    On.DAEMON: "on the daemon itself: leave --job and --on out",
+    On.USER: "on another user: say whom with --on, and leave --job out",
+    On.ACCOUNT: "on a system account: say which with --on, and leave --job out",
+}
 
 
 def _describe(request: ExplainDecisionRequest) -> dict[str, Any]:
@@ -22,26 +30,42 @@ def _describe(request: ExplainDecisionRequest) -> dict[str, Any]:
 
 @handles(WorkerServiceBase, "ExplainDecision", right="explain", audit=_describe)
 async def explain_decision(call: Call, request: ExplainDecisionRequest) -> ExplainDecisionResponse:
-    """Decide as if a user had asked, by the policies in force and those of the request."""
+    """Decide as if a user had asked, by the policies in force and those of the request.
+
+    Of a caller who names nobody it is decided as of this call: for another user perhaps, with this certificate.
+    """
     rights = call.caller.rights
     if request.right not in rights.known:
         known = ", ".join(sorted(rights.known))
         raise InvalidArgument("right", f"{request.right!r} is none that this daemon knows: there are {known}")
     if len(request.policies) > _MAX_POLICIES:
         raise InvalidArgument("policies", f"are longer than {_MAX_POLICIES} characters")
-    policies = rights.policies
-    if request.policies:
-        try:
-            policies = policies.with_added(_FILE, request.policies)
-        except PolicyInvalid as error:
-            raise InvalidArgument("policies", f"cannot be used: {error.problem}") from error
-    user = call.daemon.users.find(request.user) if request.user else call.caller.user
+    policies = _policies(rights.policies, request)
+    caller = call.caller
+    user = call.daemon.users.find(request.user) if request.user else caller.user
+    acted_for = not request.user and caller.actor is not None
     roles = rights.roles_of(user)
     resource = _resource(call, request, rights.known[request.right].on)
-    decision = policies.decide(Principal(user, roles), request.right, resource)
+    if not request.user and not caller.has(request.right):
+        decision = NOT_IN_CERTIFICATE
+    else:
+        decision = policies.decide(Principal(user, roles, acted_for), request.right, resource)
     return ExplainDecisionResponse(
         permitted=decision.permitted, policies=list(decision.policies), user=to_user(user), roles=sorted(roles)
     )
+
+
+def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
+    """Add the policies of a request to those in force, or put them in the place of a file of the same name."""
+    name = request.policies_name or _STANDARD_INPUT
+    if _NAME.fullmatch(name) is None:
+        raise InvalidArgument("policies_name", "must be the name of a file without its folder")
+    if not request.policies:
+        return in_force
+    try:
+        return in_force.with_added(name, request.policies)
+    except PolicyInvalid as error:
+        raise InvalidArgument("policies", f"in {name} cannot be used: {error.problem}") from error
 
 
 def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -> Resource:
@@ -53,8 +77,8 @@ def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -
     else:
         kind = On.ACCOUNT if On.ACCOUNT in on else On.USER
     if kind not in on:
-        kinds = " or ".join(sorted(_IN_WORDS[each] for each in on))
-        raise InvalidArgument("right", f"{request.right!r} is exercised on {kinds}: say which")
+        how = "; or ".join(_HOW[each] for each in sorted(on))
+        raise InvalidArgument("right", f"{request.right!r} is exercised {how}")
     match kind:
         case On.JOB | On.DAEMON:
             return call.resource

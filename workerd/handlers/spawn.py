@@ -24,6 +24,7 @@ def _describe(request: SpawnRequest) -> dict[str, Any]:
 @handles(WorkerServiceBase, "Spawn", right="spawn", further={"run-as": On.ACCOUNT}, audit=_describe)
 async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
     """Start a job for the caller."""
+    engine.check_label("run_as", request.run_as)  # what is decided on is remembered
     if request.run_as:
         call.authorize("run-as", Resource(On.ACCOUNT, request.run_as))
     job_id = await call.engine.spawn(

@@ -17,7 +17,7 @@ from typing import Any, cast
 from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.protocol import H2Protocol
+from grpclib.protocol import Connection, H2Protocol
 from grpclib.server import Server, Stream
 from h2.exceptions import ProtocolError
 
@@ -31,6 +31,11 @@ from workerd.network.receiving import receive
 _ROOM_BYTES = 1 << 13
 
 
+def connection_of(stream: Stream[Any, Any]) -> Connection:
+    """Give the connection that a stream is one of."""
+    return stream._stream.connection
+
+
 def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
     """Have `recv_message` of a stream take requests as `workerd.network.receiving` does.
 
@@ -38,6 +43,11 @@ def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
         user_id: of the user who sends it.
     """
     stream.recv_message = functools.partial(receive, stream, meter, user_id)  # type: ignore[method-assign]
+
+
+def has_gone(stream: Stream[Any, Any]) -> bool:
+    """Tell whether the client of a call that just begins has gone; who that was cannot be asked any more then."""
+    return stream._stream._transport.is_closing()
 
 
 async def send(stream: Stream[Any, Any], response: Any) -> None:

@@ -2,12 +2,18 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pytest
+
 from tests.waiting import LIMIT_SECONDS
 from workerd.access.following import follow_folder
+
+SOMEBODY = 65534
 
 
 class Looks:
@@ -125,3 +131,23 @@ async def test_the_folder_behind_a_link_is_followed(tmp_path: Path) -> None:
     async with following(tmp_path / "link") as looks:
         (tmp_path / "real" / "file").write_text("behind")
         await looks.wait("behind")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else, and root again")
+async def test_a_folder_that_is_closed_for_a_while_is_followed_on() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chown(directory, SOMEBODY, SOMEBODY)
+        folder = Path(directory, "folder")
+        os.seteuid(SOMEBODY)
+        try:
+            folder.mkdir()
+            (folder / "file").write_text("before")
+            async with following(folder) as looks:
+                folder.chmod(0)
+                await looks.wait(None)
+                folder.chmod(0o755)
+                await looks.wait("before")
+                (folder / "file").write_text("after")
+                await looks.wait("after")
+        finally:
+            os.seteuid(0)

@@ -1,6 +1,8 @@
 """What policies decide, and which are refused."""
 
 import os
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,39 @@ def test_policies_that_cannot_be_used_are_refused_with_file_and_name(text: str, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "permit (princpal, action, resource);",
+        "permit (principal, action, resource",
+        '@id("x") permit (principal, action == Action::"fly", resource);',
+        f"permit (principal, action, resource) when {{ {'(' * 60}",
+        'permit (principal == User::"x, action, resource);',
+    ],
+)
+def test_policies_that_cannot_be_used_are_told_with_the_line_on_which_they_begin(bad: str) -> None:
+    before = '// permit; "\n@id(";\n//")\npermit (principal,\naction, resource); // and;\n\n'
+    with pytest.raises(PolicyInvalid, match=r"cannot be used: line 7: "):
+        policies(before + bad)
+
+
+def test_a_right_on_what_it_is_not_exercised_on_is_told_with_what_it_is() -> None:
+    for action, told in (
+        ('action == Action::"stop"', "so: stop on Job"),
+        ('action in [Action::"spawn", Action::"run-as"]', "so: run-as on Account, spawn on Daemon"),
+        ('action in Action::"Read"', "so: list on Daemon, status on Job, stream-log on Job, whoami on Daemon"),
+    ):
+        with pytest.raises(PolicyInvalid) as refused:
+            policies(f"permit (principal, {action}, resource is Role);")
+        assert str(refused.value).endswith(told)
+
+
+def test_the_roles_that_policies_name_are_known(default: Policies) -> None:
+    assert default.roles == {"admin", "viewer"}
+    text = 'permit (principal in Role::"a", action, resource) unless { principal in [Role::"b"] };'
+    assert policies(text).roles == {"a", "b"}
+
+
 @pytest.mark.parametrize("bracket", ["()", "[]"])
 @pytest.mark.parametrize("disguise", ["", "// \r", '"\\"" == "//" || '])
 def test_brackets_that_would_overflow_the_parsers_stack_are_refused(bracket: str, disguise: str) -> None:
@@ -159,8 +194,21 @@ def test_brackets_in_texts_and_comments_do_not_count() -> None:
     [" || ".join(["false"] * 1500), "if true then " * 600 + "true" + " else true" * 600, "1+" * 7000 + "1>0"],
 )
 def test_a_condition_that_is_too_long_is_refused_and_no_fault(condition: str) -> None:
-    with pytest.raises(PolicyInvalid, match=r"mine.cedar cannot be used: a condition is too long, or nested too deep"):
+    with pytest.raises(PolicyInvalid, match=r"mine.cedar cannot be used: line 1: a condition is too long, or nested"):
         policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
+
+
+@pytest.mark.parametrize("step", [".a", " . // to hide it\n a", " .\t a"])
+def test_a_path_that_would_take_minutes_to_compile_is_refused(step: str) -> None:
+    """A job's owner may try policies, and nobody is served meanwhile."""
+    condition = f"context has a{step * 1000}"
+    with pytest.raises(PolicyInvalid, match="a path after `has` has more than 3 steps"):
+        policies("", **{"mine.cedar": f"permit (principal, action, resource) when {{ {condition} }};"})
+
+
+def test_a_path_that_people_write_is_taken() -> None:
+    text = 'permit (principal, action, resource is Job) when { resource has owner.name && "has a.a.a.a" != "" };'
+    assert policies(text).decide(who(), "stop", job()).permitted
 
 
 def test_a_folder_adds_to_the_default_policies_or_takes_the_place_of_them(tmp_path: Path) -> None:
@@ -268,3 +316,26 @@ def test_a_right_of_a_plugin_can_be_spoken_of() -> None:
     assert Policies({"mine.cedar": text}, known).decide(who(), "greet", DAEMON).permitted
     with pytest.raises(PolicyInvalid, match="greet"):
         Policies({"mine.cedar": text}, KNOWN)
+
+
+def test_a_job_that_is_shared_with_very_many_costs_no_more_than_another(default: Policies) -> None:
+    """Its owner could hold up everybody who lists jobs, and fill the memory with what is remembered."""
+    many = {(f"{number}", right) for number in range(1000) for right in ON_JOBS}
+    decisions = 200
+    began = time.process_time()
+    for number in range(decisions):
+        asked = Resource(On.JOB, f"{number}", OWNER, frozenset(many | {(OTHER.id, "stop")}))
+        assert default.decide(who(), "stop", asked).permitted
+        assert not default.decide(who(), "status", asked).permitted
+    assert (time.process_time() - began) / decisions < 0.05
+
+
+def test_what_callers_make_up_is_not_kept_in_memory(default: Policies) -> None:
+    default.decide(who(), "run-as", Resource(On.ACCOUNT, "account"))
+    tracemalloc.start()
+    try:
+        for number in range(20):
+            assert not default.decide(who(), "run-as", Resource(On.ACCOUNT, f"{number}" * 500_000)).permitted
+        assert tracemalloc.get_traced_memory()[0] < 2_000_000
+    finally:
+        tracemalloc.stop()

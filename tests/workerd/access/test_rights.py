@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -57,6 +58,12 @@ async def wait_said(capsys: pytest.CaptureFixture[str], what: str) -> str:
             await asyncio.sleep(0.01)
             said += capsys.readouterr().out
     return said
+
+
+def plain(capsys: pytest.CaptureFixture[str]) -> str:
+    """Give what the log says, without colours, and with one blank where it has several."""
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    return re.sub(r"(?<=[^\[\]]) +(?=\w+=)", " ", said)
 
 
 def test_roles_are_of_a_name_or_an_id_and_exact(tmp_path: Path) -> None:
@@ -160,3 +167,96 @@ async def test_a_folder_that_goes_takes_nothing_that_it_forbids_with_it(
         (folder / "mine.cedar").unlink()
         await wait(changed)
         assert not may_stop(rights)
+
+
+async def test_a_file_that_is_just_being_made_is_no_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `cp` and `>` make it: nothing is told until it is written, and what it is then."""
+    file = tmp_path / "mine.cedar"
+    rights = make(tmp_path)
+    async with followed(rights) as changed:
+        await asyncio.sleep(0.1)  # it is looked at for the first time, and followed from then on
+        capsys.readouterr()
+        for finished in (True, False):
+            with file.open("w") as writing:
+                await asyncio.sleep(0.1)  # the daemon sees an empty file
+                (tmp_path / "unrelated").touch()
+                await asyncio.sleep(0.1)
+                assert capsys.readouterr().out == ""
+                assert not may_stop(rights)
+                if finished:
+                    writing.write(LET_BOB)
+            if finished:
+                await wait(changed)
+                assert may_stop(rights)
+                file.unlink()
+                await wait(changed)
+                assert "error" not in capsys.readouterr().out
+            else:
+                assert "it is empty" in await wait_said(capsys, "cannot be used")
+
+
+async def test_a_file_that_is_made_anew_counts_as_before_until_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "mine.cedar"
+    file.write_text(LET_BOB)
+    rights = make(tmp_path)
+    async with followed(rights) as changed:
+        await asyncio.sleep(0.1)
+        file.unlink()
+        with file.open("w") as writing:  # before anybody could see that there was none
+            await asyncio.sleep(0.1)
+            assert may_stop(rights)
+            assert not changed.is_set()
+            writing.write(LET_BOB.replace("bob", "eve"))
+        await wait(changed)
+        assert not may_stop(rights)
+
+
+async def test_a_file_that_goes_is_warned_of_with_what_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("default.cedar", "mine.cedar", "more.cedar"):
+        (tmp_path / name).write_text(f"// {name}")
+    rights = make(tmp_path)
+    async with followed(rights) as changed:
+        for gone, left in (
+            ("mine.cedar", "['default.cedar', 'more.cedar']"),
+            ("default.cedar", """["default.cedar (the daemon's own)", 'more.cedar']"""),
+        ):
+            capsys.readouterr()
+            (tmp_path / gone).unlink()
+            await wait(changed)
+            said = plain(capsys)
+            assert "[warning  ] policies were changed and are in force from now on, without some files" in said
+            assert f"gone=['{gone}']" in said and f"files={left}" in said
+        (tmp_path / "more.cedar").write_text("// other")
+        await wait(changed)
+        assert "warning" not in plain(capsys)
+
+
+async def test_what_is_in_force_is_told_and_roles_that_nobody_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.cedar").write_text('permit (principal in Role::"oprator", action, resource);')
+    rights = make(tmp_path, operator=("bob",))
+    said = plain(capsys)
+    assert (
+        """files=["default.cedar (the daemon's own)", 'mine.cedar']""" in said and "roles={'operator': ['bob']}" in said
+    )
+    assert "[warning  ] policies name roles that the configuration gives nobody roles=['oprator']\n" in said
+    async with followed(rights) as changed:
+        (tmp_path / "mine.cedar").write_text('permit (principal in Role::"operator", action, resource);')
+        await wait(changed)
+        assert "gives nobody" not in plain(capsys)
+        (tmp_path / "mine.cedar").write_text('permit (principal in Role::"auditor", action, resource);')
+        await wait(changed)
+        assert "gives nobody" in plain(capsys)
+
+
+def test_a_file_is_named_by_its_path_whatever_is_wrong_with_it(tmp_path: Path) -> None:
+    for text in ("", "permit (", '@id("x") permit (principal, action == Action::"fly", resource);'):
+        (tmp_path / "mine.cedar").write_text(text)
+        with pytest.raises(PolicyInvalid) as refused:
+            make(tmp_path)
+        assert str(refused.value).startswith(f"the policies in {tmp_path / 'mine.cedar'} cannot be used: ")

@@ -415,7 +415,8 @@ class ExplainDecisionRequest(betterproto2.Message):
 
     user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    Who might make it: an id, or the name of a user that the daemon has seen. Empty: the caller.
+    Who might make it: an id, or the name of a user that the daemon has seen. Empty: the caller as this call is made,
+    for another user perhaps, and with what the certificate is good for.
     """
 
     right: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -432,6 +433,12 @@ class ExplainDecisionRequest(betterproto2.Message):
     """
     What it concerns where that is no job: the system account for "run-as", the name or id of the user for
     "impersonate". Empty: the daemon itself.
+    """
+
+    policies_name: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
+    """
+    What the file with these policies is called, without its folder: they take the place of a file of this name that is
+    in force, as "default.cedar", and the answer names them by it. Empty: "stdin".
     """
 
 
@@ -451,7 +458,8 @@ class ExplainDecisionResponse(betterproto2.Message):
 
     policies: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
     """
-    The policies that decide it, as FILE:NAME, sorted. Empty: none does, and what nothing permits is denied.
+    The policies that decide it, as FILE:NAME, sorted. "certificate": the caller's is not good for it, whatever policies
+    say. Empty: none does, and what nothing permits is denied.
     """
 
     user: "User | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
