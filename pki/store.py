@@ -39,6 +39,19 @@ DEFAULT_TRUST_DOMAIN = "workerd.internal"
 
 
 @dataclass(frozen=True, slots=True)
+class Revoked:
+    """What was there of a certificate that was revoked.
+
+    Attributes:
+        certificate: the certificate; None if it is not here.
+        was_revoked: whether it was revoked before.
+    """
+
+    certificate: Path | None
+    was_revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PkiFolder(PkiLayout):
     """An authority, or a user's share of one."""
 
@@ -194,7 +207,7 @@ class PkiFolder(PkiLayout):
         if replace and os.path.lexists(path):
             load_pair(path)
         else:
-            require_free(path, _CHOOSE_ANOTHER_FOLDER)
+            require_free(path, f"{_CHOOSE_ANOTHER_FOLDER}, or have it replaced with --replace")
         if os.path.lexists(self.server_ca) and read_bytes(self.server_ca, _CHOOSE_ANOTHER_FOLDER) != server_ca:
             raise AlreadyExists(self.server_ca, _CHOOSE_ANOTHER_FOLDER)
 
@@ -224,7 +237,7 @@ class PkiFolder(PkiLayout):
                 write_pair(path, credential)
         return path
 
-    def revoke(self, name: str) -> dict[int, Path | None]:
+    def revoke(self, name: str) -> dict[int, Revoked]:
         """Put a user's certificates on the list of those that were revoked.
 
         Args:
@@ -232,7 +245,7 @@ class PkiFolder(PkiLayout):
                 hexadecimal, of a certificate that need not be here any more.
 
         Returns:
-            The serial numbers, each with the certificate if it is here.
+            The serial numbers, each with what was there.
 
         Raises:
             NotRevocable: there is no such certificate, or it is no user's.
@@ -240,7 +253,7 @@ class PkiFolder(PkiLayout):
         """
         from cryptography.hazmat.primitives.serialization import Encoding
 
-        from pki.revocation import add_revoked
+        from pki.revocation import add_revoked, serials_on
 
         with locked(self.client_ca):
             authority = load_pair(self.client_ca)
@@ -248,7 +261,8 @@ class PkiFolder(PkiLayout):
             meant = self._meant(name)
             crl = add_revoked(authority, old, meant, datetime.now(UTC))
             replace_file(self.client_crl, crl.public_bytes(Encoding.PEM))
-        return meant
+        before = frozenset() if old is None else serials_on(old)
+        return {serial: Revoked(path, serial in before) for serial, path in meant.items()}
 
     def _meant(self, name: str) -> dict[int, Path | None]:
         """Tell which certificates a name or a serial number means, for `revoke`."""

@@ -93,7 +93,10 @@ def _advice_for_user(folder: PkiFolder, user_name: str) -> str:
     if not folder.path.is_dir():
         return f"there is no folder {folder.path}; choose another with --pki-dir"
     if users := folder.users():
-        return f"{folder.path} has certificates for {', '.join(users)}; choose with --username or --pki-dir"
+        return (
+            f"{folder.path} has certificates for {', '.join(users)}; choose with --username or --pki-dir, or add"
+            f" --certificate {users[0]} to present {users[0]}'s, whomever you call for"
+        )
     advice = "copy yours from the daemon's machine, or choose another --pki-dir"
     if key_path(folder.client_ca).exists():
         advice = f"make one with `workerctl --pki-dir {shlex.quote(str(folder.path))} pki issue-client {user_name}`"

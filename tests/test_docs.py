@@ -1,5 +1,6 @@
 """What the documentation says is compared with what the programs do."""
 
+import asyncio
 import importlib
 import json
 import os
@@ -235,17 +236,18 @@ def test_the_readmes_packages_can_be_built(group: str) -> None:
 def compile_example(folder: Path) -> None:
     """Make Python of the README's contract, as the page says."""
     [contract] = code(README, "proto")
-    proto = folder / "count" / "v1" / "count.proto"
+    [path] = re.findall(r"^`(proto/.*\.proto)`:$", README, re.MULTILINE)
+    proto = folder / path
     proto.parent.mkdir(parents=True)
     proto.write_text(contract)
     (folder / "count_api").mkdir()
     command = [
-        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{folder}"),
+        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{folder / 'proto'}"),
         "--python_betterproto2_opt=client_generation=async,server_generation=async",
         *(f"--python_betterproto2_out={folder / 'count_api'}", str(proto)),
     ]
-    path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
-    subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PATH": path}, timeout=60)
+    programs = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
+    subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PATH": programs}, timeout=60)
 
 
 def with_packages(folder: Path) -> str:
@@ -282,7 +284,22 @@ async def test_the_readmes_handler_works_once_it_is_installed(tmp_path: Path, mo
                 pass
             request = api.CountRequest(job_id=job_id)
             answer = await client.call(lambda channel: api.CountServiceStub(channel).count(request))
+        add_command(tmp_path)
+        command = await asyncio.to_thread(daemon.workerctl, "count", job_id)
     assert answer.lines == script.count("echo")
+    assert (command.returncode, command.stderr, command.stdout) == (0, b"", f"{answer.lines}\n".encode())
+
+
+def add_command(folder: Path) -> None:
+    """Lay the command of the plugins' page beside the handler that it calls, as the page says."""
+    [table] = [tomllib.loads(block) for block in code(PLUGINS, "toml")]
+    [(name, target)] = table["project"]["entry-points"]["workerctl.commands"].items()
+    file = f"{target.partition(':')[0]}.py"
+    assert f"`{file}`" in PLUGINS and file in table["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+    [source] = [block for block in code(PLUGINS, "python") if "CountServiceStub" in block]
+    (folder / file).write_text(source)
+    with open(folder / "example-1.0.dist-info" / "entry_points.txt", "a") as entry_points:
+        entry_points.write(f"[workerctl.commands]\n{name} = {target}\n")
 
 
 def test_a_line_of_the_audit_trail_can_be_checked_by_hand_as_the_page_says(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def make_app(arguments: Sequence[str]) -> App:
             str | None,
             Parameter(
                 env_var="WORKERCTL_CERTIFICATE",
-                help="Whose certificate to present. [default: --username's, or if there is none your login name's]",
+                help="Whose certificate to present. [default: --username's, or the only one, or your login name's]",
             ),
         ] = None,
         pki_dir: Annotated[

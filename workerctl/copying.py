@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from worker_api.worker.v1 import Gap, JobEnd
 
 from workerctl.context import warn
+from workerctl.errors import JobNotFound, JobTakenAway
 from workerctl.events import LogEvent, Output
 from workerctl.log import LogCheck
 from workerctl.output import Writer
@@ -27,20 +28,28 @@ async def copy_log(
     Raises:
         LogDamaged: it is not what the job wrote.
         OSError: it cannot be written (`workerctl.output.write_all`).
+        JobTakenAway: the job is not there for the caller any more.
         ClientError: it cannot be read.
     """
-    async with Writer() as writer, contextlib.aclosing(log) as events:
-        async for event in events:
-            if isinstance(event, Output):
-                check.output(event)
-            if (piece := form(event)) is not None:
-                await writer.write(*piece)
-            match event:
-                case Gap():
-                    await writer.flush()
-                    warn(check.gap(event))
-                case JobEnd():
-                    await writer.flush()
-                    check.end(event)
-                    return event
+    begun = False
+    try:
+        async with Writer() as writer, contextlib.aclosing(log) as events:
+            async for event in events:
+                begun = True
+                if isinstance(event, Output):
+                    check.output(event)
+                if (piece := form(event)) is not None:
+                    await writer.write(*piece)
+                match event:
+                    case Gap():
+                        await writer.flush()
+                        warn(check.gap(event))
+                    case JobEnd():
+                        await writer.flush()
+                        check.end(event)
+                        return event
+    except JobNotFound as answer:
+        if not begun:
+            raise
+        raise JobTakenAway(answer) from answer
     return None

@@ -11,6 +11,7 @@ ClientError
 │   ├── ArgumentInvalid
 │   ├── Unserved
 │   ├── JobNotFound
+│   │   └── JobTakenAway
 │   ├── ProgramNotFound
 │   ├── ProgramNotExecutable
 │   ├── Draining
@@ -109,8 +110,13 @@ class CallFailed(ClientError):
 
 
 class ArgumentInvalid(CallFailed):
-    """The daemon cannot make sense of what the call asks for."""
+    """The daemon cannot make sense of what the call asks for.
 
+    Attributes:
+        subject: the field of the request that it is about, if it is about one.
+    """
+
+    subject = ""
     exit_code = ExitCode.USAGE
 
 
@@ -127,6 +133,22 @@ class JobNotFound(CallFailed):
     """No job of the caller's has this id."""
 
     exit_code = ExitCode.NOT_FOUND
+
+
+class JobTakenAway(JobNotFound):
+    """The caller was just reading the job's log, and may not see the job any more.
+
+    Args:
+        answer: what the daemon says, in the same words to whoever never saw it.
+    """
+
+    def __init__(self, answer: JobNotFound) -> None:
+        super().__init__(
+            answer.status,
+            answer.reason,
+            "you may not see the job any more: its owner took that back, the daemon's policies or roles changed, or it"
+            f" was removed; the daemon says: {answer}",
+        )
 
 
 class ProgramNotFound(CallFailed):
@@ -166,6 +188,22 @@ _BY_STATUS: dict[Status, type[CallFailed]] = {
     Status.UNIMPLEMENTED: Unserved,
     Status.UNAVAILABLE: Unavailable,
 }
+_OPTIONS = {
+    "envs": "--envs",
+    "grace": "--grace-seconds",
+    "max_log_bytes": "--max-log-bytes",
+    "name": "--name",
+    "offset_bytes": "--offset",
+    "request_key": "--request-key",
+    "right": "--action",
+    "rights": "--allow",
+    "run_as": "--run-as",
+    "timeout": "--timeout-seconds",
+    "user": "--with",
+    "working_directory": "--working-directory",
+}
+"""By which option each field of a request is given, where they are called differently."""
+
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
     ErrorReason.DRAINING: Draining,
     ErrorReason.JOB_NOT_FOUND: JobNotFound,
@@ -178,11 +216,20 @@ def from_grpc(error: GRPCError) -> CallFailed:
     """Turn what a call failed with into the client's error."""
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
     kind = _BY_REASON.get(detail.reason) or _BY_STATUS.get(error.status, CallFailed)
-    return kind(error.status, detail.reason, error.message or error.status.name)
+    failure = kind(error.status, detail.reason, error.message or error.status.name)
+    if isinstance(failure, ArgumentInvalid):
+        failure.subject = detail.subject
+    return failure
 
 
 def sentence(error: Exception) -> str:
-    """Say what went wrong in one line for people. An error of the system's names the file, if it is about one."""
+    """Say what went wrong in one line for people.
+
+    An error of the system's names the file, if it is about one, and the daemon's about a field of the request names the
+    option that the field was given by.
+    """
+    if isinstance(error, ArgumentInvalid) and str(error).startswith(f"{error.subject} "):
+        return _OPTIONS.get(error.subject, error.subject) + str(error).removeprefix(error.subject)
     if not isinstance(error, OSError):
         return str(error)
     problem = error.strerror or str(error)

@@ -36,6 +36,11 @@ def print_result(message: betterproto2.Message, text: str, output: OutputFormat)
     print_line(json.dumps(to_plain(message)) if output == "json" else text)
 
 
+def print_job(job: Job, output: OutputFormat, *, with_envs: bool = False) -> None:
+    """Print a job, in the form that was asked for."""
+    print_line(json.dumps(job_to_plain(job, with_envs=with_envs)) if output == "json" else describe_job(job))
+
+
 def to_plain(value: Any) -> Any:
     """Turn a message into what JSON has: names as in api.proto, enums by name, times as ISO 8601, durations in seconds.
 
@@ -59,6 +64,14 @@ def to_plain(value: Any) -> Any:
             return {name: to_plain(content) for name, content in value.items()}
         case _:
             return value
+
+
+def job_to_plain(job: Job, *, with_envs: bool = False) -> dict[str, Any]:
+    """Turn a job into what JSON has; with its environment variables only if they were asked for."""
+    plain: dict[str, Any] = to_plain(job)
+    if not with_envs:
+        del plain["envs"]
+    return plain
 
 
 def event_to_plain(event: LogEvent) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import getpass
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import platformdirs
 
+from pki.checks import is_name
 from workerctl.errors import DaemonNotStarted
 
 _SAID_WHEN_SERVING = b"serving gRPC endpoint at "
@@ -66,7 +68,7 @@ def _start(directory: Path) -> None:
     with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as errors:
         os.fchmod(errors.fileno(), 0o600)
         daemon = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(directory)],
+            [sys.executable, "-P", "-m", "workerd", *_options(directory)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -83,3 +85,13 @@ def _start(directory: Path) -> None:
         last = log.read_text(errors="replace").strip().rpartition("\n")[2]
         raise DaemonNotStarted(f"your own daemon did not start: {last or 'it said nothing'} (more in {log})")
     daemon.returncode = 0  # it is not ours to wait for: it outlives this process
+
+
+def _options(directory: Path) -> list[str]:
+    """Give the daemon's options: its owner is its administrator, by the name of the certificate that it makes."""
+    options = ["--listen", "127.0.0.1:0", "--state-dir", str(directory)]
+    try:
+        owner = getpass.getuser()
+    except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
+        owner = str(os.getuid())
+    return [*options, f"--roles.admin={owner}"] if is_name(owner) else options

@@ -24,7 +24,7 @@ class Target:
         username: whom to call for; None for the user of the certificate.
         pki_directory: where the certificates are; None for those of the user's own daemon.
         certificate: whose certificate to present; None for the user's who is called for, or if there is none here for
-            the system user's.
+            the system user's. Where nobody is named, it is the only one here, if there is but one.
     """
 
     endpoint: str | None = None
@@ -96,9 +96,11 @@ class Target:
         """
         if self.certificate is not None:
             return self.certificate
-        if self.username is None:
-            return _login_name()
         users = self.pki().users()
+        if self.username is None:
+            if len(users) == 1:  # yours, under whatever name you have logged in
+                return users[0]
+            return _login_name()
         if self.username not in users:
             with contextlib.suppress(UsageInvalid):  # then there is but the one to be missed
                 if (login := _login_name()) in users:

@@ -31,10 +31,12 @@ app = cyclopts.App(
 def workerd(
     *,
     listen: Annotated[str, Parameter(help="HOST:PORT to listen on; port 0 takes a free one.")] = DEFAULT_LISTEN,
-    state_dir: Annotated[str | None, Parameter(help="Where jobs are kept. [default: the user's state folder]")] = None,
-    pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in the state folder]")] = None,
+    state_dir: Annotated[
+        str | None, Parameter(help="Where jobs are kept. [default: workerd in the user's state home]")
+    ] = None,
+    pki_dir: Annotated[str | None, Parameter(help="Where certificates are. [default: pki in --state-dir]")] = None,
     policy_dir: Annotated[
-        str | None, Parameter(help="Where further policies are. [default: policies in the state folder]")
+        str | None, Parameter(help="Where further policies are. [default: policies in --state-dir]")
     ] = None,
     roles: Annotated[
         dict[str, list[str]] | None,
@@ -59,21 +61,29 @@ def workerd(
         float, Parameter(help="After how much silence a connection is dead.")
     ] = DEFAULT_KEEPALIVE_SECONDS,
     run_as: Annotated[
-        str, Parameter(help="The account that jobs run as when nobody names one. [default: the daemon's own]")
+        str,
+        Parameter(
+            help="The account that jobs run as when nobody names one. [default: the daemon's own]", show_default=False
+        ),
     ] = "",
     processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
     max_audit_bytes: Annotated[
         int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
     ] = DEFAULT_MAX_AUDIT_BYTES,
     drain: Annotated[
-        bool, Parameter(negative=(), help="Have the running daemon take no new jobs, wait for the last one, and end.")
+        bool,
+        Parameter(
+            negative=(),
+            show_default=False,
+            help="Have the running daemon take no new jobs, wait for the last one, and end.",
+        ),
     ] = False,
     limits: Annotated[Limits, Parameter(name="*", group="Limits")] = DEFAULT_LIMITS,
 ) -> int:
     """Run programs as jobs, for those who have a certificate.
 
     Prints one line on standard output once it serves; everything else goes to standard error. SIGTERM and SIGINT end
-    it and leave its jobs running: the next workerd on the same state folder takes them up again.
+    it and leave its jobs running: the next workerd on the same state directory takes them up again.
 
     Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
     """

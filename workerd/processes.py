@@ -21,7 +21,16 @@ from workerd.api_process import DRAINED, SERVING, Orders
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import read_to_end
 from workerd.errors import ConfigurationInvalid
-from workerd.server import LAST_READERS_SECONDS, advertise, bind, meanwhile, prepare, stop_signals, wait_first
+from workerd.server import (
+    LAST_READERS_SECONDS,
+    advertise,
+    bind,
+    meanwhile,
+    prepare,
+    stop_signals,
+    wait_first,
+    warn_of_account,
+)
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
 from workerd.trail.writer import AuditTrail
@@ -55,6 +64,7 @@ async def serve(settings: Settings) -> None:
             try:
                 if await wait_first(stop.wait(), processes.wait_serving(), asyncio.shield(running)) != 1:
                     return
+                warn_of_account(settings)
                 with advertise(settings.state_directory, bound):
                     first = await wait_first(stop.wait(), keeper.wait_drained(), asyncio.shield(running))
                 if first == 1:

@@ -23,7 +23,6 @@ from workerd.access.users import Users
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
 from workerd.engine.folder import private
-from workerd.engine.job import Account
 from workerd.errors import CannotListen
 from workerd.gate import Gate
 from workerd.handler import Daemon
@@ -65,6 +64,7 @@ async def serve(settings: Settings) -> None:
                 meanwhile(remind(PkiFolder(settings.pki_directory))),
                 answering(engine, settings, routes, listening, trail.record) as gate,
             ):
+                warn_of_account(settings)
                 with advertise(settings.state_directory, listening):
                     drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
                 if drained:
@@ -138,7 +138,8 @@ def prepare(settings: Settings) -> None:
         AccountUnusable: they cannot.
         PkiError: the certificates cannot be read or made.
     """
-    account = find_account(settings.run_as) if settings.run_as else None
+    if settings.run_as:
+        find_account(settings.run_as)
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = PkiFolder(settings.pki_directory)
     if not folder.is_initialized():
@@ -146,12 +147,12 @@ def prepare(settings: Settings) -> None:
         folder.initialize(users=[user])
         certificate = str(folder.client_certificate(user))
         log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
-    _warn_of_account(account or own_account(), is_chosen=bool(settings.run_as))
 
 
-def _warn_of_account(account: Account, *, is_chosen: bool) -> None:
+def warn_of_account(settings: Settings) -> None:
     """Say what may surprise of the account that jobs run as, unless they name another."""
-    if account.uid == 0 and not is_chosen:
+    account = (find_account(settings.run_as) if settings.run_as else None) or own_account()
+    if account.uid == 0 and not settings.run_as:
         log.warning(
             "jobs run as root, and who may start one is as good as root: name an account with --run-as, or root if"
             " that is meant"

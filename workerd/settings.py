@@ -92,7 +92,9 @@ def make_settings(
     if not (math.isfinite(keepalive_seconds) and keepalive_seconds > 0):
         raise ConfigurationInvalid(f"--keepalive-seconds {keepalive_seconds} is no time to wait: give more than 0")
     if storage.max_log_bytes != 0 and storage.max_log_bytes < MIN_LOG_BYTES:
-        raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES}, or 0")
+        raise ConfigurationInvalid(
+            f"--max-log-bytes {storage.max_log_bytes} is too few: give {MIN_LOG_BYTES} or more, or 0 for any"
+        )
     if storage.max_log_bytes > MAX_AMOUNT:
         raise ConfigurationInvalid(f"--max-log-bytes {storage.max_log_bytes} cannot be: give {MAX_AMOUNT} at most")
     if storage.max_total_bytes < 0:
@@ -103,7 +105,9 @@ def make_settings(
         raise ConfigurationInvalid(f"--processes {processes} is no number of processes: give 1 to {MAX_PROCESSES}")
     limits.check()
     if max_audit_bytes != 0 and max_audit_bytes < MIN_AUDIT_BYTES:
-        raise ConfigurationInvalid(f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES}, or 0")
+        raise ConfigurationInvalid(
+            f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES} or more, or 0 for any"
+        )
     state_directory = (state_dir or default_state_directory()).absolute()
     return Settings(
         host=host,

@@ -9,7 +9,7 @@ from cryptography import x509
 from pki.errors import Missing, NotRevocable
 from pki.files import load_certificate
 from pki.inventory import State, describe, serial_text
-from pki.store import PkiFolder
+from pki.store import PkiFolder, Revoked
 from pki.tls import server_context
 
 
@@ -51,7 +51,7 @@ def test_user_whose_name_begins_like_another_s_is_not_taken_for_them(folder: Pki
 def test_certificate_is_revoked_by_its_serial_number(folder: PkiFolder, form: str) -> None:
     number = serial(folder, "alice")
     text = serial_text(number) if form == "{}" else form.format(number)
-    assert folder.revoke(text) == {number: folder.certificate("alice")}
+    assert folder.revoke(text) == {number: Revoked(folder.certificate("alice"))}
     assert folder.revoked() == {number}
 
 
@@ -59,7 +59,7 @@ def test_certificate_that_is_not_here_is_revoked_by_its_whole_serial_number(fold
     number = serial(folder, "alice")
     folder.certificate("alice").unlink()
     spaced = ":".join(serial_text(number)[at : at + 2] for at in range(0, len(serial_text(number)), 2))
-    assert folder.revoke(spaced) == {number: None}
+    assert folder.revoke(spaced) == {number: Revoked(None)}
 
 
 @pytest.mark.parametrize("name", ["nobody", "dad", "", "server", "server-ca", "../alice"])

@@ -408,7 +408,8 @@ def test_user_without_a_certificate_is_told_what_to_do(folder: PkiFolder, tmp_pa
             client_context(PkiFolder(path), "bob")
         return str(raised.value)
 
-    assert "has certificates for alice; choose with --username or --pki-dir" in told(folder.path)
+    advice = "choose with --username or --pki-dir, or add --certificate alice to present alice's, whomever you call for"
+    assert f"has certificates for alice; {advice}" in told(folder.path)
     (folder.path / "clients" / "alice.crt").unlink()
     assert f"make one with `workerctl --pki-dir {folder.path} pki issue-client bob`" in told(folder.path)
     key_path(folder.client_ca).unlink()

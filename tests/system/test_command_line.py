@@ -131,7 +131,7 @@ def test_a_job_s_id_may_be_given_with_and_without_its_option(shared_daemon: Daem
         (("status",), "'status' needs UUID."),
         (("status", "--output"), "--output requires an argument."),
         (("status", "abc"), "abc"),
-        (("run", "--timeout-seconds", "0", "--", "true"), "timeout must be greater than zero and finite"),
+        (("run", "--timeout-seconds", "0", "--", "true"), "--timeout-seconds must be greater than zero and finite"),
         (("spawn", "--working-directory", "here", "--", "true"), "'here' is not an absolute path"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -45,6 +45,8 @@ def test_permits_and_denials_are_in_the_trail_with_who_what_and_why(any_daemon: 
         assert (line["user"]["name"], line["verdict"], line["policies"]) == (name, verdict, policies)
         assert (line["job_id"], line["rpc"]) == (job_id, "/worker.v1.WorkerService/Stop")
         assert line["from"].startswith("127.0.0.1:") and line["serial"]
+    shown = any_daemon.workerctl("audit", "show", "--job", job_id, "--event", "job-spawned", str(any_daemon.state))
+    assert b" job_id=" in shown.stdout and b" program=true args=[]\n" in shown.stdout
     [spawned] = decisions(any_daemon, "spawn")
     assert spawned["request"]["envs"] == ["TOKEN"] and "hunter2" not in json.dumps(spawned)
     assert any_daemon.workerctl("audit", "verify", str(any_daemon.state)).returncode == 0

@@ -1,6 +1,7 @@
 """Certificates that are about to expire, as user and daemon are told."""
 
 import json
+import re
 
 from tests.daemon import USER, Daemon
 
@@ -15,6 +16,13 @@ def test_user_and_log_are_warned_of_a_certificate_that_is_about_to_expire(any_da
     assert "your certificate is about to expire" in line and f"workerctl pki renew {USER}" in line
     assert "a user's certificate is about to expire" in any_daemon.errors()
     assert "the daemon's certificate is about to expire" not in any_daemon.errors()
+
+
+def test_the_time_of_day_is_shown_of_a_certificate_that_holds_for_less_than_two_days(any_daemon: Daemon) -> None:
+    assert re.search(rb"certificate expires: \d{4}-\d\d-\d\d\n", any_daemon.workerctl("whoami").stdout)
+    any_daemon.pki.renew(USER, days=1)
+    shown = any_daemon.workerctl("whoami").stdout
+    assert re.search(rb"certificate expires: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", shown)
 
 
 def test_log_warns_once_of_the_daemon_s_own_certificate(any_daemon: Daemon) -> None:

@@ -97,12 +97,25 @@ def test_narrowed_user_is_told_what_is_not_permitted_and_not_warned_of_the_expir
     assert "a user's certificate is about to expire" not in shared_daemon.errors()
 
 
+@pytest.mark.parametrize(("ttl", "is_told"), [("400d", True), ("15m", False)])
+def test_one_that_ends_sooner_than_it_was_asked_to_is_told(
+    shared_daemon: Daemon, tmp_path: Path, ttl: str, is_told: bool
+) -> None:
+    result = issue(shared_daemon, tmp_path / "out", "whoami", "--ttl", ttl)
+    assert result.returncode == 0, result.stderr
+    told = f"it ends with your own certificate, sooner than --ttl {ttl} says\n".encode()
+    assert result.stderr == (b"workerctl: " + told if is_told else b"")
+
+
 def test_nothing_is_asked_for_or_changed_where_something_is_already(shared_daemon: Daemon, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert issue(shared_daemon, out, "whoami").returncode == 0
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     result = issue(shared_daemon, out, "whoami")
-    assert result.returncode == 125 and b"is not overwritten: choose another folder" in result.stderr
+    assert (
+        result.returncode == 125
+        and b"is not overwritten: choose another folder, or have it replaced with --replace" in result.stderr
+    )
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = PkiFolder(tmp_path / "other")
     other.initialize()

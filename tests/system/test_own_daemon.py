@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pki.store import PkiFolder
 from tests.daemon import end_jobs
 
 
@@ -24,6 +25,11 @@ class Home:
     def workerctl(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "workerctl", *arguments]
         return subprocess.run(command, env=self.environment, capture_output=True, timeout=60, check=False)
+
+    @property
+    def owner(self) -> str:
+        """Whom the daemon made a certificate for, and nobody else has."""
+        return next(name for name in PkiFolder(self.state / "pki").users() if name != "bob")
 
     def daemon_pid(self) -> int:
         return int((self.state / "lock").read_text())
@@ -75,6 +81,21 @@ def test_a_long_log_of_the_daemons_is_put_aside_when_it_is_started_again(home: H
     assert home.workerctl("run", "--", "true").returncode == 0
     assert older.stat().st_size == 8 << 20
     assert log.stat().st_size < 1 << 20
+
+
+def test_its_owner_is_its_administrator_and_nobody_else(home: Home) -> None:
+    """However often it is started; the daemon makes the certificate with the first start."""
+    job_id = home.workerctl("spawn", "--", "sleep", "1000").stdout.decode().strip()
+    assert home.workerctl("pki", "issue-client", "bob").returncode == 0
+    for _ in range(2):
+        handle = os.pidfd_open(home.daemon_pid())
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+        assert b"roles: admin\n" in home.workerctl("--certificate", home.owner, "whoami").stdout
+    assert b"roles" not in home.workerctl("--username", "bob", "whoami").stdout
+    assert home.workerctl("--username", "bob", "stop", job_id).returncode == 123
+    as_bob = home.workerctl("--certificate", home.owner, "policy", "test", "--as", "bob", "--action", "spawn")
+    assert as_bob.returncode == 0, as_bob.stderr
 
 
 def test_others_cannot_read_the_state(home: Home) -> None:

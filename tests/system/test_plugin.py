@@ -243,7 +243,7 @@ def test_a_plugins_command_reaches_its_handler(daemon: Installed) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert json.loads(result.stdout) == {"job_bytes": 12, "all_bytes": 15, "job_count": 2}
     result = daemon.workerctl("disk-usage", "--uuid", job_id, user=user)
-    assert result.stdout == "12 bytes, of 15 bytes in all of your 2 jobs\n"
+    assert result.stdout == "12 bytes, of 15 bytes in all; your jobs: 2\n"
 
 
 def test_another_users_job_is_not_found_by_a_plugin_either(daemon: Installed) -> None:

@@ -92,7 +92,7 @@ def test_a_file_of_the_same_name_takes_the_place_of_the_default_policies(daemon:
         'permit (principal, action == Action::"whoami", resource is Daemon);',
     )
     wait_told(daemon, "policies were changed and are in force from now on")
-    assert b"rights on your own jobs: whoami\n" in daemon.workerctl("whoami").stdout
+    assert b"rights, on your own jobs where they concern one: whoami\n" in daemon.workerctl("whoami").stdout
     assert daemon.workerctl("list").returncode == 125
 
 

@@ -90,10 +90,35 @@ def test_who_may_not_see_a_job_is_told_that_there_is_none_and_how_to_find_others
     assert f"there is no job {job_id} that you may see: `workerctl list --all-owners` shows those that are" in line
 
 
+def test_who_was_just_reading_a_job_is_told_that_they_may_see_it_no_more(daemon: Daemon) -> None:
+    spawned = daemon.workerctl("spawn", "--", "sh", "-c", "echo ready; exec sleep 1000")
+    job_id = spawned.stdout.decode().strip()
+    assert daemon.workerctl("share", job_id, "--with", GUEST, "--allow", "status,stream-log").returncode == 0
+    command = daemon.command("stream-log", "--past-events", job_id, user=GUEST)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as follower:
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == b"ready\n"
+        assert daemon.workerctl("share", job_id, "--with", GUEST, "--revoke").returncode == 0
+        out, err = follower.communicate(timeout=30)
+    assert (follower.returncode, out) == (123, b"")
+    assert b"you may not see the job any more: its owner took that back" in err
+    assert f"the daemon says: there is no job {job_id} that you may see".encode() in err
+
+
 def test_who_may_not_start_jobs_is_told_where_rights_are_shown(daemon: Daemon) -> None:
     code, line = told(daemon, "spawn", "--", "true", user=VIEWER)
     assert code == 125 and "you have no right to spawn: `workerctl whoami` shows your rights, and whoever runs" in line
     assert b"spawn" not in daemon.workerctl("whoami", user=VIEWER).stdout
+
+
+def test_who_has_a_right_on_their_own_jobs_alone_is_told_so(daemon: Daemon) -> None:
+    assert b"explain" in daemon.workerctl("whoami", user=GUEST).stdout
+    code, line = told(daemon, "policy", "test", "--action", "stop", user=GUEST)
+    assert code == 125
+    assert (
+        "you have no right to explain where no job is named: you have it on jobs of yours, and whoever runs the daemon"
+        " can give you more\n" in line
+    )
 
 
 @pytest.mark.parametrize("other", [USER, "nobody-who-was-here"])

@@ -55,6 +55,7 @@ def test_revoked_user_is_told_so_and_others_are_served(any_daemon: Daemon) -> No
     any_daemon.pki.issue_client(OTHER)
     any_daemon.pki.revoke(USER)
     wait_told(any_daemon, "certificates were changed")
+    assert "changed=['client-ca.crl']" in any_daemon.errors() and "revoked=1" in any_daemon.errors()
     result = any_daemon.workerctl("whoami")
     assert (result.returncode, result.stdout) == (125, b"")
     assert b"the client certificate was revoked: ask whoever runs the daemon" in result.stderr

@@ -41,6 +41,9 @@ async def test_the_owner_is_shown_the_variables_that_were_asked_for(daemon: Daem
     assert shown.stdout.endswith(b"\nvariable:   OTHER=x\nvariable:   TOKEN=a\\nb\n")
     plain = await asyncio.to_thread(daemon.workerctl, "status", job_id, "--show-envs", "--output", "json")
     assert json.loads(plain.stdout)["envs"] == {"TOKEN": "a\nb", "OTHER": "x"}
+    for unasked in (("status", job_id), ("list",), ("stop", job_id)):
+        shown = await asyncio.to_thread(daemon.workerctl, *unasked, "--output", "json")
+        assert "envs" not in json.loads(shown.stdout)
 
 
 async def test_nobody_else_is_shown_them(daemon: Daemon) -> None:

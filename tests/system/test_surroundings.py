@@ -52,7 +52,7 @@ def test_without_standard_error_results_stay_alone_on_the_output(shared_daemon: 
     subprocess.run([*AS_NAMELESS, "true"], capture_output=True, check=False).returncode != 0,
     reason="user namespaces are not to be had",
 )
-def test_a_user_without_a_name_is_told_what_to_do_and_served(tmp_path: Path) -> None:
+def test_a_user_without_a_name_is_served_and_told_what_to_do_where_certificates_are_several(tmp_path: Path) -> None:
     """A user id that no account has, as in a container: here in a user namespace (user_namespaces(7))."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HOME": str(tmp_path)}
 
@@ -63,11 +63,14 @@ def test_a_user_without_a_name_is_told_what_to_do_and_served(tmp_path: Path) -> 
     state = tmp_path / ".local" / "state" / "workerd"
     nameless = workerctl("whoami")
     try:
+        assert nameless.stdout.startswith(f"{NAMELESS}, spiffe://".encode()), nameless.stderr
+        PkiFolder(state / "pki").issue_client("bob")
+        nameless = workerctl("whoami")
         assert (nameless.returncode, nameless.stderr.count(b"\n")) == (ExitCode.USAGE, 1), nameless.stderr
         assert f"--username {NAMELESS}".encode() in nameless.stderr
         named = workerctl("--username", str(NAMELESS), "run", "--", "sh", "-c", "echo $USER; pwd")
         assert (named.stdout, named.stderr, named.returncode) == (b"54321\n/\n", b"", 0)
-        assert PkiFolder(state / "pki").users() == [str(NAMELESS)]
+        assert PkiFolder(state / "pki").users() == [str(NAMELESS), "bob"]
     finally:
         os.kill(int((state / "lock").read_text()), signal.SIGTERM)
         end_jobs(state)

@@ -31,6 +31,9 @@ EVENTS: list[tuple[str, dict[str, Any]]] = [
         "2026-11-24T14:00:00.000001+00:00",
         {
             "event": "decision",
+            "verdict": "deny",
+            "action": "impersonate",
+            "rpc": "/worker.v1.WorkerService/WhoAmI",
             "user": ALICE,
             "other_user": {"id": "dave's", "name": "dave"},
             "with": "eve",
@@ -127,6 +130,10 @@ def test_a_tail_that_was_removed_with_its_head_is_found_by_the_head_that_was_kep
         (("--user", "dave"), [5]),
         (("--user", "eve"), [5]),
         (("--job", JOB.upper()), [3, 4]),
+        (("--event", "job-ended"), [4]),
+        (("--event", "decision", "--user", "bob"), [3]),
+        (("--verdict", "deny"), [5]),
+        (("--verdict", "permit"), []),
         (("--since", "2026-11-24T12:00:00.000001Z"), [3, 4, 5]),
         (("--since", "2026-11-25T12:00:00+02:00", "--user", "alice"), []),
         (("--since", "2026-11-20", "--user", "alice", "--job", JOB), [4]),
@@ -143,7 +150,9 @@ def test_a_line_for_people_stays_one_line_and_commands_no_terminal(
 ) -> None:
     lines = run(capfd, "show", str(state)).splitlines()
     assert lines[1].endswith('decision  user=alice right=spawn args=["a b", "c"]')
-    assert lines[-1].endswith(r'decision  user=alice other_user=dave with=eve note="\u001b[31mred\nline \u00fc"')
+    assert lines[-1].endswith(
+        r'decision deny impersonate  user=alice other_user=dave with=eve note="\u001b[31mred\nline \u00fc"'
+    )
 
 
 def test_json_is_the_lines_as_they_are(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +166,7 @@ def test_lines_that_are_none_are_left_out_and_told(state: Path, capfd: pytest.Ca
     assert main_with(["audit", "show", str(state)]) == ExitCode.LOG_DAMAGED
     out, err = capfd.readouterr()
     assert len(out.splitlines()) == 5
-    assert err == ("workerctl: 4 lines are none of an audit trail and left out: `workerctl audit verify` tells more\n")
+    assert err == "workerctl: 4 lines are none of an audit trail and left out: `workerctl audit verify` tells more\n"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,7 @@ def test_lines_that_are_none_are_left_out_and_told(state: Path, capfd: pytest.Ca
         (("show", "{state}/none"), "there is no audit trail in {state}/none", ExitCode.FAILED),
         (("verify", "{state}", "--expect", "5"), "--expect '5' is no head: give SEQ:HASH", ExitCode.USAGE),
         (("verify", "{state}", "--from-seq", "9"), "there is no line 9 in this trail: give one from", ExitCode.USAGE),
+        (("show", "{state}", "--job", "soon"), "--job 'soon' is no job's id: give the whole id", ExitCode.USAGE),
         (("show", "{state}", "--since", "soon"), "--since 'soon' is no time: give for instance", ExitCode.USAGE),
     ],
 )

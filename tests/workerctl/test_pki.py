@@ -87,6 +87,15 @@ def test_revoke_prints_serial_numbers_and_the_list_says_so(
     assert run(folder, capfd, "list").splitlines()[-1].split()[3] == "revoked"
 
 
+def test_what_was_revoked_before_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    serial = run(folder, capfd, "revoke", "alice").strip()
+    folder.renew("alice")
+    assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", "alice"]) == 0
+    out, err = capfd.readouterr()
+    assert serial in out.splitlines() and len(out.splitlines()) == 2
+    assert err == f"workerctl: {serial} was revoked already\n"
+
+
 def test_revoking_a_certificate_that_is_not_here_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
     serial = "0123456789ABCDEF0123456789ABCDEF"
     assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", serial]) == 0

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pki.store import PkiFolder
 from workerctl.app import main_with
 from workerctl.errors import UsageInvalid
 from workerctl.target import Target
@@ -26,3 +27,23 @@ def test_empty_folder_of_certificates_is_none(
         monkeypatch.setenv("WORKERCTL_PKI_DIR", environment)
     assert main_with([*given, "pki", "init"]) == 0
     assert (tmp_path / "state" / "workerd" / "pki" / "server.crt").exists()
+
+
+@pytest.mark.parametrize(
+    ("here", "username", "presented"),
+    [
+        (["acrimon"], None, "acrimon"),
+        (["acrimon", "login"], None, "login"),
+        (["acrimon", "bob"], None, "login"),
+        (["acrimon"], "bob", "bob"),
+        (["acrimon", "login"], "bob", "login"),
+        ([], None, "login"),
+    ],
+)
+def test_the_only_certificate_is_presented_where_nobody_is_named(
+    here: list[str], username: str | None, presented: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is named is not replaced by another but the login name's, which may act for them."""
+    monkeypatch.setenv("LOGNAME", "login")  # what getpass.getuser looks at first
+    PkiFolder(tmp_path).initialize(users=here)
+    assert Target("https://localhost:1", username, tmp_path).presented() == presented

@@ -1,10 +1,11 @@
 """audit: read a daemon's audit trail, and verify that it is whole. Of files on this machine; no daemon is asked."""
 
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -24,6 +25,7 @@ app = App(name="audit", help="Read the audit trail of a daemon on this machine, 
 Directory = Annotated[
     str | None, Parameter(help="The daemon's state directory, or the trail's. [default: your own daemon's]")
 ]
+_FIRST = ("event", "verdict", "action")
 _PEOPLE = frozenset({"user", "actor", "owner", "by", "other_user", "with"})
 
 
@@ -59,6 +61,8 @@ def show(
     *,
     user: Annotated[str, Parameter(help="Only what concerns this user, a name or an id.", show_default=False)] = "",
     job: Annotated[str, Parameter(help="Only what concerns this job.", show_default=False)] = "",
+    event: Annotated[str, Parameter(help="Only this kind of line, as decision or job-ended.", show_default=False)] = "",
+    verdict: Annotated[Literal["permit", "deny"] | None, Parameter(help="Only decisions that say this.")] = None,
     since: Annotated[str | None, Parameter(help="Only from this time on, as 2026-11-24 or 2026-11-24T18:30.")] = None,
     output: Output = "text",
 ) -> int:
@@ -67,26 +71,31 @@ def show(
     Example: `workerctl audit show --user alice --since 2026-11-24 /var/lib/workerd`
     """
     begin = None if since is None else _parse_time(since)
+    job_id = _parse_job_id(job) if job else ""
     unreadable = 0
 
     def chosen() -> Iterator[str]:
         nonlocal unreadable
         for line in _lines(_trail(directory)):
             try:
-                event = json.loads(line)
-                time = datetime.fromisoformat(event["time"])
+                told = json.loads(line)
+                time = datetime.fromisoformat(told["time"])
             except (ValueError, TypeError, KeyError):
                 unreadable += 1
                 continue
             if begin is not None and time < begin:
                 continue
-            if (user and not _concerns(event, user)) or (job and event.get("job_id") != job.lower()):
+            wanted = {"job_id": job_id, "event": event, "verdict": verdict}
+            if any(value and told.get(name) != value for name, value in wanted.items()):
                 continue
-            yield line.decode().rstrip("\n") if output == "json" else _one_line(event, time)
+            if user and not _concerns(told, user):
+                continue
+            yield line.decode().rstrip("\n") if output == "json" else _one_line(told, time)
 
     print_lines(chosen())
     if unreadable:
-        warn(f"{unreadable} lines are none of an audit trail and left out: `workerctl audit verify` tells more")
+        are = "1 line is" if unreadable == 1 else f"{unreadable} lines are"
+        warn(f"{are} none of an audit trail and left out: `workerctl audit verify` tells more")
     return ExitCode.LOG_DAMAGED if unreadable else ExitCode.OK
 
 
@@ -101,6 +110,13 @@ def _parse_head(text: str) -> Head:
     if not seq.isdecimal() or len(digest) != 64:
         raise UsageInvalid(f"--expect {text!r} is no head: give SEQ:HASH, as `workerctl audit verify` shows it")
     return Head(int(seq), digest.lower())
+
+
+def _parse_job_id(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError as error:
+        raise UsageInvalid(f"--job {text!r} is no job's id: give the whole id, as `workerctl list` shows it") from error
 
 
 def _parse_time(text: str) -> datetime:
@@ -166,8 +182,10 @@ def _concerns(value: Any, user: str, name: str = "") -> bool:
 
 def _one_line(event: Mapping[str, Any], time: datetime) -> str:
     """Put an event into one line for people."""
-    fields = (f"{name}={_in_words(value)}" for name, value in event.items() if name not in OWN_FIELDS | {"event"})
-    return f"{format_time(time)}  {event.get('seq')}  {_in_words(event.get('event'))}  {' '.join(fields)}".rstrip()
+    said = [_in_words(event[name]) for name in _FIRST if name in event]
+    left_out = OWN_FIELDS.union(_FIRST, ["rpc"] if "action" in event else [])  # whose right the action is
+    fields = (f"{name}={_in_words(value)}" for name, value in event.items() if name not in left_out)
+    return f"{format_time(time)}  {event.get('seq')}  {' '.join(said)}  {' '.join(fields)}".rstrip()
 
 
 def _in_words(value: Any) -> str:

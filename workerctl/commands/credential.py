@@ -4,6 +4,7 @@ import asyncio
 import json
 import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,10 +13,13 @@ from cyclopts import App, Parameter
 
 from pki.files import load_certificate, read_bytes
 from pki.store import PkiFolder
+from workerctl.context import warn
 from workerctl.durations import parse_duration
 from workerctl.errors import UsageInvalid
 from workerctl.output import format_lines, format_time, print_line
 from workerctl.parameters import Injected, Output, split_rights
+
+_ROUNDING = timedelta(minutes=1)  # the daemon's clock is not this machine's
 
 app = App(name="credential", help="Have certificates issued with fewer rights and less time than your own.")
 
@@ -52,13 +56,15 @@ async def issue(
         await asyncio.to_thread(context.target.resolve)
     server_ca = read_bytes(context.target.pki().server_ca, "copy it from the daemon's machine")
     folder.require_room(user, server_ca, replace=replace)
-    key = make_key(key_type)
+    key, began = make_key(key_type), datetime.now(UTC)
     async with context.client() as client:
         issued = await client.issue_credential(make_request(key), rights, lifetime)
         endpoint = client.endpoint
     path = folder.take_up(user, fit(key, issued.certificate), server_ca, replace=replace)
     usage = ["workerctl", "--endpoint", endpoint, "--username", user, "--pki-dir", out]
     _print(path, usage, output)
+    if lifetime is not None and load_certificate(path).not_valid_after_utc < began + lifetime - _ROUNDING:
+        warn(f"it ends with your own certificate, sooner than --ttl {ttl} says")
 
 
 def _print(path: Path, usage: Sequence[str], output: Output) -> None:

@@ -9,7 +9,7 @@ from worker_api.worker.v1 import Job, JobState
 
 from workerctl.context import warn
 from workerctl.errors import UsageInvalid
-from workerctl.output import describe_jobs, print_line, to_plain
+from workerctl.output import describe_jobs, job_to_plain, print_line
 from workerctl.parameters import Injected, Output
 
 State = Literal["starting", "running", "stopping", "ended"]
@@ -45,6 +45,6 @@ async def list_jobs(
                 jobs.append(job)
     if output == "json":
         for job in jobs:
-            print_line(json.dumps(to_plain(job)))
+            print_line(json.dumps(job_to_plain(job)))
     else:
         print_line(describe_jobs(jobs, with_owners=all_owners))

@@ -150,9 +150,11 @@ def revoke(
     """
     from pki.inventory import serial_text
 
-    for serial, path in context.target.pki().revoke(name).items():
+    for serial, revoked in context.target.pki().revoke(name).items():
         print_line(serial_text(serial))
-        if path is None:
+        if revoked.was_revoked:
+            warn(f"{serial_text(serial)} was revoked already")
+        elif revoked.certificate is None:
             warn(f"revoked {serial_text(serial)}, though no certificate here has this serial number")
 
 

@@ -14,7 +14,9 @@ async def share(
     uuid: Uuid,
     *,
     with_: Annotated[str, Parameter(name="--with", help="The other user's name or id.", show_default=False)] = "",
-    allow: Annotated[str, Parameter(help="All that the user may do with the job, as status,stream-log.")] = "",
+    allow: Annotated[
+        str, Parameter(help="All that the user may do with the job, as status,stream-log.", show_default=False)
+    ] = "",
     revoke: Annotated[bool, Parameter(negative=(), show_default=False, help="Take everything back.")] = False,
     output: Output = "text",
     context: Injected,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from workerctl.output import describe_job, print_result
+from workerctl.output import print_job
 from workerctl.parameters import Injected, Output, Uuid
 
 
@@ -23,4 +23,4 @@ async def status(
     """
     async with context.client() as client:
         job = await client.status(uuid, show_envs=show_envs)
-    print_result(job, describe_job(job), output)
+    print_job(job, output, with_envs=show_envs)

@@ -5,7 +5,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from workerctl.durations import to_duration
-from workerctl.output import describe_job, print_result
+from workerctl.output import print_job
 from workerctl.parameters import Injected, Output, Uuid
 
 
@@ -25,4 +25,4 @@ async def stop(
     grace = None if grace_seconds is None else to_duration("--grace-seconds", grace_seconds)
     async with context.client() as client:
         job = await client.stop(uuid, grace)
-    print_result(job, describe_job(job), output)
+    print_job(job, output)

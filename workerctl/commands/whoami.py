@@ -1,11 +1,13 @@
 """whoami: show who the daemon takes you for."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from pki.identity import expires_soon, read_any_uri
 from workerctl.context import warn
-from workerctl.output import print_result
+from workerctl.output import format_time, print_result
 from workerctl.parameters import Injected, Output
+
+_SOON = timedelta(days=2)  # the time of day matters then
 
 
 async def whoami(*, output: Output = "text", context: Injected) -> None:
@@ -16,12 +18,12 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
     async with context.client() as client:
         me = await client.whoami()
     name = me.user.name if me.user else ""
-    expires = f"{me.certificate_expires_at:%Y-%m-%d}" if me.certificate_expires_at else "?"
+    expires = _describe_end(me.certificate_expires_at, datetime.now(UTC))
     lines = [
         f"{name}, {me.spiffe_id}",
         *([f"through: {me.acting.name}, who acts for them"] if me.acting else []),
         *([f"roles: {', '.join(me.roles)}"] if me.roles else []),
-        f"rights on your own jobs: {', '.join(me.rights)}",
+        f"rights, on your own jobs where they concern one: {', '.join(me.rights)}",
         f"certificate expires: {expires}",
     ]
     text = "\n".join(lines)
@@ -30,3 +32,9 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
     is_short = named is not None and named.rights is not None  # a narrowed certificate, on purpose
     if me.certificate_expires_at and not is_short and expires_soon(me.certificate_expires_at, datetime.now(UTC)):
         warn(f"your certificate is about to expire ({expires}): have it renewed with `workerctl pki renew {name}`")
+
+
+def _describe_end(end: datetime | None, now: datetime) -> str:
+    if end is None:
+        return "?"
+    return format_time(end) if end - now < _SOON else f"{end.astimezone():%Y-%m-%d}"

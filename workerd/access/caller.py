@@ -112,6 +112,9 @@ class Caller:
                 return NotPermitted(right, advice=advice)
             case On.JOB if owner is not None and owner.id:
                 return NotPermitted(right, advice=self._ask(owner, right, resource))
+            case On.DAEMON if self.may(right, Resource(On.JOB, owner=self.user)).permitted:
+                advice = "you have it on jobs of yours, and whoever runs the daemon can give you more"
+                return NotPermitted(right, " where no job is named", advice)
             case On.JOB | On.DAEMON:
                 return NotPermitted(right)
             case On.USER:

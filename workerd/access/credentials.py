@@ -154,7 +154,12 @@ class Credentials:
             log.error("certificates were changed and cannot be used; those from before stay", error=str(error))
             return
         if loaded != self._loaded:
-            log.info("certificates were changed and are used from now on", folder=str(self._folder.path))
+            log.info(
+                "certificates were changed and are used from now on",
+                folder=str(self._folder.path),
+                changed=self._changes(loaded),
+                revoked=len(loaded.revoked),
+            )
         self._use(loaded)
         for call in list(self._calls):
             self._watch(call)
@@ -176,6 +181,16 @@ class Credentials:
             has_list,
             server_context(self._folder),
         )
+
+    def _changes(self, loaded: _Loaded) -> list[str]:
+        """Name the files that say something else than those that are in use."""
+        was, folder = self._loaded, self._folder
+        is_changed = {
+            folder.server_certificate: loaded.server_certificate != was.server_certificate,
+            folder.client_ca: loaded.client_ca != was.client_ca,
+            folder.client_crl: (loaded.has_list, loaded.revoked) != (was.has_list, was.revoked),
+        }
+        return [path.name for path, changed in is_changed.items() if changed]
 
     def _look(self) -> list[tuple[int, ...] | None]:
         """Tell the files apart from others that take their place, without reading them."""

@@ -43,5 +43,5 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             spawned_by=call.caller.actor,
         )
     )
-    call.caller.note("job-spawned", job_id=job_id)
+    call.caller.note("job-spawned", job_id=job_id, program=request.program, args=list(request.args))
     return SpawnResponse(job_id=job_id)

@@ -13,5 +13,5 @@ async def disk_usage(uuid: Uuid, *, output: Output = "text", context: Injected) 
     request = MeasureRequest(job_id=uuid)
     async with context.client() as client:
         usage = await client.call(lambda channel: DiskUsageServiceStub(channel).measure(request))
-    text = f"{usage.job_bytes} bytes, of {usage.all_bytes} bytes in all of your {usage.job_count} jobs"
+    text = f"{usage.job_bytes} bytes, of {usage.all_bytes} bytes in all; your jobs: {usage.job_count}"
     print_result(usage, text, output)
