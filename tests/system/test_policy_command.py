@@ -44,7 +44,7 @@ async def test_policy_test_explains_a_decision(ruled: Daemon, tmp_path: Path, ou
     asked = ("--as", OTHER, "--action", "stop", "--job", job_id)
     code, denied = test(*asked)
     assert code == 1
-    code, permitted = test(str(new), *asked)
+    code, permitted = test(str(new), *asked, user=ADMIN)
     assert code == 0
     code, by_id = test(str(new), "--as", user.id, *asked[2:], user=ADMIN)
     assert (code, by_id) == (0, permitted)
@@ -94,11 +94,12 @@ async def test_policy_test_refuses_what_cannot_be_asked(ruled: Daemon, tmp_path:
         (tmp_path / name).write_bytes(data)
     asked = ("--action", "stop", "--job", job_id)
     for arguments, user, code, words in (
-        ((str(tmp_path / "bad"), *asked), USER, 2, b"policies in bad cannot be used: line 1: unexpected end of input"),
-        ((str(tmp_path / "bytes"), *asked), USER, 2, b"is not UTF-8"),
-        ((str(tmp_path / "long"), *asked), USER, 2, b"are longer than"),
-        ((str(tmp_path / "deep"), *asked), USER, 2, b"brackets are open at one place"),
-        ((str(tmp_path / "none"), *asked), USER, 125, b"No such file"),
+        ((str(tmp_path / "bad"), *asked), ADMIN, 2, b"policies in bad cannot be used: line 1: unexpected end of input"),
+        ((str(tmp_path / "bytes"), *asked), ADMIN, 2, b"is not UTF-8"),
+        ((str(tmp_path / "long"), *asked), ADMIN, 2, b"are longer than"),
+        ((str(tmp_path / "deep"), *asked), ADMIN, 2, b"brackets are open at one place"),
+        ((str(tmp_path / "none"), *asked), ADMIN, 125, b"No such file"),
+        ((str(tmp_path / "bad"), *asked), USER, 125, b"you have no right to explain"),
         (("--nosuch", *asked), USER, 2, b"there is no option --nosuch"),
         (("--as", "nobody", *asked), USER, 125, b"'nobody' names no user"),
         (("--action", "fly", "--job", job_id), USER, 2, b"'fly' is none that this daemon knows"),

@@ -7,7 +7,7 @@ from typing import Any
 from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
 
 from workerd.access.caller import NOT_IN_CERTIFICATE
-from workerd.access.policy import On, Policies, Principal, Resource
+from workerd.access.policy import DAEMON, On, Policies, Principal, Resource
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import PolicyInvalid
 from workerd.handler import Call, handles
@@ -40,6 +40,8 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
         raise InvalidArgument("right", f"{request.right!r} is none that this daemon knows: there are {known}")
     if len(request.policies) > _MAX_POLICIES:
         raise InvalidArgument("policies", f"are longer than {_MAX_POLICIES} characters")
+    if request.policies:  # which the daemon compiles while all others wait
+        call.authorize("explain", DAEMON)
     policies = _policies(rights.policies, request)
     caller = call.caller
     user = call.daemon.users.find(request.user) if request.user else caller.user

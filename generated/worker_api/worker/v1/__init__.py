@@ -410,7 +410,8 @@ class ExplainDecisionRequest(betterproto2.Message):
 
     policies: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Cedar policies that are to count besides those that are in force. Empty: none.
+    Cedar policies that are to count besides those that are in force, at most 16 KiB. To try any takes the right
+    "explain" where no job is meant. Empty: none.
     """
 
     user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
