@@ -75,9 +75,9 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests: `nox -s tests -- -k stop` runs some of them."""
+    """Run the tests, a file on each processor: `nox -s tests -- -k stop` runs some of them."""
     install(session, "tests", project=True)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "--numprocesses", "auto", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session

@@ -45,5 +45,5 @@ QUICK = Sizes(
     idle_jobs=2,
     idle_followers=2,
     ended_jobs=100,
-    call_seconds=0.2,
+    call_seconds=1.0,
 )

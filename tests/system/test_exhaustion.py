@@ -269,9 +269,9 @@ async def test_a_request_that_is_too_long_is_refused_unread(daemon: Daemon) -> N
         await client.whoami()
         before = memory_bytes(daemon.pid, "VmRSS")
         for _ in range(3):
-            with pytest.raises(CallFailed, match="are more than") as caught:
+            with pytest.raises(CallFailed, match="the request has") as caught:
                 await client.spawn(long_request(100_000_000))
-            assert caught.value.reason is ErrorReason.ARGUMENT_INVALID
+            assert caught.value.reason is ErrorReason.LIMIT_REACHED
         grown = memory_bytes(daemon.pid, "VmRSS") - before
         print(f"requests of 100 MB: the daemon grew by {grown / 1e6:.1f} MB")
         assert grown < 30e6
