@@ -81,6 +81,13 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that take long: thousands of jobs, cuts and bytes."""
+    install(session, "tests", project=True)
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run at full length what the tests do in short: a reader that is stuck for a minute while a job prints 2 GB."""
     install(session, "tests", project=True)

@@ -32,6 +32,7 @@ from workerd.access.rights import Rights
 from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import User, parse_job_id
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
+from workerd.failures import tell_failure
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
 from workerd.network.transport import bound_request, connection_of, has_gone, send, wait_for_room
@@ -140,7 +141,7 @@ class Gate:
             raise
         except Exception as error:
             answer = to_grpc(error)
-            self._notices.tell_failure(error, answer, route.path, caller)
+            tell_failure(self._notices, error, answer, route.path, caller)
             raise answer from error
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:

@@ -37,6 +37,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(result.stdout, {figure["figure"]: figure for figure in json.loads(output.read_text())["figures"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_gives_its_figures(quick_run: Run, name: str) -> None:
     for figure in BENCHMARKS[name].figures:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 from grpclib.exceptions import StreamTerminatedError
 from worker_api.worker.v1 import JobEnd, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
@@ -64,6 +65,7 @@ async def use(client: Client, target: Target, count: int) -> None:
     assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
 
 
+@pytest.mark.slow
 async def test_a_thousand_jobs_and_a_thousand_broken_streams_leave_nothing_in_the_daemon(daemon: Daemon) -> None:
     async with daemon.client() as client:
         await client.whoami()

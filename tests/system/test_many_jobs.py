@@ -53,6 +53,7 @@ async def look(daemon: Daemon, job_id: str) -> tuple[float, float, float]:
     return whoami, status, list_
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 async def test_ten_thousand_ended_jobs_do_not_delay_the_first_answer(state: Path) -> None:
     with running_daemon(state) as daemon:

@@ -44,6 +44,7 @@ def restart_later(daemon: Daemon, seconds: float) -> None:
     daemon.start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut", "reset"])
 async def test_a_spawn_that_is_cut_at_any_byte_of_the_answer_runs_once(
     shared_daemon: Daemon, proxy: Proxy, tmp_path: Path, kind: str
@@ -70,6 +71,7 @@ async def test_a_spawn_that_is_cut_at_any_byte_of_the_answer_runs_once(
     assert len(proxy.connections) > spawned
 
 
+@pytest.mark.slow
 async def test_a_spawn_that_is_cut_at_any_byte_of_the_request_runs_once(
     shared_daemon: Daemon, proxy: Proxy, tmp_path: Path
 ) -> None:
@@ -87,6 +89,7 @@ async def test_a_spawn_that_is_cut_at_any_byte_of_the_request_runs_once(
         assert file.read_text() == "x\n" * number
 
 
+@pytest.mark.slow
 async def test_a_log_that_is_cut_again_and_again_is_neither_doubled_nor_lost(
     shared_daemon: Daemon, proxy: Proxy
 ) -> None:

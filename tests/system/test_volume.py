@@ -20,6 +20,7 @@ def digest_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "blake2b").hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_twice_half_a_gigabyte_at_once_arrives_unaltered(shared_daemon: Daemon, tmp_path: Path) -> None:
     """Random bytes on both streams; the job itself writes down what it wrote, with tee."""
