@@ -149,7 +149,8 @@ def test_run_goes_through_a_restart_with_one_line(daemon: Daemon, tmp_path: Path
             restarting.result()
     assert (output, run.returncode) == (b"meanwhile\nafter\n", 7)
     assert errors.count(b"\n") == 1
-    assert b"; trying again from byte 7\n" in errors
+    # How much had come before the daemon went is not said here.
+    assert errors.endswith(tuple(b"; trying again from byte %d\n" % byte for byte in (7, 17, 23)))
 
 
 def test_a_call_that_finds_the_daemon_just_being_restarted_waits_for_it(daemon: Daemon) -> None:
