@@ -10,7 +10,6 @@ Example:
 import asyncio
 import contextlib
 import dataclasses
-import ssl
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from datetime import timedelta
@@ -18,8 +17,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
-from grpclib.exceptions import GRPCError, StreamTerminatedError
-from h2.exceptions import ProtocolError
+from grpclib.exceptions import StreamTerminatedError
 from worker_api.worker.v1 import (
     ErrorReason,
     ExplainDecisionRequest,
@@ -48,14 +46,11 @@ from worker_api.worker.v1 import (
 from workerctl.errors import (
     CallFailed,
     ClientError,
-    ConnectionLost,
     DaemonNotStarted,
     GaveUp,
-    Refused,
-    Unreachable,
-    from_grpc,
 )
 from workerctl.events import LogEvent, Output, decode_event
+from workerctl.failures import FAILURES, translate
 from workerctl.retry import Attempts, Patience
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
@@ -63,9 +58,7 @@ from workerctl.transport import WorkerChannel
 _T = TypeVar("_T")
 
 _STREAM_LOG = "/worker.v1.WorkerService/StreamLog"
-_OF_ANOTHER_HOST = (62, 64)  # hostname and IP address mismatch: X509_STORE_CTX_get_error(3)
 _CERTIFICATE_REASONS = (ErrorReason.CERTIFICATE_EXPIRED, ErrorReason.CERTIFICATE_REVOKED)
-_FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 
 
 class Client:
@@ -134,8 +127,8 @@ class Client:
             channel = await self._connect_patiently(attempts, intention)
             try:
                 response = await make(channel)
-            except _FAILURES as error:
-                failure = _translate(error, channel)
+            except FAILURES as error:
+                failure = translate(error, channel)
                 if not await self._bear(failure, channel, attempts, intention):
                     raise failure from error
             else:
@@ -286,8 +279,8 @@ class Client:
                                 return
                 if follow:  # what is followed has an end: the call was cut off, however politely
                     raise StreamTerminatedError("the log stopped before its end")
-            except _FAILURES as error:
-                failure = _translate(error, channel)
+            except FAILURES as error:
+                failure = translate(error, channel)
                 if not await self._bear(failure, channel, attempts, f"trying again from byte {offset}"):
                     raise failure from error
             else:
@@ -370,32 +363,6 @@ class Client:
             and failure.reason in _CERTIFICATE_REASONS
             and (channel is not self._channel or self._target.stamp() != self._stamp)
         )
-
-
-def _translate(
-    error: GRPCError | StreamTerminatedError | ProtocolError | OSError, channel: WorkerChannel
-) -> ClientError:
-    """Turn what grpclib and the network raise into the client's own errors."""
-    match error:
-        case GRPCError():
-            return from_grpc(error)
-        case StreamTerminatedError() | ProtocolError():
-            return (Refused if channel.refused else ConnectionLost)(channel.endpoint, channel.lost_because)
-        case ssl.SSLCertVerificationError():
-            problem = error.verify_message.rstrip(".")
-            advice = (
-                "use a name that it has, or give it this one with `workerctl pki renew server --host NAME`"
-                if error.verify_code in _OF_ANOTHER_HOST
-                else "check --pki-dir"
-            )
-            return Refused(channel.endpoint, f"its certificate does not hold: {problem}: {advice}")
-        case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):  # what OpenSSL takes the first bytes of anything else for
-            return Refused(channel.endpoint, "what listens there does not speak TLS: is it another program's port?")
-        case ssl.SSLError() if not isinstance(error, ssl.SSLEOFError):
-            return Refused(channel.endpoint, f"TLS failed: {error.reason or error}")
-        case OSError():  # asyncio has no words for a connection that was closed within the handshake
-            problem = error.strerror or str(error) or "the connection was closed before anything was said"
-            return Unreachable(channel.endpoint, f"{problem}: is workerd running there?")
 
 
 async def _list(request: ListRequest, channel: WorkerChannel) -> ListResponse:
