@@ -14,6 +14,8 @@ nox.options.default_venv_backend = "venv"
 
 ROOT = Path(__file__).parent
 GENERATED = ROOT / "generated" / "worker_api"
+# Real processes on a machine that does something else meanwhile: what fails is made once more, and told in the summary.
+RERUN = ("--reruns", "1")
 
 
 def install(session: nox.Session, group: str, *, project: bool) -> None:
@@ -77,14 +79,14 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, a file on each processor: `nox -s tests -- -k stop` runs some of them."""
     install(session, "tests", project=True)
-    session.run("pytest", "--numprocesses", "auto", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", "--numprocesses", "auto", "--dist", "loadfile", *RERUN, *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that take long: thousands of jobs, cuts and bytes."""
     install(session, "tests", project=True)
-    session.run("pytest", "-m", "slow", *session.posargs)
+    session.run("pytest", "-m", "slow", *RERUN, *session.posargs)
 
 
 @nox.session
@@ -106,7 +108,7 @@ def faults(session: nox.Session) -> None:
 def hostile(session: nox.Session) -> None:
     """Attack a daemon, with 100,000 frames and all else: minutes. `nox -s hostile -- --seed 7` repeats a run."""
     install(session, "tests", project=True)
-    session.run("pytest", "tests/hostile", *session.posargs)
+    session.run("pytest", "tests/hostile", *RERUN, *session.posargs)
 
 
 @nox.session
@@ -115,7 +117,7 @@ def peers(session: nox.Session) -> None:
     install(session, "tests", project=True)
     tools = {"h2load": "nghttp2-client", "nghttp": "nghttp2-client", "openssl": "openssl", "sslscan": "sslscan"}
     install_tools(session, tools, "the tests that need it are skipped")
-    session.run("pytest", "tests/peers", *session.posargs)
+    session.run("pytest", "tests/peers", *RERUN, *session.posargs)
 
 
 @nox.session

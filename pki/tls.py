@@ -10,16 +10,21 @@ from pki.errors import Missing
 from pki.files import key_path, new_key_path, read_bytes
 from pki.store import PkiFolder
 
+_MOST_PASSED_OVER = 3  # reads, which are kept in memory: a request comes in fewer
+
 
 class _TellingWhy(ssl.SSLObject):
     """A server's end of a connection, from which a client that is refused learns why.
 
     OpenSSL has an alert ready when a handshake fails (RFC 8446 §6.2), but asyncio and uvloop drop it with the
     connection (`SSLProtocol._on_handshake_complete`), and to the client that looks like any cut. As long as they are
-    told that more is to come they send what is ready. The end is the client's, or that of the time for handshakes.
+    told that more is to come they send what is ready. The end is the client's, or that of the time for handshakes; what
+    it has sent meanwhile is passed over, for a while: a client that finds the connection closed when it sends has no
+    eyes for the alert any more.
     """
 
     _failure: ssl.SSLError | None = None
+    _passed_over = 0
 
     def do_handshake(self) -> None:
         """Take the handshake as far as it goes.
@@ -29,7 +34,10 @@ class _TellingWhy(ssl.SSLObject):
             ssl.SSLError: the handshake has failed.
         """
         if self._failure is not None:
-            raise self._failure
+            self._passed_over += 1
+            if self._passed_over > _MOST_PASSED_OVER:
+                raise self._failure
+            raise ssl.SSLWantReadError(ssl.SSL_ERROR_WANT_READ, "the handshake has failed")
         try:
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
