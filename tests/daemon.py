@@ -78,7 +78,9 @@ class Daemon:
         assert self.process.stdout is not None
         with self.process.stdout as said:
             line = said.readline().decode()
-        assert line.startswith("serving gRPC endpoint at 127.0.0.1:"), line + self.errors()
+        if not line.startswith("serving gRPC endpoint at 127.0.0.1:"):
+            code = self.stop()
+            raise AssertionError(f"the daemon did not start and ended with {code}: {line}{self.errors()}")
         self.endpoint = f"https://localhost:{line.rpartition(':')[2].strip()}"
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -142,7 +144,7 @@ def multiply(model: JobFolder, count: int) -> None:
         copy.write_spec(new)
         for name, data in files.items():
             (copy.path / name).write_bytes(data)
-        os.mkfifo(copy.control)
+        os.mkfifo(copy.told if model.told.exists() else copy.control)
 
 
 @contextlib.contextmanager

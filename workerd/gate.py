@@ -12,6 +12,8 @@ is there.
 import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakKeyDictionary
@@ -35,7 +37,7 @@ from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.failures import tell_failure
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, connection_of, has_gone, send, wait_for_room
+from workerd.network.transport import bound_request, connection_of, has_gone, room_of, send, wait_for_room
 from workerd.notices import Notices
 from workerd.registry import Route
 
@@ -153,6 +155,8 @@ class Gate:
                 response = await route.handler.function(call, request)
             await send(stream, response)
             return
+
+        call = replace(call, room=partial(room_of, stream))
 
         def check() -> None:
             if not self._might_begin(route, call, holder):

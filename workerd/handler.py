@@ -23,6 +23,7 @@ from workerd.access.users import Users
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
 from workerd.engine.job import Job, User
+from workerd.engine.reader import CHUNK_BYTES
 
 log = structlog.get_logger()
 _NOBODY = User("", "")
@@ -70,12 +71,14 @@ class Call:
         job: the job that the request's `job_id` names, on which the caller has the handler's right; None when the
             request has no such field.
         resource: the same for further decisions: that job, or the daemon.
+        room: tells how many bytes are worth preparing next for a client that is answered with a stream.
     """
 
     daemon: Daemon
     caller: Caller
     job: Job | None
     resource: Resource = DAEMON
+    room: Callable[[], int] = lambda: CHUNK_BYTES
 
     @property
     def engine(self) -> Engine:

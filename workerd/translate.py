@@ -4,7 +4,6 @@ from datetime import UTC, datetime, timedelta
 
 import worker_api.worker.v1 as api
 
-from pki.identity import Identity
 from workerd.engine import job as engine
 from workerd.engine.errors import InvalidArgument
 
@@ -17,11 +16,6 @@ _STATES = {
 _STATES_BACK = {theirs: ours for ours, theirs in _STATES.items()}
 _STREAMS = {engine.Stream.STDOUT: api.Stream.STDOUT, engine.Stream.STDERR: api.Stream.STDERR}
 _STREAMS_BACK = {theirs: ours for ours, theirs in _STREAMS.items()}
-
-
-def user_of(identity: Identity) -> engine.User:
-    """Make the engine's user of a certificate's."""
-    return engine.User(identity.user_id, identity.name)
 
 
 def to_user(user: engine.User) -> api.User:

@@ -24,7 +24,7 @@ from workerd.engine.spool import SpoolWriter
 
 WRITES = st.tuples(st.just("write"), st.sampled_from(Stream), st.binary(min_size=1, max_size=300))
 NEW_READERS = st.tuples(st.just("open"), st.floats(0, 1), st.sets(st.sampled_from(Stream), min_size=1))
-STEPS = st.tuples(st.just("read"), st.integers(0, 20), st.integers(0, 4))
+STEPS = st.tuples(st.just("read"), st.integers(0, 20), st.integers(0, 4), st.integers(1, 700))
 
 
 LIMITS = st.sampled_from([0, 200, 1500])
@@ -48,9 +48,12 @@ def test_every_reader_gets_exactly_what_was_written(steps: list[tuple[str, objec
                     reader = stack.enter_context(LogReader(folder, streams))
                     reader.seek(start)
                     readers.append((reader, start, streams, []))
-                case "read", int(which), int(count) if readers:
+                case "read", int(which), int(count), int(most) if readers:
                     reader, _, _, got = readers[which % len(readers)]
-                    got += [event for _ in range(count) for event in reader.read()]
+                    for _ in range(count):
+                        events = reader.read(most)
+                        assert sum(len(event.data) for event in events if isinstance(event, Output)) <= most
+                        got += events
         writer.end()
         kept_from = measure(folder).kept_from
         assert kept_from == 0 if limit == 0 else len(written) - kept_from <= max(limit, 600)

@@ -10,6 +10,7 @@ from hyperframe.frame import SettingsFrame
 from worker_api.worker.v1 import StreamLogRequest, WhoAmIRequest
 
 from tests.hostile.attacker import (
+    DATA,
     HEADERS,
     PING_HEAD,
     WAIT_SECONDS,
@@ -150,6 +151,23 @@ def zero_windows(attack: Attack) -> None:
             if not connection.send(connection.request("StreamLog", attack.follow())):
                 return
         connection.is_alive(b"no bytes")
+
+
+def small_windows(attack: Attack) -> None:
+    """Ask for logs on very many streams, and take of each no more than a small window holds."""
+    streams, window = 900, 1 << 13
+    with attack.connect() as connection:
+        connection.open({_WINDOW: window})
+        connection.send(window_update(0, _LARGEST_WINDOW - 65_535))
+        for _ in range(streams):
+            if not connection.send(connection.request("StreamLog", attack.follow())):
+                return
+        left = streams * window
+        for frame in connection.received():
+            left -= len(frame.payload) if frame.kind == DATA else 0
+            if not left:
+                break
+        assert connection.is_alive(b"a little")
 
 
 def never_reading(attack: Attack) -> None:
@@ -294,6 +312,7 @@ ATTACKS = (
     window_updates,
     empty_data,
     zero_windows,
+    small_windows,
     never_reading,
     begun_requests,
     tiny_parts,

@@ -143,21 +143,6 @@ class Caller:
             )
             raise
 
-    def _ask(self, owner: User, right: str, resource: Resource) -> str:
-        """Say what may be asked of a job's owner, as policies have it; nothing if nothing comes of it."""
-        shared = replace(resource, shares=resource.shares | {(self.user.id, right)})
-        can_do_it = self.rights.decide(owner, right, resource).permitted
-        can_let_do_it = self.rights.decide(owner, "share", resource).permitted and self.may(right, shared).permitted
-        match can_do_it, can_let_do_it:
-            case True, True:
-                return f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
-            case True, False:
-                return f"the job is {owner.name}'s, who can do it, and cannot give you this right by sharing the job"
-            case False, True:
-                return f"the job is {owner.name}'s, who can let you with `workerctl share`"
-            case _:
-                return ""
-
     def note(self, event: str, **fields: Any) -> None:
         """Write down an event that this call brings about.
 
@@ -176,6 +161,21 @@ class Caller:
                 **fields,
             }
         )
+
+    def _ask(self, owner: User, right: str, resource: Resource) -> str:
+        """Say what may be asked of a job's owner, as policies have it; nothing if nothing comes of it."""
+        shared = replace(resource, shares=resource.shares | {(self.user.id, right)})
+        can_do_it = self.rights.decide(owner, right, resource).permitted
+        can_let_do_it = self.rights.decide(owner, "share", resource).permitted and self.may(right, shared).permitted
+        match can_do_it, can_let_do_it:
+            case True, True:
+                return f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
+            case True, False:
+                return f"the job is {owner.name}'s, who can do it, and cannot give you this right by sharing the job"
+            case False, True:
+                return f"the job is {owner.name}'s, who can let you with `workerctl share`"
+            case _:
+                return ""
 
 
 def _describe(resource: Resource) -> dict[str, Any]:

@@ -111,7 +111,10 @@ class Policies:
         self._schema = cedarpy.Schema.from_str(_schema(rights))
         policies: dict[str, Any] = {}
         for name, text in sources.items():
-            policies |= self._compile(name, text)
+            compiled = self._compile(name, text)
+            if taken := sorted(policies.keys() & compiled):  # a file's name may hold what an @id does
+                raise PolicyInvalid(name, f"another file has a policy that is called {taken[0]}: rename one of the two")
+            policies |= compiled
         self._set = _policy_set(policies)
         self._names_jobs = bool(named(On.JOB, policies))
         self.roles = named("Role", policies)

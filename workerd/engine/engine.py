@@ -19,7 +19,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
-from workerd.engine.reader import Gap, LogReader, Output, measure
+from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output, measure
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
@@ -275,7 +275,13 @@ class Engine:
             raise JobNotFound(job.id) from None
 
     async def read_log(
-        self, job_id: str, start: Start, streams: Collection[Stream], *, follow: bool
+        self,
+        job_id: str,
+        start: Start,
+        streams: Collection[Stream],
+        *,
+        follow: bool,
+        room: Callable[[], int] = lambda: CHUNK_BYTES,
     ) -> AsyncGenerator[Sequence[Output | Gap | JobEnd], None]:
         """Read a job's output from any position.
 
@@ -284,6 +290,7 @@ class Engine:
             start: where to begin.
             streams: which streams; the others are passed over.
             follow: whether to go on with what is yet to come.
+            room: tells how many bytes of output are wanted next at most, so that nothing is held that nobody takes yet.
 
         Yields:
             Events in the order in which the output arrived, one or more at a time. The end comes last, and only when
@@ -305,7 +312,7 @@ class Engine:
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
             while True:
                 changed.clear()
-                if events := reader.read():
+                if events := reader.read(room()):
                     yield events
                 if reader.complete:
                     break

@@ -9,7 +9,7 @@
     index     what of `output` is whose (`workerd.engine.record`)
     fault     what went wrong inside the supervisor, for people; usually absent
     shares    who besides the owner may do what with the job (JSON), replaced as a whole; absent until it is shared
-    told      empty; there when the job's end has been told to whoever wanted to know
+    told      what `control` becomes when the job's end has been told to whoever wanted to know
 
 A free lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
 
@@ -117,13 +117,12 @@ class JobFolder:
     def telling(self) -> Iterator[None]:
         """Note that the job's end has been told, once that has been done within the context.
 
-        What a full disk could refuse is done before, so that an end that was told is not told again for want of room.
+        No file is made for it, which a full disk could refuse: the pipe that takes orders is renamed.
         """
-        new = self.told.with_suffix(".new")
-        with open(new, "wb", opener=private):
-            pass
+        if not self.control.exists():  # the supervisor vanished before it made one
+            os.mkfifo(self.control, 0o600)
         yield
-        os.rename(new, self.told)
+        os.rename(self.control, self.told)
 
     def write_spec(self, spec: JobSpec) -> None:
         """Write what was asked for."""

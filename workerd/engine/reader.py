@@ -100,19 +100,23 @@ class LogReader:
         self._next = 1 if offset < kept else find_record(self._index, numbers, lambda _, r: _ends_after(r, offset))
         self._offset = offset
 
-    def read(self) -> list[Output | Gap]:
+    def read(self, most_bytes: int = CHUNK_BYTES) -> list[Output | Gap]:
         """Read what comes next, in the order in which it was written.
 
         Neighbouring bytes of one stream come as one event. What has been released comes as a gap.
 
+        Args:
+            most_bytes: of output; one or more.
+
         Returns:
-            At most CHUNK_BYTES of output and a bounded number of events; none when there is nothing new, when all that
-            is new is of other streams, or when `complete`.
+            At most so much output, or CHUNK_BYTES if that is less, and a bounded number of events; none when there is
+            nothing new, when all that is new is of other streams, or when `complete`.
 
         Raises:
             SpoolCorrupt: the log is damaged.
         """
         spans: list[_Span] = []
+        most_bytes = min(most_bytes, CHUNK_BYTES)
         position, count, ends = self._offset, 0, False
         self.exhausted = True
         for record in self._records():
@@ -123,7 +127,7 @@ class LogReader:
                 raise SpoolCorrupt(self._path, f"a {record.kind.name} record after the first")
             if record.stream in self._streams and record.end_offset > position:
                 start = max(position, record.offset)
-                end = min(record.end_offset, (spans[0].start if spans else start) + CHUNK_BYTES)
+                end = min(record.end_offset, (spans[0].start if spans else start) + most_bytes)
                 if end > start:
                     _append(spans, record, start, end)
                     position = end

@@ -5,7 +5,7 @@ What reaches into the inside of grpclib and h2 stands in this room (`workerd.net
 - A call of an RPC that nobody serves is answered in full: grpclib's own answer lacks the content type, which its own
   client then takes for the failure (`grpclib.server._abort`).
 - Messages that are encoded already are sent as they are, many at once: grpclib sends one at a time.
-- Nothing is read for a client that takes nothing: grpclib waits for room only once a message is there to be sent.
+- No more is read for a client than it takes: grpclib waits for room only once a message is there to be sent.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from workerd.network.connection import Surroundings, WorkerProtocol
 from workerd.network.http2 import Calls
 from workerd.network.receiving import receive
 
-_ROOM_BYTES = 1 << 13
+_ROOM_BYTES = 1 << 13  # what is worth reading for
 
 
 def connection_of(stream: Stream[Any, Any]) -> Connection:
@@ -88,6 +88,16 @@ async def wait_for_room(stream: Stream[Any, Any]) -> None:
             return
         raw.window_updated.clear()
         await raw.window_updated.wait()
+
+
+def room_of(stream: Stream[Any, Any]) -> int:
+    """Tell how many bytes are worth preparing next for a client: as many as it takes just now, and not few.
+
+    What it does not take is held until it does.
+    """
+    raw = stream._stream
+    h2 = raw._h2_connection
+    return max(h2.local_flow_control_window(raw.id) if raw.id in h2.streams else 0, _ROOM_BYTES)
 
 
 class _Routes(dict[str, Handler]):

@@ -158,6 +158,13 @@ def test_policies_that_cannot_be_used_are_told_with_the_line_on_which_they_begin
         policies(before + bad)
 
 
+def test_a_policy_that_is_called_like_one_of_another_file_takes_nothing_away_from_it() -> None:
+    forbids = '@id("b.cedar:c") forbid (principal, action, resource);'
+    permits = '@id("c") permit (principal, action, resource);'
+    with pytest.raises(PolicyInvalid, match=r"a\.cedar:b\.cedar:c: rename"):
+        Policies({"a.cedar": forbids, "a.cedar:b.cedar": permits}, KNOWN)
+
+
 def test_a_right_on_what_it_is_not_exercised_on_is_told_with_what_it_is() -> None:
     for action, told in (
         ('action == Action::"stop"', "so: stop on Job"),
