@@ -10,12 +10,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from pki.authority import Credential, issue_client, make_authority
-from pki.files import key_path
+from pki.files import key_path, load_pair, write_pair
 from pki.store import DEFAULT_TRUST_DOMAIN
 from tests.daemon import USER, Daemon, running_daemon
 
@@ -102,17 +99,8 @@ def s_client(daemon: Daemon, *options: str, credential: Path | None = None, said
 
 def save(path: Path, credential: Credential) -> Path:
     """Write a certificate with its key."""
-    path.write_bytes(credential.certificate_pem())
-    key_path(path).write_bytes(credential.key_pem())
+    write_pair(path, credential)
     return path
-
-
-def authority(daemon: Daemon) -> Credential:
-    """Load the authority that signs the daemon's users."""
-    certificate = daemon.pki.client_ca
-    key = load_pem_private_key(key_path(certificate).read_bytes(), None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
-    return Credential(key, x509.load_pem_x509_certificate(certificate.read_bytes()))
 
 
 HTTP_2 = ("-alpn", "h2", "-ign_eof", "-quiet")
@@ -139,7 +127,7 @@ def test_openssl_with_a_bad_certificate_is_told_why(daemon: Daemon, tmp_path: Pa
     bad = {
         "unknown ca|decrypt error|bad certificate": save(tmp_path / "a.crt", issue_client(stranger, USER, USER_ID)),
         "certificate expired": save(
-            tmp_path / "b.crt", issue_client(authority(daemon), USER, USER_ID, timedelta(minutes=-1))
+            tmp_path / "b.crt", issue_client(load_pair(daemon.pki.client_ca), USER, USER_ID, timedelta(minutes=-1))
         ),
         "certificate revoked": daemon.pki.client_certificate(OTHER),
         "unknown ca|unsupported certificate": daemon.pki.server_certificate,
