@@ -154,10 +154,8 @@ def test_api_processes_end_with_the_main_process_and_the_next_daemon_takes_over_
 def test_a_port_that_is_in_use_is_refused_in_one_line(several: Daemon, tmp_path: Path) -> None:
     """Another daemon's shared port could be taken, and each would get some of the other's calls."""
     other = Daemon(tmp_path / "other", ("--processes", "2"), f"127.0.0.1:{several.port}")
-    with pytest.raises(AssertionError, match="cannot listen on"):
+    with pytest.raises(AssertionError, match=r"ended with 1: (?s:.*)cannot listen on"):
         other.start()
-    assert other.process is not None
-    assert other.process.wait(30) == 1
     assert "Traceback" not in other.errors()
 
 

@@ -115,8 +115,6 @@ def test_a_job_whose_supervisor_is_killed_is_lost_and_run_says_so(any_daemon: Da
 
 def test_a_second_daemon_on_the_same_state_is_refused_in_one_line(daemon: Daemon) -> None:
     other = Daemon(daemon.state)
-    with pytest.raises(AssertionError, match="another workerd"):
+    with pytest.raises(AssertionError, match=r"ended with 1: (?s:.*)another workerd"):
         other.start()
     assert "Traceback" not in other.errors()
-    assert other.process is not None
-    assert other.process.wait(30) == 1
