@@ -43,12 +43,7 @@ from worker_api.worker.v1 import (
     WorkerServiceStub,
 )
 
-from workerctl.errors import (
-    CallFailed,
-    ClientError,
-    DaemonNotStarted,
-    GaveUp,
-)
+from workerctl.errors import CallFailed, ClientError, DaemonNotStarted, GaveUp
 from workerctl.events import LogEvent, Output, decode_event
 from workerctl.failures import FAILURES, translate
 from workerctl.retry import Attempts, Patience

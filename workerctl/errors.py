@@ -202,7 +202,7 @@ _OPTIONS = {
     "user": "--with",
     "working_directory": "--working-directory",
 }
-"""By which option each field of a request is given, where they are called differently."""
+"""The options by which fields of requests are given that have other names."""
 
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
     ErrorReason.DRAINING: Draining,

@@ -55,7 +55,7 @@ class Daemon:
     def find(self, job_id: str) -> Resource:
         """Find a job to decide on; one that is not there is nobody's."""
         try:
-            owner, shares = self.engine.owner(job_id)
+            owner, shares = self.engine.owner_and_shares(job_id)
         except JobNotFound:
             return Resource(On.JOB, job_id, _NOBODY)
         given = frozenset((share.user.id, right) for share in shares for right in share.rights)

@@ -20,7 +20,7 @@ MAX_AMOUNT = 2**63 - 1  # what the catalogue can compare with (sqlite.org/dataty
 # the same reason (CVE-2023-44487).
 _RESETS_PER_SECOND, _MOST_RESETS = 33.0, 1000.0
 _FRAMES_PER_SECOND, _MOST_FRAMES = 1000.0, 10_000.0
-_REQUESTS_AT_ONCE = 4
+_REQUESTS_AT_ONCE = 4  # of the greatest length, or more of shorter ones
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from hpack import Decoder, Encoder
-from hyperframe.frame import DataFrame, Frame, HeadersFrame, SettingsFrame, WindowUpdateFrame
+from hyperframe.frame import DataFrame, HeadersFrame, SettingsFrame, WindowUpdateFrame
 
 from workerctl.target import Target
 
@@ -94,7 +94,6 @@ class Connection:
         self._decoder = Decoder()
         self._buffer = bytearray()
         self._next_stream = 1
-        self._waiting: list[Received] = []
 
     def __enter__(self) -> Self:
         return self
@@ -252,11 +251,6 @@ def raw_frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
     return (
         len(payload).to_bytes(3) + bytes([kind & 0xFF, flags & 0xFF]) + (stream_id & 0xFFFFFFFF).to_bytes(4) + payload
     )
-
-
-def serialized(frame: Frame) -> bytearray:
-    """Give a frame's bytes, to be altered."""
-    return bytearray(frame.serialize())
 
 
 def _text(value: str | bytes) -> str:

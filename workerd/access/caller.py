@@ -95,6 +95,16 @@ class Caller:
         if not self.decide(right, resource):
             raise self.refusal(right, resource)
 
+    def require_in_certificate(self, right: str, resource: Resource) -> None:
+        """Go on only if the certificate is good for a right that is to be handed on, whatever the policies say of it.
+
+        Raises:
+            NotPermitted: it is not, and that is in the audit trail.
+            AuditFailed: it could not be written down.
+        """
+        if not self.has(right):
+            self.authorize(right, resource)
+
     def refusal(self, right: str, resource: Resource, named: str = "") -> NotPermitted:
         """Say that the caller lacks a right on what they may know of, and what to do.
 
@@ -137,10 +147,8 @@ class Caller:
             raise
         except Exception as error:
             answer = error if isinstance(error, GRPCError) else to_grpc(error)
-            reasons = [each.reason.name for each in answer.details or () if isinstance(each, ErrorDetail)]
-            self.note(
-                "failed", action=right, **_describe(resource), status=answer.status.name, reason="".join(reasons[:1])
-            )
+            reason = next((each.reason.name for each in answer.details or () if isinstance(each, ErrorDetail)), "")
+            self.note("failed", action=right, **_describe(resource), status=answer.status.name, reason=reason)
             raise
 
     def note(self, event: str, **fields: Any) -> None:

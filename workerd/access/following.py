@@ -23,7 +23,7 @@ async def follow_folder(folder: Path, look: Callable[[], None], unfinished: set[
     Args:
         folder: it need not be there; a link that it is is followed once.
         look: reads what is there. It must not raise.
-        unfinished: is kept the names of files that were made, and that nobody has written and closed since.
+        unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
     names: set[str] = set() if unfinished is None else unfinished
 

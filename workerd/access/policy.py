@@ -22,6 +22,9 @@ from workerd.errors import PolicyInvalid
 log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
 _LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
+_READ = "Read"
+_APPLIES_TO_NOTHING = "unable to find an applicable action"  # in Cedar's words
+_TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
 
 class On(enum.StrEnum):
@@ -78,9 +81,6 @@ class Resource:
 
 
 DAEMON = Resource(On.DAEMON)
-_READ = "Read"
-_APPLIES_TO_NOTHING = "unable to find an applicable action"  # in Cedar's words
-_TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
 
 @dataclass(frozen=True, slots=True)

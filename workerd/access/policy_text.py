@@ -56,8 +56,7 @@ def statements(text: str) -> list[Statement]:
     """Split a text into its policies. One that is not finished is the last."""
     found: list[Statement] = []
     begin = line = 0
-    bare = _TEXTS.sub(lambda found: " " * len(found.group()), text)
-    ends = [found.end() for found in re.finditer(";", bare)]
+    ends = [end.end() for end in re.finditer(";", _bare(text))]
     for end in (*ends, len(text)):
         blank = _BLANK.match(text, begin, end)
         start = blank.end() if blank is not None else begin
@@ -88,7 +87,7 @@ def cost_of(text: str) -> str:
     Returns:
         What is wrong; empty if nothing is.
     """
-    bare = _TEXTS.sub(lambda found: _ALL_BUT_ENDS.sub(" ", found.group()), text)
+    bare = _bare(text)
     depth = 0
     for bracket in _BRACKETS.finditer(bare):
         depth += 1 if bracket.group() in "([{" else -1
@@ -98,6 +97,11 @@ def cost_of(text: str) -> str:
         problem = f"a path after `has` has more than {_LONGEST_PATH} steps: ask for one after another"
         return f"{_line(bare, path)}{problem}"
     return ""
+
+
+def _bare(text: str) -> str:
+    """Blank out texts and comments; everything else stays in its place."""
+    return _TEXTS.sub(lambda found: _ALL_BUT_ENDS.sub(" ", found.group()), text)
 
 
 def _line(text: str, place: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from workerd.errors import PolicyInvalid
 
 DEFAULT_FILE = "default.cedar"
-_OURS = "the daemon's own"
+_SHIPPED = f"{DEFAULT_FILE} (the daemon's own)"
 _NONE: Mapping[str, str] = {}
 _SUFFIX = ".cedar"
 _MOST_BYTES = 1 << 20  # far beyond what people write, and no more than can be compiled while calls wait
@@ -45,13 +45,12 @@ def read_policies(
 def files_of(sources: Mapping[str, str]) -> list[str]:
     """Tell the names of the files that are in force, with what came with the daemon as such."""
     shipped = sources.get(DEFAULT_FILE) == _shipped()
-    return [f"{name} ({_OURS})" if name == DEFAULT_FILE and shipped else name for name in sorted(sources)]
+    return [_SHIPPED if name == DEFAULT_FILE and shipped else name for name in sorted(sources)]
 
 
 def missing_from(sources: Mapping[str, str], before: Mapping[str, str]) -> list[str]:
     """Tell which of the operator's files are in force no more."""
-    ours = f"{DEFAULT_FILE} ({_OURS})"
-    return [name for name in files_of(before) if name != ours and name not in files_of(sources)]
+    return [name for name in files_of(before) if name != _SHIPPED and name not in files_of(sources)]
 
 
 def _shipped() -> str:
@@ -77,7 +76,7 @@ def _read(path: Path) -> str:
                 raise PolicyInvalid(str(path), "it cannot be read: it is no ordinary file")
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
-            raise PolicyInvalid(str(path), f"it is longer than {_MOST_BYTES} bytes")
+            raise PolicyInvalid(str(path), f"it is longer than {_MOST_BYTES} bytes: make several files of it")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error

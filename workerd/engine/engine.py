@@ -189,7 +189,7 @@ class Engine:
         with _found(job_id):
             return self._folder(job_id).read_spec()
 
-    def owner(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
+    def owner_and_shares(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
         """Tell whose job it is, and with whom it is shared, even where its files are damaged or too new.
 
         Then the owner's name may be missing, and it is shared with nobody.

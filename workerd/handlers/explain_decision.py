@@ -13,7 +13,7 @@ from workerd.errors import PolicyInvalid
 from workerd.handler import Call, handles
 from workerd.translate import to_user
 
-_MAX_POLICIES = 1 << 14
+_MAX_CHARACTERS = 1 << 14  # of policies, which the daemon compiles while all others wait
 _STANDARD_INPUT = "stdin"
 _NAME = re.compile(r"[^/\0]{1,255}")  # of a file
 _HOW = {
@@ -34,16 +34,15 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
 
     Of a caller who names nobody it is decided as of this call: for another user perhaps, with this certificate.
     """
-    rights = call.caller.rights
+    caller, rights = call.caller, call.caller.rights
     if request.right not in rights.known:
         known = ", ".join(sorted(rights.known))
         raise InvalidArgument("right", f"{request.right!r} is none that this daemon knows: there are {known}")
-    if len(request.policies) > _MAX_POLICIES:
-        raise InvalidArgument("policies", f"are longer than {_MAX_POLICIES} characters")
-    if request.policies:  # which the daemon compiles while all others wait
+    if len(request.policies) > _MAX_CHARACTERS:
+        raise InvalidArgument("policies", f"are longer than {_MAX_CHARACTERS} characters")
+    if request.policies:  # for what they cost, the right on a job of one's own is not enough
         call.authorize("explain", DAEMON)
     policies = _policies(rights.policies, request)
-    caller = call.caller
     user = call.daemon.users.find(request.user) if request.user else caller.user
     acted_for = not request.user and caller.actor is not None
     roles = rights.roles_of(user)

@@ -45,8 +45,8 @@ def _require(rights: frozenset[str], caller: Caller) -> None:
     known = caller.rights.known
     if unknown := sorted(rights.difference(known)):
         raise InvalidArgument("rights", f"names {unknown[0][:80]!r}, but there are only {', '.join(sorted(known))}")
-    if further := sorted(right for right in rights if not caller.has(right)):
-        caller.authorize(further[0], DAEMON)  # which it cannot be, and that is in the trail then
+    for right in sorted(rights):
+        caller.require_in_certificate(right, DAEMON)
 
 
 def _issue(

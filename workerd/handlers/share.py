@@ -24,8 +24,8 @@ async def share(call: Call, request: ShareRequest) -> ShareResponse:
         if right not in known or On.JOB not in known[right].on:
             on_jobs = ", ".join(sorted(name for name, each in known.items() if On.JOB in each.on))
             raise InvalidArgument("rights", f"cannot hold {right!r}: what can be done to a job is {on_jobs}")
-        if not call.caller.has(right):  # or it would outlive a narrowed certificate, in somebody else's hands
-            call.caller.authorize(right, call.resource)  # which it cannot be, and that is in the trail then
+        # Or it would outlive a narrowed certificate, in somebody else's hands.
+        call.caller.require_in_certificate(right, call.resource)
     if not request.user:
         if request.rights:
             raise InvalidArgument("user", "is empty: say whom the rights are for")

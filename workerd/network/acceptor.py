@@ -40,6 +40,7 @@ class Acceptor:
         context: of TLS.
         make_protocol: makes the protocol of a connection whose handshake begins.
         meter: tells the limits, and whether there is room for another connection.
+        notices: tells which limits are met.
     """
 
     def __init__(

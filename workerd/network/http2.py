@@ -118,7 +118,7 @@ def _check(headers: Headers) -> float | None:
     for name, value in headers:
         if not value.isascii():
             raise InvalidArgument(
-                name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold all else"
+                name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold other bytes"
             )
         if name == _TIMEOUT:
             found = _TIMEOUT_VALUE.fullmatch(value)

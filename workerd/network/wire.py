@@ -20,7 +20,7 @@ _WIRE_TYPES = {
 }
 # More than any argument list that a shell makes.
 MAX_FIELDS = 1 << 18
-MAX_UNKNOWN_BYTES = 1 << 16
+MAX_UNKNOWN_BYTES = 1 << 16  # what a later contract adds is short
 
 
 @dataclass(slots=True)

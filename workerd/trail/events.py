@@ -59,16 +59,16 @@ def noting_service(trail: AuditTrail, processes: int) -> Iterator[None]:
 
     The daemon runs even where that cannot be told: it turns calls away until it can, and its jobs run on.
     """
-    try_to_record(
+    _try_to_record(
         trail, {"event": "daemon-started", "version": version("workerd"), "pid": os.getpid(), "processes": processes}
     )
     try:
         yield
     finally:
-        try_to_record(trail, {"event": "daemon-stopped", "pid": os.getpid()})
+        _try_to_record(trail, {"event": "daemon-stopped", "pid": os.getpid()})
 
 
-def try_to_record(trail: AuditTrail, event: dict[str, Any]) -> None:
+def _try_to_record(trail: AuditTrail, event: dict[str, Any]) -> None:
     """Tell the trail of something that has come about anyway."""
     try:
         trail.record(event)

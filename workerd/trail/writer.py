@@ -218,8 +218,7 @@ class AuditTrail:
     def _append(self, event: Mapping[str, Any]) -> None:
         line, head = make_line(event, self._head, datetime.now(UTC).isoformat(timespec="microseconds"))
         try:
-            if os.write(self._file, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _require_whole(os.write(self._file, line), line)
             self._write_head(head)
         except OSError:
             os.ftruncate(self._file, self._size)
@@ -229,8 +228,7 @@ class AuditTrail:
 
     def _write_head(self, head: Head) -> None:
         data = format_head(head)
-        if os.pwrite(self._head_file, data, 0) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _require_whole(os.pwrite(self._head_file, data, 0), data)
         self._head, self._head_bytes = head, data
 
     def _close_files(self) -> None:
@@ -238,3 +236,9 @@ class AuditTrail:
             if descriptor >= 0:
                 os.close(descriptor)
         self._file = self._head_file = -1
+
+
+def _require_whole(written_bytes: int, data: bytes) -> None:
+    """See that a write was whole; one that was not has met the end of the room on the disk (write(2))."""
+    if written_bytes != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

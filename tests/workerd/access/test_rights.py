@@ -202,7 +202,7 @@ async def test_a_file_that_is_made_anew_counts_as_before_until_it_is_written(tmp
     file.write_text(LET_BOB)
     rights = make(tmp_path)
     async with followed(rights) as changed:
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # it is looked at for the first time, and followed from then on
         file.unlink()
         with file.open("w") as writing:  # before anybody could see that there was none
             await asyncio.sleep(0.1)
