@@ -49,11 +49,12 @@ class InputInvalid(PkiError):
 
 
 class InvalidName(InputInvalid):
-    """A user name that cannot be the name of a file."""
+    """A name that cannot be that of a file."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name!r} cannot be a user name: use letters, digits, '.', '_', '-' and '@', at most 64 of them"
+            f"{name!r} cannot be the name of a user or a daemon: use letters, digits, '.', '_', '-' and '@',"
+            " at most 64 of them"
         )
 
 

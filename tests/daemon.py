@@ -20,8 +20,9 @@ from workerd.access.caller import Record
 from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User
+from workerd.listening import listen
 from workerd.registry import load_routes
-from workerd.server import answering, listen
+from workerd.server import answering
 from workerd.settings import Settings
 
 USER = "acrimon"

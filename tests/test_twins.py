@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workerctl import own_daemon
-from workerd.server import advertise
+from workerd.listening import advertise
 from workerd.settings import default_state_directory
 
 

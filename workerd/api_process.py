@@ -17,18 +17,12 @@ from pki.errors import PkiError
 from workerd.engine import linux
 from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
+from workerd.listening import listen
 from workerd.log import configure_log
 from workerd.registry import load_routes
-from workerd.server import (
-    LAST_READERS_SECONDS,
-    answering,
-    listen,
-    signal_event,
-    stop_signals,
-    telling_engine,
-    wait_first,
-)
+from workerd.server import LAST_READERS_SECONDS, answering, telling_engine
 from workerd.settings import Settings
+from workerd.waiting import signal_event, stop_signals, wait_first
 
 log = structlog.get_logger()
 SERVING = b"serving"

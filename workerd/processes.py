@@ -21,19 +21,12 @@ from workerd.api_process import DRAINED, SERVING, Orders
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import read_to_end
 from workerd.errors import ConfigurationInvalid
-from workerd.server import (
-    LAST_READERS_SECONDS,
-    advertise,
-    bind,
-    meanwhile,
-    prepare,
-    stop_signals,
-    wait_first,
-    warn_of_account,
-)
+from workerd.listening import advertise, bind
+from workerd.server import LAST_READERS_SECONDS, prepare, warn_of_account
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
 from workerd.trail.writer import AuditTrail
+from workerd.waiting import meanwhile, stop_signals, wait_first
 
 log = structlog.get_logger()
 _SETTLED_SECONDS = 10.0  # whoever served for so long did not die of its start

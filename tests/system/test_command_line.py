@@ -125,7 +125,7 @@ def test_a_job_s_id_may_be_given_with_and_without_its_option(shared_daemon: Daem
         (("run", "ls", "-l"), "Unknown option: -l. A program with options of its own stands after --."),
         (("run", "--nmae", "x", "--", "true"), "Did you mean --name? See --help."),
         (("stream-log", str(uuid.UUID(int=0)), "--no-follow"), "add --past-events, --offset or --last-bytes"),
-        (("pki", "issue-client", "a/b"), "'a/b' cannot be a user name"),
+        (("pki", "issue-client", "a/b"), "'a/b' cannot be the name of a user"),
         (("list", "ended"), "'ended' is one argument too many."),
         (("pki", "issue-client"), "'pki issue-client' needs NAME."),
         (("status",), "'status' needs UUID."),

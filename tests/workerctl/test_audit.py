@@ -175,6 +175,7 @@ def test_lines_that_are_none_are_left_out_and_told(state: Path, capfd: pytest.Ca
         (("verify", "{state}/none"), "there is no audit trail in {state}/none", ExitCode.FAILED),
         (("show", "{state}/none"), "there is no audit trail in {state}/none", ExitCode.FAILED),
         (("verify", "{state}", "--expect", "5"), "--expect '5' is no head: give SEQ:HASH", ExitCode.USAGE),
+        (("verify", "{state}", "--expect", "5:" + "g" * 64), "is no head: give SEQ:HASH", ExitCode.USAGE),
         (("verify", "{state}", "--from-seq", "9"), "there is no line 9 in this trail: give one from", ExitCode.USAGE),
         (("show", "{state}", "--job", "soon"), "--job 'soon' is no job's id: give the whole id", ExitCode.USAGE),
         (("show", "{state}", "--since", "soon"), "--since 'soon' is no time: give for instance", ExitCode.USAGE),

@@ -1,6 +1,7 @@
 """audit: read a daemon's audit trail, and verify that it is whole. Of files on this machine; no daemon is asked."""
 
 import json
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -25,6 +26,7 @@ app = App(name="audit", help="Read the audit trail of a daemon on this machine, 
 Directory = Annotated[
     str | None, Parameter(help="The daemon's state directory, or the trail's. [default: your own daemon's]")
 ]
+_HEAD = re.compile(r"([0-9]{1,19}):([0-9A-Fa-f]{64})")
 _FIRST = ("event", "verdict", "action")
 _PEOPLE = frozenset({"user", "actor", "owner", "by", "other_user", "with"})
 
@@ -106,10 +108,10 @@ def _trail(directory: str | None) -> Path:
 
 
 def _parse_head(text: str) -> Head:
-    seq, _, digest = text.partition(":")
-    if not seq.isdecimal() or len(digest) != 64:
+    found = _HEAD.fullmatch(text)
+    if found is None:
         raise UsageInvalid(f"--expect {text!r} is no head: give SEQ:HASH, as `workerctl audit verify` shows it")
-    return Head(int(seq), digest.lower())
+    return Head(int(found[1]), found[2].lower())
 
 
 def _parse_job_id(text: str) -> str:

@@ -1,0 +1,97 @@
+"""The address of a daemon: taking it, and saying where it is."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from workerd.engine.folder import private
+from workerd.errors import CannotListen
+from workerd.settings import Settings
+
+_BACKLOG = 512
+
+
+@contextlib.contextmanager
+def listen(settings: Settings, *, shared: bool = False) -> Iterator[socket.socket]:
+    """Listen on the address of the settings.
+
+    Args:
+        shared: whether other processes listen there as well (socket(7), SO_REUSEPORT).
+
+    Raises:
+        CannotListen: it cannot be.
+    """
+    with bind(settings, shared=shared) as listening:
+        try:
+            listening.listen(_BACKLOG)
+        except OSError as error:
+            raise _cannot_listen(settings, error) from error
+        yield listening
+
+
+def bind(settings: Settings, *, shared: bool) -> socket.socket:
+    """Take the address of the settings, without listening.
+
+    Raises:
+        CannotListen: it cannot be.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except OSError as error:
+        raise _cannot_listen(settings, error) from error
+    return bound
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> CannotListen:
+    """Say that an address cannot be listened on."""
+    return CannotListen(settings.host, settings.port, error.strerror or str(error))
+
+
+@contextlib.contextmanager
+def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
+    """Say where the daemon serves: on standard output, to a service manager, and in a note.
+
+    The note is for the clients of the same user on this machine.
+    """
+    host, port = bound.getsockname()[:2]
+    note = state_directory / "endpoint"
+    local = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104
+    new = note.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with open(new, "w", opener=private) as file:
+        # Held for as long as this process lives: a note that nobody holds is a dead daemon's.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"https://{f'[{local}]' if ':' in local else local}:{port}\n")
+        file.flush()
+        new.rename(note)
+        try:
+            print(f"serving gRPC endpoint at {f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
+            _tell_service_manager("READY=1")
+            yield
+        finally:
+            note.unlink(missing_ok=True)
+
+
+def _tell_service_manager(state: str) -> None:
+    """Tell the service manager that started this process how it is, if there is one that listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] in ("/", "@"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.suppress(OSError):
+            manager.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
+            manager.send(state.encode())
