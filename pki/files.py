@@ -68,7 +68,8 @@ def load_certificate(path: Path) -> "x509.Certificate":
         folder, what = path.parent.parent, "there is no certificate of this name, and those that there are are shown by"
         advice = f"{what} `workerctl --pki-dir {shlex.quote(str(folder))} pki list`"
     else:
-        advice = f"make an authority with `workerctl --pki-dir {shlex.quote(str(path.parent))} pki init`"
+        make = f"workerctl --pki-dir {shlex.quote(str(path.parent))} pki init"
+        advice = f"do this where the authority is, or make one with `{make}`"
     try:
         return x509.load_pem_x509_certificate(read_bytes(path, advice))
     except (ValueError, x509.InvalidVersion) as error:  # which is no ValueError
@@ -205,7 +206,7 @@ def locked(certificate: Path) -> Iterator[None]:
     try:
         file = path.open("rb")
     except OSError as error:
-        advice = f"put the key of {certificate.name} there"
+        advice = f"do this where the authority is: {path.name} is there, and stays there"
         raise Missing(path, error.strerror or str(error), advice) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pki.checks import LEAST_UNKNOWN_SERIAL, is_trust_domain, make_lifetime, make_user_id, read_serial, require_hosts
-from pki.errors import AlreadyExists, IdentityInvalid, InvalidTrustDomain, NotRenewable, NotRevocable
+from pki.errors import AlreadyExists, IdentityInvalid, InvalidName, InvalidTrustDomain, NotRenewable, NotRevocable
 from pki.files import (
     FOLDER_MODE,
     REPLACED,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # cryptography is slow to import and only needed where certif
     from pki.authority import Credential
 
 _CHOOSE_ANOTHER_FOLDER = "choose another folder"
+_NO_USER_S, _NOT_ON_LIST = "it is no user's", "only users' certificates are checked against a list"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
 
 
@@ -196,7 +197,7 @@ class PkiFolder(PkiLayout):
 
         Args:
             server_ca: the certificate of the authority of its daemon, in PEM.
-            replace: whether it may take the place of another.
+            replace: whether it may take the place of another; of a full one, which can do more, it never does.
 
         Raises:
             AlreadyExists: something is there that stays.
@@ -204,6 +205,8 @@ class PkiFolder(PkiLayout):
             InvalidName: no file could have this name.
         """
         path = self.client_certificate(user_name)
+        if os.path.lexists(path) and not _is_narrowed(path):
+            require_free(path, f"it is a full one; {_CHOOSE_ANOTHER_FOLDER} for one that can do less")
         if replace and os.path.lexists(path):
             load_pair(path)
         else:
@@ -266,6 +269,7 @@ class PkiFolder(PkiLayout):
 
     def _meant(self, name: str) -> dict[int, Path | None]:
         """Tell which certificates a name or a serial number means, for `revoke`."""
+        self._require_user_s(name)
         here = {load_certificate(path).serial_number: path for path in self.certificates()}
         of_users = {serial: path for serial, path in here.items() if path.is_relative_to(self.path / "clients")}
         user = name.removeprefix("clients/")
@@ -276,8 +280,17 @@ class PkiFolder(PkiLayout):
             advice = "give a name or a serial number that `pki list` shows, or the whole serial number of another"
             raise NotRevocable(name, "there is no such certificate here", advice)
         if serial in here and serial not in of_users:
-            raise NotRevocable(name, "it is no user's", "only users' certificates are checked against a list")
+            raise NotRevocable(name, _NO_USER_S, _NOT_ON_LIST)
         return {serial: of_users.get(serial)}
+
+    def _require_user_s(self, name: str) -> None:
+        """See that a name, as for `certificate`, does not mean a certificate that is here and no user's."""
+        try:
+            path = self.certificate(name)
+        except InvalidName:  # a serial number with colons, say
+            return
+        if path.parent.name != "clients" and path.exists():
+            raise NotRevocable(name, _NO_USER_S, _NOT_ON_LIST)
 
     def _advice_for_existing(self) -> str:
         if not self.is_initialized():
@@ -290,6 +303,13 @@ class PkiFolder(PkiLayout):
 
     def _command(self, verb: str, rest: str) -> str:
         return f"workerctl --pki-dir {shlex.quote(str(self.path))} pki {verb} {rest}"
+
+
+def _is_narrowed(certificate: Path) -> bool:
+    """Tell whether a certificate is good for some rights only."""
+    from pki.inventory import describe_now
+
+    return bool(describe_now(load_certificate(certificate)).rights)
 
 
 def _is_of_user(certificate: Path, user_name: str) -> bool:

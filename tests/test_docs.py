@@ -240,14 +240,18 @@ def compile_example(folder: Path) -> None:
     proto = folder / path
     proto.parent.mkdir(parents=True)
     proto.write_text(contract)
-    (folder / "count_api").mkdir()
-    command = [
-        *(sys.executable, "-m", "grpc_tools.protoc", f"-I{folder / 'proto'}"),
-        "--python_betterproto2_opt=client_generation=async,server_generation=async",
-        *(f"--python_betterproto2_out={folder / 'count_api'}", str(proto)),
-    ]
+    [block] = [block for block in code(README, "sh") if "grpc_tools.protoc" in block]
+    install, commands = block.split("\n", 1)
+    assert install.startswith("pip install 'betterproto2-compiler")  # it is there
     programs = os.pathsep.join((sysconfig.get_path("scripts"), os.environ["PATH"]))
-    subprocess.run(command, capture_output=True, check=True, env={**os.environ, "PATH": programs}, timeout=60)
+    subprocess.run(
+        ["sh", "-ec", commands],
+        capture_output=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "PATH": programs},
+        timeout=60,
+    )
 
 
 def with_packages(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from dataclasses import dataclass, field
 
@@ -20,6 +21,10 @@ class Context:
     def client(self) -> Client:
         """Make a client of the daemon that is meant; what it retries is told on standard error."""
         return Client(self.target, on_retry=warn, patience=self.patience)
+
+    def command(self, *words: str) -> str:
+        """Write another command for the same daemon and user, as a shell takes it."""
+        return shlex.join(["workerctl", *self.target.options(), *words])
 
 
 def warn(sentence: str) -> None:

@@ -82,10 +82,10 @@ class JobOptions:
         Raises:
             UsageInvalid: there is no program, or there are two, or a variable has no value.
         """
-        if bool(command) == bool(self.program_path):
-            raise UsageInvalid("give the program either after -- or with --program-path: see --help")
-        if command and self.args:
-            raise UsageInvalid("give the arguments either after -- or with --args")
+        if not command and not self.program_path:
+            raise UsageInvalid("say what to run: give the program and its arguments after --")
+        if command and (self.program_path or self.args):
+            raise UsageInvalid("give the program and its arguments both after --, or with --program-path and --args")
         if self.max_log_bytes < 0:
             raise UsageInvalid("--max-log-bytes is a number of bytes, zero or more")
         program, *arguments = command or [self.program_path, *(self.args or ())]

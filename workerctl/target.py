@@ -37,6 +37,16 @@ class Target:
         """What to call the daemon."""
         return self.endpoint or f"your own on this machine ({state_directory()})"
 
+    def options(self) -> list[str]:
+        """Give the options that mean the same daemon and user, for another command line."""
+        given = {
+            "--endpoint": self.endpoint,
+            "--username": self.username,
+            "--certificate": self.certificate,
+            "--pki-dir": self.pki_directory,
+        }
+        return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+
     def resolve(self) -> tuple[str, int]:
         """Tell host and port, starting the user's own daemon if that is meant and none runs.
 

@@ -113,6 +113,8 @@ def workerd(
         else:
             from workerd.processes import serve
         uvloop.run(serve(settings))
+    except ConfigurationInvalid:
+        raise
     except (DaemonError, EngineError, PkiError) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -144,7 +146,9 @@ def _in_words(error: OSError) -> str:
 def _explain(error: cyclopts.CycloptsError) -> str:
     match error:
         case cyclopts.CoercionError(argument=cyclopts.Argument(name="--roles"), token=cyclopts.Token(value=users)):
-            return f"--roles does not say which role: write --roles.admin {shlex.quote(users or 'NAME')} for instance."
+            role, separator, names = (users or "NAME").rpartition("=")
+            example = f"--roles.{role if separator else 'admin'} {shlex.quote(names or 'NAME')}"
+            return f"--roles does not say who has which role: write {example} for instance."
         case _:
             return " ".join(str(error).split())
 

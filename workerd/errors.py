@@ -8,6 +8,7 @@ DaemonError
 ├── LimitReached
 ├── ConfigurationInvalid
 ├── CannotListen
+├── CannotServe
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
@@ -41,8 +42,7 @@ class NotPermitted(DaemonError):
         advice: what to do.
     """
 
-    def __init__(self, right: str, on: str = "", advice: str = "") -> None:
-        advice = advice or "`workerctl whoami` shows your rights, and whoever runs the daemon gives them"
+    def __init__(self, right: str, on: str = "", *, advice: str) -> None:
         super().__init__(f"you have no right to {right}{on}: {advice}")
 
 
@@ -99,6 +99,10 @@ class CannotListen(DaemonError):
 
     def __init__(self, host: str, port: int, problem: str) -> None:
         super().__init__(f"cannot listen on {host}:{port}: {problem}: choose another --listen HOST:PORT")
+
+
+class CannotServe(DaemonError):
+    """An API process says why it cannot serve as things are."""
 
 
 class DrainFailed(DaemonError):

@@ -113,6 +113,7 @@ class Gate:
                 raise AssertionError("a call is served outside of any task")
             # A task of its own: only `close` cancels this one, only grpclib the one around it.
             call = asyncio.create_task(self._serve(route, stream))
+            call.add_done_callback(_hear)
             self._calls[answering] = call
             answering.add_done_callback(self._calls.pop)
             try:
@@ -120,8 +121,6 @@ class Gate:
             except asyncio.CancelledError:  # the client has gone, just when the call came to its end perhaps
                 call.cancel()
                 await asyncio.wait([call])
-                if not call.cancelled():
-                    call.exception()  # nobody is left to be told
                 raise
             if call.cancelled():
                 raise to_grpc(ShuttingDown())
@@ -274,3 +273,9 @@ class Gate:
         if request is None:
             raise InvalidArgument("request", "is missing")
         return request
+
+
+def _hear(call: asyncio.Task[None]) -> None:
+    """Have what a call failed with count as heard: where its client has gone, nobody is left to be told."""
+    if not call.cancelled():
+        call.exception()

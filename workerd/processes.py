@@ -20,9 +20,9 @@ from workerd.access.expiry import remind
 from workerd.api_process import DRAINED, SERVING, Orders
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import read_to_end
-from workerd.errors import ConfigurationInvalid
+from workerd.errors import CannotServe
 from workerd.listening import advertise, bind
-from workerd.server import LAST_READERS_SECONDS, prepare, warn_of_account
+from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
 from workerd.trail.writer import AuditTrail
@@ -39,37 +39,41 @@ async def serve(settings: Settings) -> None:
     """Serve with several processes until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
-        AccountUnusable: jobs cannot run as the account that is set.
-        ConfigurationInvalid: no API process can serve with these settings.
+        CannotServe: no API process can.
+        ConfigurationInvalid: jobs cannot run as the account that is set.
         PkiError: the certificates cannot be made.
         StateDirectoryInUse: another daemon holds the state directory.
     """
     prepare(settings)
     stop = stop_signals()
-    async with (
-        _telling_keeper(settings) as (keeper, trail),
-        meanwhile(remind(PkiFolder(settings.pki_directory))),
-    ):
-        with _take_port(settings) as bound, noting_service(trail, settings.processes):
-            host, port = bound.getsockname()[:2]
-            processes = ApiProcesses(replace(settings, host=host, port=port), keeper.hold)
-            running = asyncio.create_task(processes.run())
-            try:
-                if await wait_first(stop.wait(), processes.wait_serving(), asyncio.shield(running)) != 1:
-                    return
-                warn_of_account(settings)
-                with advertise(settings.state_directory, bound):
-                    first = await wait_first(stop.wait(), keeper.wait_drained(), asyncio.shield(running))
-                if first == 1:
-                    log.info("drained: no job is left")
-                    await wait_first(stop.wait(), processes.end(DRAINED, LAST_READERS_SECONDS + _END_SECONDS))
-                else:
-                    log.info("shutting down; jobs run on")
-            finally:
-                await processes.end(signal.SIGTERM, _END_SECONDS)
-                await asyncio.wait([running])
-                with contextlib.suppress(ConfigurationInvalid):  # raised above, where it was waited for
-                    running.result()
+    async with _telling_keeper(settings) as (keeper, trail):
+        with _take_port(settings) as bound:
+            make_certificates(settings)  # not before the folder and the port are ours
+            with noting_service(trail, settings.processes):
+                async with meanwhile(remind(PkiFolder(settings.pki_directory))):
+                    await _serve(settings, keeper, bound, stop)
+
+
+async def _serve(settings: Settings, keeper: Keeper, bound: socket.socket, stop: asyncio.Event) -> None:
+    host, port = bound.getsockname()[:2]
+    processes = ApiProcesses(replace(settings, host=host, port=port), keeper.hold)
+    running = asyncio.create_task(processes.run())
+    try:
+        if await wait_first(stop.wait(), processes.wait_serving(), asyncio.shield(running)) != 1:
+            return
+        warn_of_account(settings)
+        with advertise(settings.state_directory, bound):
+            first = await wait_first(stop.wait(), keeper.wait_drained(), asyncio.shield(running))
+        if first == 1:
+            log.info("drained: no job is left")
+            await wait_first(stop.wait(), processes.end(DRAINED, LAST_READERS_SECONDS + _END_SECONDS))
+        else:
+            log.info("shutting down; jobs run on")
+    finally:
+        await processes.end(signal.SIGTERM, _END_SECONDS)
+        await asyncio.wait([running])
+        with contextlib.suppress(CannotServe):  # raised above, where it was waited for
+            running.result()
 
 
 @contextlib.asynccontextmanager
@@ -111,7 +115,7 @@ class ApiProcesses:
         """Start the processes, and replace each that ends, until `end`.
 
         Raises:
-            ConfigurationInvalid: one says that it cannot serve as things are; the others are told to end.
+            CannotServe: one says that it cannot serve as things are; the others are told to end.
         """
         slots = [asyncio.create_task(self._keep(number)) for number in range(self._settings.processes)]
         try:
@@ -167,7 +171,7 @@ class ApiProcesses:
             if self._ending.is_set():
                 return
             if answer not in (SERVING, b""):
-                raise ConfigurationInvalid(answer.decode(errors="replace"))
+                raise CannotServe(answer.decode(errors="replace"))
             settled = answer == SERVING and asyncio.get_running_loop().time() - began >= _SETTLED_SECONDS
             deaths = 0 if settled else deaths + 1
             log.warning(

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 
 import structlog
 
+from pki.errors import Missing
 from pki.store import PkiFolder
 from workerd.access.caller import Record
 from workerd.access.credentials import Credentials
@@ -17,6 +18,8 @@ from workerd.access.rights import Rights
 from workerd.access.users import Users
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
+from workerd.engine.errors import AccountUnusable
+from workerd.errors import ConfigurationInvalid
 from workerd.gate import Gate
 from workerd.handler import Daemon
 from workerd.limits import Meter
@@ -40,8 +43,8 @@ async def serve(settings: Settings) -> None:
     """Serve in this process until SIGTERM or SIGINT, or until a drain is over.
 
     Raises:
-        AccountUnusable: jobs cannot run as the account that is set.
         CannotListen: the address cannot be listened on.
+        ConfigurationInvalid: jobs cannot run as the account that is set.
         PluginInvalid: a handler cannot be served.
         PolicyInvalid: the policies cannot be used.
         PkiError: the certificates cannot be read or made.
@@ -53,19 +56,21 @@ async def serve(settings: Settings) -> None:
     async with telling_engine(settings) as (engine, trail):
         if engine.keeper is None:
             raise AssertionError("an engine that serves alone has a keeper")
-        with listen(settings) as listening, noting_service(trail, settings.processes):
-            async with (
-                meanwhile(remind(PkiFolder(settings.pki_directory))),
-                answering(engine, settings, routes, listening, trail.record) as gate,
-            ):
-                warn_of_account(settings)
-                with advertise(settings.state_directory, listening):
-                    drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
-                if drained:
-                    log.info("drained: no job is left")
-                    await wait_first(stop.wait(), gate.wait_idle(LAST_READERS_SECONDS))
-                else:
-                    log.info("shutting down; jobs run on")
+        with listen(settings) as listening:
+            make_certificates(settings)  # not before the folder and the port are ours
+            with noting_service(trail, settings.processes):
+                async with (
+                    meanwhile(remind(PkiFolder(settings.pki_directory))),
+                    answering(engine, settings, routes, listening, trail.record) as gate,
+                ):
+                    warn_of_account(settings)
+                    with advertise(settings.state_directory, listening):
+                        drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
+                    if drained:
+                        log.info("drained: no job is left")
+                        await wait_first(stop.wait(), gate.wait_idle(LAST_READERS_SECONDS))
+                    else:
+                        log.info("shutting down; jobs run on")
 
 
 @contextlib.asynccontextmanager
@@ -113,21 +118,37 @@ async def answering(
 
 
 def prepare(settings: Settings) -> None:
-    """Make the state directory, and certificates where there are none, and see whether jobs can run as they are to.
+    """See whether jobs can run as they are to, and make the state directory.
 
     Raises:
-        AccountUnusable: they cannot.
-        PkiError: the certificates cannot be read or made.
+        ConfigurationInvalid: they cannot.
     """
     if settings.run_as:
-        find_account(settings.run_as)
+        try:
+            find_account(settings.run_as)
+        except AccountUnusable as error:
+            raise ConfigurationInvalid(f"--run-as: {error}") from error
     settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def make_certificates(settings: Settings) -> None:
+    """Make certificates where there are none.
+
+    Raises:
+        PkiError: they cannot be made, or not all that are needed are there.
+    """
     folder = PkiFolder(settings.pki_directory)
-    if not folder.is_initialized():
-        user = _own_name()
-        folder.initialize(users=[user])
-        certificate = str(folder.client_certificate(user))
-        log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
+    if folder.is_initialized():
+        return
+    needed = (folder.server_certificate, folder.client_ca)
+    for there, missing in (needed, needed[::-1]):
+        if there.exists():
+            problem, advice = f"it is not there, and {there.name} is", f"copy it from where {there.name} was made"
+            raise Missing(missing, problem, advice)
+    user = _own_name()
+    folder.initialize(users=[user])
+    certificate = str(folder.client_certificate(user))
+    log.info("made certificates", folder=str(folder.path), user=user, certificate=certificate)
 
 
 def warn_of_account(settings: Settings) -> None:

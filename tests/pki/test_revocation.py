@@ -70,8 +70,17 @@ def test_what_names_no_user_is_refused(folder: PkiFolder, name: str) -> None:
 
 
 def test_daemon_s_certificate_is_not_revoked(folder: PkiFolder) -> None:
+    folder.issue_server("build1")
+    for name in ("server", "server-ca", "servers/build1", serial_text(serial(folder, "server"))):
+        with pytest.raises(NotRevocable, match="no user's"):
+            folder.revoke(name)
+
+
+def test_a_user_who_is_called_like_the_daemon_is_meant_with_the_folder_alone(folder: PkiFolder) -> None:
+    folder.issue_client("server")
     with pytest.raises(NotRevocable, match="no user's"):
-        folder.revoke(serial_text(serial(folder, "server")))
+        folder.revoke("server")
+    assert list(folder.revoke("clients/server")) == [serial(folder, "clients/server")]
 
 
 def test_list_grows_and_forgets_nobody(folder: PkiFolder) -> None:

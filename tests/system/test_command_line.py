@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -55,7 +56,10 @@ def test_a_run_without_standard_output_ends_as_one_that_nobody_reads(shared_daem
     result = redirected(shared_daemon, ">&-", "run", "--", "echo", "hello")
     assert result.returncode == ExitCode.OUTPUT_CLOSED
     job_id = started_job(shared_daemon, result.stderr)
-    assert f"go on with: workerctl stream-log --past-events --uuid {job_id}\n".encode() in result.stderr
+    [said] = re.findall(r"go on with: workerctl (.*)\n", result.stderr.decode())
+    assert said.endswith(f" stream-log --past-events --uuid {job_id}")
+    go_on = [sys.executable, "-m", "workerctl", *shlex.split(said)]
+    assert subprocess.run(go_on, capture_output=True, timeout=60, check=False).stdout == b"hello\n"
 
 
 @pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])

@@ -18,6 +18,7 @@ from workerctl.transport import WorkerChannel
 AT_ONCE = 5
 WARM_UP = 400
 COUNT = 1000
+LONG_BYTES = 50_000_000
 MAX_GROWTH_BYTES = 10_000_000  # the allocator's; what each of them left behind would be more
 
 
@@ -53,6 +54,12 @@ async def cut_a_stream(target: Target, job_id: str) -> None:
             async for _ in WorkerServiceStub(channel).stream_log(request):
                 assert channel._last is not None
                 channel._last.transport.abort()
+
+
+async def leave_with_the_connection(daemon: Daemon, job_id: str) -> None:
+    """Call off in the middle, and hang up: the daemon hears of both at once."""
+    async with daemon.client() as client:
+        await leave_a_stream(client, job_id)
 
 
 async def use(client: Client, target: Target, count: int) -> None:
@@ -94,3 +101,15 @@ async def test_jobs_and_broken_streams_leave_no_task(tmp_path: Path) -> None:
         await use(client, target, 100)
         await settle(tasks_by_name, before)
         print(f"tasks: {before}")
+
+
+async def test_who_leaves_in_the_middle_of_a_long_log_is_no_fault(daemon: Daemon) -> None:
+    async with daemon.client() as client:
+        job_id = await client.spawn(SpawnRequest(program="head", args=["-c", str(LONG_BYTES), "/dev/zero"]))
+        async for _ in client.stream_log(job_id):
+            pass
+        await repeat(lambda: cut_a_stream(daemon.target(), job_id), 50)
+        await repeat(lambda: leave_with_the_connection(daemon, job_id), 50)
+        await client.whoami()
+    assert "Traceback" not in daemon.errors()
+    assert "exception" not in daemon.errors()

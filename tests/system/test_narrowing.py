@@ -49,9 +49,10 @@ def test_what_is_printed_is_what_to_type_next(any_daemon: Daemon, tmp_path: Path
     lines = dict(re.findall(r"^([\w ]+): +(.*)$", result.stdout.decode(), re.MULTILINE))
     assert (lines["file"], lines["rights"]) == (str(out / "clients" / f"{USER}.crt"), "status, stream-log")
     program, *words = shlex.split(lines["use it by"])
-    assert (program, words[-1]) == ("workerctl", "status")
+    assert (program, words.pop()) == ("workerctl", "COMMAND")
     job_id = any_daemon.workerctl("spawn", "--", "true").stdout.decode().strip()
-    result = subprocess.run([sys.executable, "-m", "workerctl", *words, job_id], capture_output=True, check=False)
+    command = [sys.executable, "-m", "workerctl", *words, "status", job_id]
+    result = subprocess.run(command, capture_output=True, check=False)
     assert result.returncode == 0 and job_id.encode() in result.stdout
 
 
@@ -136,6 +137,21 @@ def test_one_that_is_there_is_replaced_where_that_is_wanted_and_kept_aside(
     assert before.serial != after.serial and before.rights == after.rights == ("whoami",)
     assert stat.S_IMODE(key_path(first).stat().st_mode) == stat.S_IMODE(key_path(second).stat().st_mode) == 0o600
     assert guest(shared_daemon, folder.path, "whoami").returncode == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--replace",)], ids=["", "--replace"])
+def test_a_full_certificate_never_gives_way_to_one_that_can_do_less(daemon: Daemon, options: tuple[str, ...]) -> None:
+    before = {path: path.read_bytes() for path in daemon.pki.path.rglob("*") if path.is_file()}
+    result = issue(daemon, daemon.pki.path, "whoami", *options)
+    assert (result.returncode, result.stdout) == (125, b"")
+    assert b"is not overwritten: it is a full one; choose another folder for one that can do less\n" in result.stderr
+    assert before == {path: path.read_bytes() for path in daemon.pki.path.rglob("*") if path.is_file()}
+
+
+def test_who_may_list_but_not_see_jobs_is_told(shared_daemon: Daemon, tmp_path: Path) -> None:
+    result = issue(shared_daemon, tmp_path / "out", "list")
+    assert result.returncode == 0 and b"it lists nothing" in result.stderr
+    assert issue(shared_daemon, tmp_path / "both", "list,status").stderr == b""
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ async def test_policy_test_refuses_what_cannot_be_asked(ruled: Daemon, tmp_path:
     files = {
         "bad": b"permit (",
         "bytes": b"\xff",
+        "empty": b"",
         "long": b"//" + b"x" * (1 << 14),
         "deep": b"permit (principal, action, resource) when {" + b"(" * 8000,
     }
@@ -99,7 +100,8 @@ async def test_policy_test_refuses_what_cannot_be_asked(ruled: Daemon, tmp_path:
         ((str(tmp_path / "long"), *asked), ADMIN, 2, b"are longer than"),
         ((str(tmp_path / "deep"), *asked), ADMIN, 2, b"brackets are open at one place"),
         ((str(tmp_path / "none"), *asked), ADMIN, 125, b"No such file"),
-        ((str(tmp_path / "bad"), *asked), USER, 125, b"you have no right to explain"),
+        ((str(tmp_path / "empty"), *asked), ADMIN, 2, b"is empty: if there are to be no policies in it, write"),
+        ((str(tmp_path / "bad"), *asked), USER, 125, b"you have no right to explain with policies to try: admin"),
         (("--nosuch", *asked), USER, 2, b"there is no option --nosuch"),
         (("--as", "nobody", *asked), USER, 125, b"'nobody' names no user"),
         (("--action", "fly", "--job", job_id), USER, 2, b"'fly' is none that this daemon knows"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.daemon import USER, Daemon, running_daemon
 
-VIEWER, GUEST, ADMIN = "viewer", "guest", "ada"
+VIEWER, GUEST, ADMIN, STRANGER = "viewer", "guest", "ada", "stranger"
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +18,10 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     (folder / "state" / "policies").mkdir(parents=True)
     (folder / "state" / "policies" / "own.cedar").write_text(
         '@id("kept")\nforbid (principal, action == Action::"remove", resource is Job);\n'
+        f'@id("nothing")\nforbid (principal, action, resource) when {{ principal.name == "{STRANGER}" }};\n'
     )
     with running_daemon(folder / "state", "--roles.viewer", VIEWER, "--roles.admin", ADMIN) as daemon:
+        daemon.pki.issue_client(STRANGER)
         for user in (VIEWER, GUEST, ADMIN):
             daemon.pki.issue_client(user)
             assert daemon.workerctl("whoami", user=user).returncode == 0
@@ -63,7 +65,7 @@ def test_who_may_see_a_job_is_not_sent_to_ask_for_a_share_that_gives_nothing(
         what = "who can do it, and cannot give you this right by sharing the job"
         assert line.endswith(f"you have no right to {right}: the job is {USER}'s, {what}\n")
     _, line = told(daemon, "remove", job, user=user)  # which nobody can, and nobody can give
-    assert line.endswith("`workerctl whoami` shows your rights, and whoever runs the daemon gives them\n")
+    assert line.endswith("`workerctl whoami` shows yours, and whoever runs the daemon gives rights\n")
 
 
 def test_who_acts_for_an_owner_is_told_how_to_find_out_what_denies_it(daemon: Daemon, job: str) -> None:
@@ -87,7 +89,9 @@ def test_who_may_not_see_a_job_is_told_that_there_is_none_and_how_to_find_others
     job_id = daemon.workerctl("spawn", "--", "true").stdout.decode().strip()
     code, line = told(daemon, "status", job_id, user=GUEST)
     assert code == 123
-    assert f"there is no job {job_id} that you may see: `workerctl list --all-owners` shows those that are" in line
+    assert (
+        f"there is no job {job_id} that you may see: `workerctl list --all-owners` shows all that you may see" in line
+    )
 
 
 def test_who_was_just_reading_a_job_is_told_that_they_may_see_it_no_more(daemon: Daemon) -> None:
@@ -107,8 +111,14 @@ def test_who_was_just_reading_a_job_is_told_that_they_may_see_it_no_more(daemon:
 
 def test_who_may_not_start_jobs_is_told_where_rights_are_shown(daemon: Daemon) -> None:
     code, line = told(daemon, "spawn", "--", "true", user=VIEWER)
-    assert code == 125 and "you have no right to spawn: `workerctl whoami` shows your rights, and whoever runs" in line
+    assert code == 125 and "you have no right to spawn: `workerctl whoami` shows yours, and whoever runs" in line
     assert b"spawn" not in daemon.workerctl("whoami", user=VIEWER).stdout
+
+
+def test_who_may_not_even_ask_for_their_rights_is_not_sent_to_do_so(daemon: Daemon) -> None:
+    for command in ("whoami", "list"):
+        code, line = told(daemon, command, user=STRANGER)
+        assert code == 125 and line.endswith(f"no right to {command}: whoever runs the daemon gives rights\n")
 
 
 def test_who_has_a_right_on_their_own_jobs_alone_is_told_so(daemon: Daemon) -> None:

@@ -12,6 +12,7 @@ from worker_api.worker.v1 import Job
 from pki.errors import PkiError
 from workerctl.client import Client
 from workerctl.commands.run import Interrupts
+from workerctl.context import Context
 from workerctl.errors import ClientError
 from workerctl.target import Target
 
@@ -39,7 +40,7 @@ class Failing(Client):
 async def test_a_stop_that_cannot_be_sent_is_one_line(
     error: Exception, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async with Interrupts(Failing(error)) as interrupts:
+    async with Interrupts(Failing(error), Context(Target())) as interrupts:
         interrupts.started("the-job")
         os.kill(os.getpid(), signal.SIGINT)
         while not interrupts.count:

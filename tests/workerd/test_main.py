@@ -9,6 +9,7 @@ from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
 from worker_api.worker.v1 import SpawnRequest, SpawnResponse
 
+from pki.store import PkiFolder
 from tests.daemon import USER, Daemon, running_daemon
 from workerctl.client import Client
 from workerctl.errors import CallFailed
@@ -96,6 +97,35 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
     assert [path.name for path in (tmp_path / "pki").rglob("*")] == ["clients", "alice.crt"]
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_daemon_that_is_refused_makes_no_authority(tmp_path: Path, processes: str) -> None:
+    """Neither beside one that serves the same jobs with other certificates, nor where its port is taken."""
+    options = ("--processes", processes, "--listen")
+    with running_daemon(tmp_path / "state") as other:
+        state = ("--state-dir", str(other.state), "--pki-dir", str(tmp_path / "pki"))
+        refusals = [
+            (workerd(*state, *options, "127.0.0.1:0"), "another workerd"),
+            (workerd("--state-dir", str(tmp_path / "own"), *options, f"127.0.0.1:{other.port}"), "cannot listen on"),
+        ]
+    for result, told in refusals:
+        assert (result.returncode, result.stdout) == (1, "")
+        assert told in result.stderr and "made certificates" not in result.stderr
+    assert not (tmp_path / "pki").exists() and not (tmp_path / "own" / "pki").exists()
+
+
+@pytest.mark.parametrize(("kept", "missing"), [("server.crt", "client-ca.crt"), ("client-ca.crt", "server.crt")])
+def test_a_certificate_that_was_not_copied_is_named(tmp_path: Path, kept: str, missing: str) -> None:
+    PkiFolder(tmp_path / "pki").initialize()
+    for path in (tmp_path / "pki").glob("*.*"):
+        if path.stem != Path(kept).stem:
+            path.unlink()
+    result = workerd("--listen", "127.0.0.1:0", "--state-dir", str(tmp_path))
+    assert (result.returncode, result.stdout) == (1, "")
+    path = tmp_path / "pki" / missing
+    told = f"workerd: cannot read {path}: it is not there, and {kept} is: copy it from where {kept} was made"
+    assert result.stderr.splitlines()[-1] == told
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -105,7 +135,9 @@ def test_a_start_that_is_refused_leaves_no_half_of_the_certificates(
         (("--max-audit-bytes", "-1"), "give 1048576 or more, or 0 for any"),
         (("--max-audit-bytes", "1000"), "give 1048576 or more, or 0 for any"),
         (("--nonsense",), "--nonsense"),
-        (("--roles", "alice"), "--roles does not say which role: write --roles.admin alice for instance"),
+        (("--roles", "alice"), "--roles does not say who has which role: write --roles.admin alice for instance"),
+        (("--roles", "viewer=alice"), "--roles does not say who has which role: write --roles.viewer alice for"),
+        (("--run-as", "no-such-account"), "workerd: --run-as: cannot run as no-such-account: "),
         (("--roles.Admin", "alice"), "'Admin' is no role: it must be of lower-case letters, digits and hyphens"),
         (("--roles.admin", "alice,"), "--roles.admin '' is no user: give names or ids, with commas between them"),
         (("--roles.admin", "alice bob"), "--roles.admin 'alice bob' is no user"),

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -51,7 +51,7 @@ async def issue(
     if not out:
         raise UsageInvalid("--out names no folder")
     lifetime = None if ttl is None else parse_duration("--ttl", ttl)
-    folder, user = PkiFolder(Path(out)), context.target.presented()
+    folder, user = PkiFolder(_absolute(out)), context.target.presented()
     if context.target.endpoint is None:  # one's own daemon, which may have no certificates before it is started
         await asyncio.to_thread(context.target.resolve)
     server_ca = read_bytes(context.target.pki().server_ca, "copy it from the daemon's machine")
@@ -61,10 +61,17 @@ async def issue(
         issued = await client.issue_credential(make_request(key), rights, lifetime)
         endpoint = client.endpoint
     path = folder.take_up(user, fit(key, issued.certificate), server_ca, replace=replace)
-    usage = ["workerctl", "--endpoint", endpoint, "--username", user, "--pki-dir", out]
+    usage = ["workerctl", "--endpoint", endpoint, "--username", user, "--pki-dir", str(path.parents[1])]
     _print(path, usage, output)
     if lifetime is not None and load_certificate(path).not_valid_after_utc < began + lifetime - _ROUNDING:
         warn(f"it ends with your own certificate, sooner than --ttl {ttl} says")
+    if "list" in rights and "status" not in rights:
+        warn("it lists nothing: to see that a job is there takes the right status")
+
+
+def _absolute(folder: str) -> Path:
+    """Give a folder's name for whoever is in another one."""
+    return Path(os.path.abspath(folder))
 
 
 def _print(path: Path, usage: Sequence[str], output: Output) -> None:
@@ -82,8 +89,7 @@ def _print(path: Path, usage: Sequence[str], output: Output) -> None:
         }
         print_line(json.dumps(plain))
         return
-    commands = entry_points(group="workerctl.commands").names
-    example = next((right for right in issued.rights if right in commands), "COMMAND")
+    example = next((right for right in ("whoami", "list") if right in issued.rights), "COMMAND")
     lines = {
         "file": str(path),
         "rights": ", ".join(issued.rights),

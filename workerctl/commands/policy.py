@@ -68,6 +68,9 @@ def _read(file: str) -> str:
     if file.startswith("-") and file != _STANDARD_INPUT:
         raise UsageInvalid(f"there is no option {file}; a file of this name is ./{file}")
     try:
-        return sys.stdin.read() if file == _STANDARD_INPUT else Path(file).read_text()
+        text = sys.stdin.read() if file == _STANDARD_INPUT else Path(file).read_text()
     except UnicodeDecodeError as error:
         raise UsageInvalid(f"{file} is not UTF-8: {error}") from error
+    if not text:  # which the daemon would take for one that is still being written
+        raise UsageInvalid(f"{file} is empty: if there are to be no policies in it, write a comment")
+    return text

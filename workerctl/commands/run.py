@@ -11,7 +11,7 @@ from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, 
 
 from pki.errors import PkiError
 from workerctl.client import Client
-from workerctl.context import warn
+from workerctl.context import Context, warn
 from workerctl.copying import copy_log
 from workerctl.errors import ClientError, sentence
 from workerctl.events import LogEvent, Output
@@ -44,17 +44,17 @@ async def run(
             job_id = await client.spawn(request)
             print_started(job_id, job_id)
             return ExitCode.OK
-        async with Interrupts(client) as interrupts:
+        async with Interrupts(client, context) as interrupts:
             job_id = await client.spawn(request)
             interrupts.started(job_id)
             try:
                 check = LogCheck(_DESCRIPTORS, from_start=True)
                 end = await copy_log(client.stream_log(job_id), check, _as_printed)
             except BrokenPipeError:
-                warn(f"nobody reads the output any more; job {job_id} runs on; {_go_on(job_id)}")
+                warn(f"nobody reads the output any more; job {job_id} runs on; {_go_on(context, job_id)}")
                 return ExitCode.OUTPUT_CLOSED
             except (ClientError, OSError):
-                warn(_go_on(job_id))
+                warn(_go_on(context, job_id))
                 raise
     if end is None:
         raise AssertionError("a log that was followed stopped before its end")
@@ -65,8 +65,8 @@ def _as_printed(event: LogEvent) -> tuple[int, bytes] | None:
     return (_DESCRIPTORS[event.stream], event.data) if isinstance(event, Output) else None
 
 
-def _go_on(job_id: str) -> str:
-    return f"go on with: workerctl stream-log --past-events --uuid {job_id}"
+def _go_on(context: Context, job_id: str) -> str:
+    return f"go on with: {context.command('stream-log', '--past-events', '--uuid', job_id)}"
 
 
 def _exit_code_of(end: JobEnd) -> int:
@@ -95,9 +95,10 @@ class Interrupts:
         count: how often Ctrl-C was pressed.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, context: Context) -> None:
         self.count = 0
         self._client = client
+        self._context = context
         self._job_id: str | None = None
         self._stops: list[asyncio.Task[None]] = []
 
@@ -135,14 +136,15 @@ class Interrupts:
             self._stop()
         elif self._command is not None:
             if self._job_id is not None:
-                warn(f"the daemon is away; if job {self._job_id} runs on: workerctl stop --uuid {self._job_id}")
+                stop = self._context.command("stop", "--uuid", self._job_id)
+                warn(f"the daemon is away; if job {self._job_id} runs on: {stop}")
             self._command.cancel()
 
     def _leave(self, number: signal.Signals) -> None:
         if self._job_id is None:
-            warn("leaving without knowing whether the job was started: see workerctl list")
+            warn(f"leaving without knowing whether the job was started: see {self._context.command('list')}")
         else:
-            warn(f"job {self._job_id} runs on; {_go_on(self._job_id)}")
+            warn(f"job {self._job_id} runs on; {_go_on(self._context, self._job_id)}")
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.raise_signal(number)
 

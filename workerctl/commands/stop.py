@@ -13,7 +13,7 @@ async def stop(
     uuid: Uuid,
     *,
     grace_seconds: Annotated[
-        float | None, Parameter(help="Between SIGTERM and SIGKILL; 0 kills at once. [default: the daemon's, 10]")
+        float | None, Parameter(help="Between SIGTERM and SIGKILL; 0 kills at once. [default: the daemon's]")
     ] = None,
     output: Output = "text",
     context: Injected,

@@ -31,7 +31,8 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
     named = read_any_uri(me.spiffe_id)
     is_short = named is not None and named.rights is not None  # a narrowed certificate, on purpose
     if me.certificate_expires_at and not is_short and expires_soon(me.certificate_expires_at, datetime.now(UTC)):
-        warn(f"your certificate is about to expire ({expires}): have it renewed with `workerctl pki renew {name}`")
+        renewal = f"with `workerctl pki renew {name}`, where the authority is"
+        warn(f"your certificate is about to expire ({expires}): have it renewed {renewal}")
 
 
 def _describe_end(end: datetime | None, now: datetime) -> str:

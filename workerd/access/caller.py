@@ -12,7 +12,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from worker_api.worker.v1 import ErrorDetail
 
 from pki.identity import Identity
-from workerd.access.policy import Decision, On, Resource
+from workerd.access.policy import DAEMON, Decision, On, Resource
 from workerd.access.rights import Rights
 from workerd.engine.job import User
 from workerd.errors import AuditFailed, NotPermitted, to_grpc
@@ -121,18 +121,18 @@ class Caller:
                 advice = f"`workerctl policy test --action {right} --job {resource.id}` tells which policy denies it"
                 return NotPermitted(right, advice=advice)
             case On.JOB if owner is not None and owner.id:
-                return NotPermitted(right, advice=self._ask(owner, right, resource))
+                return NotPermitted(right, advice=self._ask(owner, right, resource) or self._find_out())
             case On.DAEMON if self.may(right, Resource(On.JOB, owner=self.user)).permitted:
                 advice = "you have it on jobs of yours, and whoever runs the daemon can give you more"
-                return NotPermitted(right, " where no job is named", advice)
+                return NotPermitted(right, " where no job is named", advice=advice)
             case On.JOB | On.DAEMON:
-                return NotPermitted(right)
+                return NotPermitted(right, advice=self._find_out())
             case On.USER:
                 advice = "leave --username out to call for yourself, or present a certificate of theirs"
-                return NotPermitted(right, f" {named or resource.id}", advice)
+                return NotPermitted(right, f" {named or resource.id}", advice=advice)
             case On.ACCOUNT:
                 advice = "leave --run-as out, or have whoever runs the daemon permit it in its policies"
-                return NotPermitted(right, f" {resource.id}", advice)
+                return NotPermitted(right, f" {resource.id}", advice=advice)
 
     @contextlib.contextmanager
     def noting_failure(self, right: str, resource: Resource) -> Iterator[None]:
@@ -169,6 +169,11 @@ class Caller:
                 **fields,
             }
         )
+
+    def _find_out(self) -> str:
+        """Say how to find out which rights one has, and who gives others."""
+        gives = "whoever runs the daemon gives rights"
+        return f"`workerctl whoami` shows yours, and {gives}" if self.may("whoami", DAEMON).permitted else gives
 
     def _ask(self, owner: User, right: str, resource: Resource) -> str:
         """Say what may be asked of a job's owner, as policies have it; nothing if nothing comes of it."""

@@ -84,8 +84,10 @@ class Rights:
                 self._folder, must_be_there=self._was_there, unfinished=self._unfinished, before=self._in_force
             )
             self._was_there = self._was_there or os.path.exists(self._folder)
-            self._problem = ""
+            mended, self._problem = bool(self._problem), ""
             if sources == self._sources:
+                if mended:
+                    log.info("policies are as they were, and in force as before", files=files_of(sources))
                 return
             self._sources = sources
             self.policies = self._compile(sources)
@@ -113,5 +115,7 @@ class Rights:
 
     def _warn_of_roles(self) -> None:
         """Warn of roles that may be misspelt."""
+        if unused := sorted(self._roles.keys() - self.policies.roles):
+            log.warning("the configuration gives roles that no policy names", roles=unused)
         if unknown := sorted(self.policies.roles.difference(self._roles, _OF_THE_DAEMON)):
             log.warning("policies name roles that the configuration gives nobody", roles=unknown)

@@ -30,7 +30,7 @@ def find_account(name: str) -> Account | None:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
-        problem = "the daemon's machine has no such account: `getent passwd` lists there which it has"
+        problem = "the daemon's machine has no such account: `getent passwd` lists there those that it has"
         raise AccountUnusable(name, problem) from None
     if entry.pw_name != name:  # where names are looked up loosely: what was decided on is the name that was given
         raise AccountUnusable(name, f"its name on the daemon's machine is {entry.pw_name}: give that")

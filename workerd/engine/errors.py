@@ -46,8 +46,9 @@ class JobNotFound(EngineError):
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        advice = "`workerctl list --all-owners` shows those that are"
-        super().__init__(f"there is no job {job_id} that you may see: {advice}")
+        super().__init__(
+            f"there is no job {job_id} that you may see: `workerctl list --all-owners` shows all that you may see"
+        )
 
 
 class JobIdMalformed(EngineError):
@@ -159,7 +160,7 @@ class TooManyJobs(LimitMet):
     """
 
     def __init__(self, limit: str, whose: str, most: int) -> None:
-        super().__init__(limit, f"as many jobs of {whose} run as may, {most} ({limit}): let one end, or stop one")
+        super().__init__(limit, f"{most} jobs of {whose} run, and no more may ({limit}): let one end, or stop one")
 
 
 class SpawnsTooFast(LimitMet):

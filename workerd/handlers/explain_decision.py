@@ -6,10 +6,10 @@ from typing import Any
 
 from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
 
-from workerd.access.caller import NOT_IN_CERTIFICATE
+from workerd.access.caller import NOT_IN_CERTIFICATE, Caller
 from workerd.access.policy import DAEMON, On, Policies, Principal, Resource
 from workerd.engine.errors import InvalidArgument
-from workerd.errors import PolicyInvalid
+from workerd.errors import NotPermitted, PolicyInvalid
 from workerd.handler import Call, handles
 from workerd.translate import to_user
 
@@ -41,7 +41,7 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     if len(request.policies) > _MAX_CHARACTERS:
         raise InvalidArgument("policies", f"are longer than {_MAX_CHARACTERS} characters")
     if request.policies:  # for what they cost, the right on a job of one's own is not enough
-        call.authorize("explain", DAEMON)
+        _authorize_trying(caller)
     policies = _policies(rights.policies, request)
     user = call.daemon.users.find(request.user) if request.user else caller.user
     acted_for = not request.user and caller.actor is not None
@@ -54,6 +54,13 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     return ExplainDecisionResponse(
         permitted=decision.permitted, policies=list(decision.policies), user=to_user(user), roles=sorted(roles)
     )
+
+
+def _authorize_trying(caller: Caller) -> None:
+    """Go on only if the caller may have policies of their own compiled."""
+    if not caller.decide("explain", DAEMON):
+        advice = "administrators have, by default; about a job of yours you may ask without any"
+        raise NotPermitted("explain", " with policies to try", advice=advice)
 
 
 def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:

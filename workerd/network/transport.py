@@ -46,7 +46,7 @@ def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
 
 
 def has_gone(stream: Stream[Any, Any]) -> bool:
-    """Tell whether the client of a call that just begins has gone; who that was cannot be asked any more then."""
+    """Tell whether the client of a call has gone; who that was cannot be asked any more then."""
     return stream._stream._transport.is_closing()
 
 
@@ -56,6 +56,8 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
     Raises:
         StreamTerminatedError: the client has gone.
     """
+    if has_gone(stream):
+        raise StreamTerminatedError("the client has gone")
     try:
         if type(response) is not Encoded:
             await stream.send_message(response)

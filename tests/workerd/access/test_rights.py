@@ -137,6 +137,19 @@ async def test_what_is_bad_is_told_once_and_what_was_good_stays(
         assert not may_stop(rights)
 
 
+async def test_what_is_mended_without_a_change_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.cedar"
+    rights = make(tmp_path)
+    async with followed(rights) as changed:
+        (tmp_path / "folder.cedar").mkdir()
+        await wait_said(capsys, "cannot be used")
+        (tmp_path / "folder.cedar").rmdir()
+        await wait_said(capsys, "policies are as they were, and in force as before")
+        assert not changed.is_set()
+        file.write_text(LET_BOB)
+        await wait(changed)
+
+
 async def test_the_good_ones_put_back_are_no_news_to_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.cedar"
     file.write_text(LET_BOB)
@@ -251,7 +264,9 @@ async def test_what_is_in_force_is_told_and_roles_that_nobody_has(
         assert "gives nobody" not in plain(capsys)
         (tmp_path / "mine.cedar").write_text('permit (principal in Role::"auditor", action, resource);')
         await wait(changed)
-        assert "gives nobody" in plain(capsys)
+        said = plain(capsys)
+        assert "gives nobody" in said
+        assert "[warning  ] the configuration gives roles that no policy names roles=['operator']\n" in said
 
 
 def test_a_file_is_named_by_its_path_whatever_is_wrong_with_it(tmp_path: Path) -> None:
