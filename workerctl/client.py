@@ -257,6 +257,7 @@ class Client:
         while True:
             request = StreamLogRequest(job_id=job_id, offset_bytes=offset, streams=list(streams), follow=follow)
             channel = await self._connect_patiently(attempts, f"trying again from byte {offset}")
+            end: JobEnd | None = None
             try:
                 async with contextlib.aclosing(channel.receive(_STREAM_LOG, request)) as batches:
                     async for messages in batches:
@@ -269,17 +270,21 @@ class Client:
                                     offset = event.offset_bytes + len(event.data)
                                 case Gap():
                                     offset = event.to_offset_bytes
+                                case JobEnd():  # the call goes on to its own end, or it would be one that was reset
+                                    end = event
+                                    continue
                             yield event
-                            if isinstance(event, JobEnd):
-                                return
-                if follow:  # what is followed has an end: the call was cut off, however politely
+                if follow and end is None:  # what is followed has an end: the call was cut off, however politely
                     raise StreamTerminatedError("the log stopped before its end")
             except FAILURES as error:
                 failure = translate(error, channel)
-                if not await self._bear(failure, channel, attempts, f"trying again from byte {offset}"):
-                    raise failure from error
-            else:
-                return
+                if end is None:
+                    if not await self._bear(failure, channel, attempts, f"trying again from byte {offset}"):
+                        raise failure from error
+                    continue
+            if end is not None:
+                yield end
+            return
 
     async def _connect_patiently(self, attempts: Attempts, intention: str | None) -> WorkerChannel:
         """Connect as `_connect` does, again and again while the user's own daemon cannot be started.

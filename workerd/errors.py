@@ -13,6 +13,7 @@ DaemonError
 ├── UserUnknown
 ├── PolicyInvalid
 ├── AuditFailed
+├── HandlerFaulty
 └── PluginInvalid
 """
 
@@ -143,6 +144,17 @@ class AuditFailed(DaemonError):
             f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
             " disk of its state directory, or see that it may write to the folder audit there, and try again"
         )
+
+
+class HandlerFaulty(DaemonError):
+    """A handler raised what no handler may: what would end the daemon, or means that a client has gone.
+
+    Args:
+        error: what it was.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"a handler raised {error!r}")
 
 
 class PluginInvalid(DaemonError):

@@ -1,17 +1,47 @@
-"""What the operator is told of calls that failed."""
+"""What becomes of calls that failed: what counts as a fault, and what the operator is told."""
 
+import asyncio
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import structlog
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.server import Stream
 
 from workerd.access.caller import Caller
 from workerd.engine.errors import LimitMet
-from workerd.errors import AuditFailed, LimitReached
+from workerd.errors import AuditFailed, HandlerFaulty, LimitReached
+from workerd.network.transport import has_gone, is_open
 from workerd.notices import Notices
 
 log = structlog.get_logger()
+
+
+@contextlib.contextmanager
+def containing(stream: Stream[Any, Any]) -> Iterator[None]:
+    """Take for a handler's fault what would end the daemon, or the call without a word.
+
+    Raises:
+        HandlerFaulty: from what it raised.
+    """
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        if task is not None and task.cancelling() > before:  # somebody wants it so
+            raise
+        raise HandlerFaulty(error) from error
+    except StreamTerminatedError as error:
+        if has_gone(stream) or not is_open(stream):
+            raise
+        raise HandlerFaulty(error) from error  # of a connection of the handler's own
+    except Exception:
+        raise
+    except BaseException as error:
+        raise HandlerFaulty(error) from error
 
 
 def tell_failure(notices: Notices, error: Exception, answer: GRPCError, rpc: str, caller: Caller | None) -> None:

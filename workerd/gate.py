@@ -33,8 +33,9 @@ from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.rights import Rights
 from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import User, parse_job_id
+from workerd.engine.watcher import Change
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
-from workerd.failures import tell_failure
+from workerd.failures import containing, tell_failure
 from workerd.handler import Call, Daemon
 from workerd.limits import Meter
 from workerd.network.transport import bound_request, connection_of, has_gone, room_of, send, wait_for_room
@@ -78,6 +79,9 @@ class Gate:
         self._notices = notices
         # The task that answers a call, as grpclib made it, with the one that does the work.
         self._calls: dict[asyncio.Task[Any], asyncio.Task[None]] = {}
+        # Those that are just changing something, which they finish even if nobody waits for it any more.
+        self._changing: set[asyncio.Task[Any]] = set()
+        self._unheard: set[asyncio.Task[Any]] = set()
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
         self._closing = False
 
@@ -91,8 +95,8 @@ class Gate:
         Args:
             timeout_seconds: how long to wait for clients that take their time.
         """
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=timeout_seconds)
+        if under_way := {*self._calls, *self._changing}:
+            await asyncio.wait(under_way, timeout=timeout_seconds)
 
     async def close(self, timeout_seconds: float) -> None:
         """End the calls that are under way, and those that still come, with UNAVAILABLE.
@@ -101,10 +105,9 @@ class Gate:
             timeout_seconds: how long to wait for clients that take nothing.
         """
         self._closing = True
-        for call in self._calls.values():
+        for call in {*self._calls.values(), *self._changing}:
             call.cancel()
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=timeout_seconds)
+        await self.wait_idle(timeout_seconds)
 
     def _method(self, route: Route) -> Method:
         async def serve(stream: Stream[Any, Any]) -> None:
@@ -119,8 +122,12 @@ class Gate:
             try:
                 await asyncio.wait([call])
             except asyncio.CancelledError:  # the client has gone, just when the call came to its end perhaps
-                call.cancel()
-                await asyncio.wait([call])
+                if call in self._changing:
+                    self._unheard.add(call)
+                    call.add_done_callback(self._unheard.discard)
+                else:
+                    call.cancel()
+                    await asyncio.wait([call])
                 raise
             if call.cancelled():
                 raise to_grpc(ShuttingDown())
@@ -150,7 +157,7 @@ class Gate:
         request = await self._receive(stream, holder.user.id)
         call = self._decide(route, request, caller)
         if not route.method.cardinality.server_streaming:
-            with self._noting_failure(route, call):
+            with self._finishing(route), self._noting_failure(route, call), containing(stream):
                 response = await route.handler.function(call, request)
             await send(stream, response)
             return
@@ -158,10 +165,12 @@ class Gate:
         call = replace(call, room=partial(room_of, stream))
 
         def check() -> None:
+            if call.job is not None and changed.is_gone:
+                raise JobNotFound(call.job.id)
             if not self._might_begin(route, call, holder):
                 self._decide(route, request, self._act(holder, stream))
 
-        with self._watch(call) as changed, self._noting_failure(route, call):
+        with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
             async with (
                 while_passing(check, changed),
                 contextlib.aclosing(route.handler.function(call, request)) as responses,
@@ -171,6 +180,25 @@ class Gate:
                     await send(stream, response)
                     await wait_for_room(stream)
 
+    @contextlib.contextmanager
+    def _finishing(self, route: Route) -> Iterator[None]:
+        """Have what the current task changes come to its end and be told of, though nobody may wait for it any more.
+
+        Raises:
+            StreamTerminatedError: nobody does.
+        """
+        task = asyncio.current_task()
+        if task is None or route.handler.reads:
+            yield
+            return
+        self._changing.add(task)
+        try:
+            yield
+        finally:
+            self._changing.remove(task)
+        if task in self._unheard:
+            raise StreamTerminatedError("the client has gone")
+
     def _noting_failure(self, route: Route, call: Call) -> contextlib.AbstractContextManager[None]:
         """Have the trail tell what a call that is not made to look came to, if not to what was permitted."""
         if route.handler.reads:
@@ -178,11 +206,11 @@ class Gate:
         return call.caller.noting_failure(route.handler.right, call.resource)
 
     @contextlib.contextmanager
-    def _watch(self, call: Call) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever other policies are in force, or other shares of the job."""
+    def _watch(self, call: Call) -> Iterator[Change]:
+        """Give an event that is set whenever other policies are in force, or other shares of the job, or it is gone."""
         with contextlib.ExitStack() as stack:
             if call.job is None:
-                changed = asyncio.Event()
+                changed = Change()
             else:
                 changed = stack.enter_context(self._daemon.engine.watch_shares(call.job.id))
             stack.enter_context(self._rights.tell(changed))

@@ -25,6 +25,7 @@ from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
+from workerd.engine.watcher import Change
 
 log = structlog.get_logger()
 _SCAN_SECONDS = 60.0
@@ -242,7 +243,7 @@ class Engine:
             return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
 
     @contextlib.contextmanager
-    def watch_shares(self, job_id: str) -> Iterator[asyncio.Event]:
+    def watch_shares(self, job_id: str) -> Iterator[Change]:
         """Watch for whom a job is shared with.
 
         Returns:
@@ -270,7 +271,7 @@ class Engine:
         if not job.ended:
             raise JobNotEnded(job.id)
         try:
-            await self._shelf.remove(self._folder(job.id))
+            await self._shelf.remove(self._folder(job.id), job.spec.created_ns)
         except FileNotFoundError:
             raise JobNotFound(job.id) from None
 
@@ -322,10 +323,12 @@ class Engine:
                     await changed.wait()
                 else:
                     await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
-        end = self.status(job_id).status.end
-        if end is None:
+        after = self.status(job_id)
+        if after.spec.created_ns != job.spec.created_ns:  # it was removed, and its key has made it again
+            raise JobNotFound(job.id)
+        if after.status.end is None:
             raise AssertionError("a log was complete before its job had ended")
-        yield [end]
+        yield [after.status.end]
 
     async def list_jobs(
         self,

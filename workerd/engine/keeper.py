@@ -45,8 +45,8 @@ class Keeper:
         state_directory: made if it does not exist.
         storage: what is kept of jobs.
         on_end: told of each job that ends, also of those that ended while no keeper was there, and in any case before
-            they are removed. At least once, and not again once it has returned, unless the machine goes down. If it
-            raises, it is told later.
+            they are removed. At least once, and not again once it has returned, unless the machine goes down, or this
+            process is killed just then. If it raises, it is told later.
         on_remove: told the id of each job that is removed because jobs are too old or too much. That goes on if it
             raises: what it lacks may be the room that this makes.
 
@@ -168,8 +168,10 @@ class Keeper:
                         log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
                     await self._shelf.tell_end(folder)
                     self._enter_ended(folder)
-                except FileNotFoundError:
-                    return  # somebody removed the job
+                except FileNotFoundError:  # somebody removed the job
+                    if not folder.spec.exists():
+                        return
+                    # And its key has made it again: it is this guard's.
                 except SpoolCorrupt as error:  # which does not pass; the next scan looks again
                     self._leave(folder, error)
                     return

@@ -8,10 +8,11 @@ with its lock held and its spec written, and then renamed to its place, which fa
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -107,19 +108,13 @@ class Shelf:
 
     async def forget(self, folder: JobFolder) -> None:
         """Remove a job, at one stroke for whoever looks. Nobody else may lock or remove its folder meanwhile."""
-        try:  # first: as soon as the folder is away, a new one may take its place, and enter the job again
-            self.catalog.remove(folder.path.name)
-        except CatalogFailed as error:  # the next scan takes it out
-            log.error("a removed job could not be taken out of the catalogue", job=folder.path.name, error=str(error))
-        removed = self._removed / uuid.uuid4().hex
-        folder.path.rename(removed)
-        try:
-            await asyncio.to_thread(shutil.rmtree, removed)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread; the next start sweeps it away
-            log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
+        await self._delete(self._take_away(folder))
 
-    async def remove(self, folder: JobFolder) -> None:
+    async def remove(self, folder: JobFolder, created_ns: int | None = None) -> None:
         """Remove a job that has ended.
+
+        Args:
+            created_ns: the time of the job that is meant, if another that was made since is not.
 
         Raises:
             FileNotFoundError: it is not there, or somebody else removed it meanwhile.
@@ -127,12 +122,30 @@ class Shelf:
         """
         lock = await self._wait_lock(folder)
         try:
+            if created_ns not in (None, folder.read_spec().created_ns):
+                raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(folder.path))
             self._tell_end(folder)
-            with folder.wait_held():
-                await self.forget(folder)
+            async with _held(folder):
+                removed = self._take_away(folder)
         finally:
             os.close(lock)
+        await self._delete(removed)
         log.info("a job was removed", job=folder.path.name)
+
+    def _take_away(self, folder: JobFolder) -> Path:
+        try:  # first: as soon as the folder is away, a new one may take its place, and enter the job again
+            self.catalog.remove(folder.path.name)
+        except CatalogFailed as error:  # the next scan takes it out
+            log.error("a removed job could not be taken out of the catalogue", job=folder.path.name, error=str(error))
+        removed = self._removed / uuid.uuid4().hex
+        folder.path.rename(removed)
+        return removed
+
+    async def _delete(self, removed: Path) -> None:
+        try:
+            await asyncio.to_thread(shutil.rmtree, removed)
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread; the next start sweeps it away
+            log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
 
     async def tell_end(self, folder: JobFolder) -> None:
         """Tell of the end of a job that has ended, unless that has been done.
@@ -199,6 +212,30 @@ class Shelf:
                 # of nothing after. Nor does it tell when somebody lets go who only looked. Hence a few short looks.
                 for pause in (0.0, *_LOOKS_SECONDS):
                     await asyncio.sleep(pause)
+                    if closed.is_gone:  # what is locked in its place is another job's
+                        raise FileNotFoundError(errno.ENOENT, "was removed", str(folder.path))
                     if not folder.is_locked():
                         return
                 await closed.wait()
+
+
+@contextlib.asynccontextmanager
+async def _held(folder: JobFolder) -> AsyncIterator[None]:
+    """Hold a folder as `JobFolder.wait_held` does, for who has its lock; only waiting for it takes a thread."""
+    descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # A copy: the thread may come to its turn when nobody waits for it any more.
+            await asyncio.to_thread(_wait_flock, os.dup(descriptor))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_flock(descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)

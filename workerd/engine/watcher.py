@@ -22,6 +22,16 @@ CHANGED = (
 )
 
 
+class Change(asyncio.Event):
+    """Set at each change of what is watched.
+
+    Attributes:
+        is_gone: whether that was taken away. Another may be in its place, of which nothing is told.
+    """
+
+    is_gone = False
+
+
 class Watcher:
     """Tells waiters when a file, or a file in a folder, has changed.
 
@@ -38,8 +48,8 @@ class Watcher:
         self._mask = mask
         self._note = note
         self._inotify = asyncinotify.Inotify()
-        self._watches: dict[Path, asyncinotify.Watch] = {}
-        self._waiters: dict[Path, set[asyncio.Event]] = defaultdict(set)
+        # By the kernel's number for what is watched: a path may mean another file at another time.
+        self._waiters: dict[int, set[Change]] = defaultdict(set)
 
     def __enter__(self) -> Self:
         return self
@@ -58,12 +68,13 @@ class Watcher:
             elif event.watch is not None and asyncinotify.Mask.IGNORED not in event.mask:
                 # Ignored are what was dropped here, in whose place there may be another, and what has been told to go.
                 self._note(event)
-                if event.mask & _GONE and self._watches.get(event.watch.path) is event.watch:
-                    self._drop(event.watch.path)  # whoever registers from now on means what has taken its place
-                _wake(self._waiters.get(event.watch.path, set()))
+                waiters = self._waiters.get(event.watch.wd, set())
+                for waiter in waiters if event.mask & _GONE else ():
+                    waiter.is_gone = True
+                _wake(waiters)
 
     @contextlib.contextmanager
-    def watch(self, path: Path) -> Iterator[asyncio.Event]:
+    def watch(self, path: Path) -> Iterator[Change]:
         """Register a waiter for a file or a folder.
 
         Returns:
@@ -73,30 +84,25 @@ class Watcher:
             FileNotFoundError: there is no such file.
             WatchesExhausted: the kernel gives out no more watches.
         """
-        changed = asyncio.Event()
-        if path not in self._watches:
-            try:
-                self._watches[path] = self._inotify.add_watch(path, self._mask)
-            except OSError as error:
-                if error.errno == errno.ENOSPC:  # no disk is meant here (inotify_add_watch(2))
-                    raise WatchesExhausted from error
-                raise
-        self._waiters[path].add(changed)
+        changed = Change()
+        try:  # each time: only the kernel knows whether it is what others watch (inotify_add_watch(2))
+            watch = self._inotify.add_watch(path, self._mask)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:  # no disk is meant here (inotify_add_watch(2))
+                raise WatchesExhausted from error
+            raise
+        waiters = self._waiters[watch.wd]
+        waiters.add(changed)
         try:
             yield changed
         finally:
-            self._waiters[path].remove(changed)
-            if not self._waiters[path]:
-                del self._waiters[path]
-                if path in self._watches:
-                    self._drop(path)
-
-    def _drop(self, path: Path) -> None:
-        # OSError: the kernel drops the watch by itself when the file is deleted.
-        with contextlib.suppress(OSError):
-            self._inotify.rm_watch(self._watches.pop(path))
+            waiters.remove(changed)
+            if not waiters:
+                del self._waiters[watch.wd]
+                with contextlib.suppress(OSError):  # the kernel drops it by itself when the file is deleted
+                    self._inotify.rm_watch(watch)
 
 
-def _wake(waiters: set[asyncio.Event]) -> None:
+def _wake(waiters: set[Change]) -> None:
     for waiter in waiters:
         waiter.set()

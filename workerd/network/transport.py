@@ -29,6 +29,7 @@ from workerd.network.http2 import Calls
 from workerd.network.receiving import receive
 
 _ROOM_BYTES = 1 << 13  # what is worth reading for
+_SHOWN = 200
 
 
 def connection_of(stream: Stream[Any, Any]) -> Connection:
@@ -50,6 +51,12 @@ def has_gone(stream: Stream[Any, Any]) -> bool:
     return stream._stream._transport.is_closing()
 
 
+def is_open(stream: Stream[Any, Any]) -> bool:
+    """Tell whether a call is still one, and was not reset."""
+    wrapper = stream._stream.wrapper
+    return wrapper is None or not wrapper.cancelled
+
+
 async def send(stream: Stream[Any, Any], response: Any) -> None:
     """Send a message, or the messages that are `Encoded`.
 
@@ -66,8 +73,7 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
             await stream.send_initial_metadata()
         await stream._stream.send_data(response.data)
     except ProtocolError as error:
-        wrapper = stream._stream.wrapper
-        if wrapper is None or not wrapper.cancelled:
+        if is_open(stream):
             raise
         # grpclib cancels the call, but its turn to send may come before that does.
         raise StreamTerminatedError("the client has gone") from error
@@ -84,9 +90,7 @@ async def wait_for_room(stream: Stream[Any, Any]) -> None:
         await raw.connection.write_ready.wait()
         if raw.id not in h2.streams:  # it was reset, and the call is about to be told
             return
-        # Clients open a window again when they have taken half of it.
-        enough = min(h2.remote_settings.initial_window_size // 4 or _ROOM_BYTES, _ROOM_BYTES)
-        if h2.local_flow_control_window(raw.id) >= enough:
+        if h2.local_flow_control_window(raw.id) > 0:
             return
         raw.window_updated.clear()
         await raw.window_updated.wait()
@@ -113,7 +117,8 @@ class _Routes(dict[str, Handler]):
 def _unserved(path: str) -> Any:
     async def refuse(stream: Stream[Any, Any]) -> None:
         del stream
-        raise GRPCError(Status.UNIMPLEMENTED, f"this daemon has no {path}: update it, or install the plugin there")
+        # Cut, as it goes into a header, whose compression takes time that grows with the square of its length.
+        raise GRPCError(Status.UNIMPLEMENTED, f"this daemon has no {path[:_SHOWN]}: update it, or install the plugin")
 
     return refuse
 

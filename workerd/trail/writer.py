@@ -9,6 +9,7 @@ Room for more lines is set aside behind the end of the last file (fallocate(2), 
 goes on for a while on a disk that others have filled.
 """
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -77,14 +78,16 @@ class AuditTrail:
         if event.get("event") in (RELEASED, RESUMED):
             raise ValueError(f"the event {event['event']!r} is the trail's own")
         try:
-            if self._folder < 0:
-                self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._open_folder()
             fcntl.flock(self._folder, fcntl.LOCK_EX)
             try:
                 if not self._is_known_end():
                     self._find_end()
-                self._make_space()
+                try:
+                    self._make_space()
+                except FileExistsError:  # somebody was killed who had just begun it
+                    self._find_end()
+                    self._make_space()
                 self._append(event)
             finally:
                 fcntl.flock(self._folder, fcntl.LOCK_UN)
@@ -98,6 +101,17 @@ class AuditTrail:
         if self._folder >= 0:
             os.close(self._folder)
         self._folder = -1
+
+    def _open_folder(self) -> None:
+        """Open the trail's folder, also when another has taken the place of the one that was open."""
+        if self._folder >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._folder), os.stat(self._directory)):
+                    return
+            log.error("the audit trail was moved away, and another is begun", folder=str(self._directory))
+            self.close()
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _is_known_end(self) -> bool:
         """Tell whether the trail ends where it did, or where another process has just written."""

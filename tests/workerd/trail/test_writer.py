@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.chain import GENESIS, MAX_LINE_BYTES, RELEASED, RESUMED, format_head, make_line, parse_head
-from audit.files import HEAD, list_files
+from audit.files import HEAD, file_name, list_files
 from audit.report import Report
 from audit.verification import verify
 from tests.audit.trails import TIME
@@ -311,14 +311,25 @@ def test_a_trail_that_was_touched_is_gone_on_with_and_stays_a_fault(
     assert verify(folder, from_seq=tail[0]["seq"]).fault is None
 
 
-def test_a_folder_that_was_moved_away_is_found_by_the_next_daemon(folder: Path, trail: AuditTrail) -> None:
+def test_a_folder_that_is_moved_away_is_left_and_another_is_begun(folder: Path, trail: AuditTrail) -> None:
     trail.record(EVENT)
     folder.rename(folder.with_name("kept"))
+    with structlog.testing.capture_logs() as logs:
+        trail.record(EVENT)
+        trail.record(EVENT)
+    assert [each["event"] for each in logs] == ["the audit trail was moved away, and another is begun"]
+    assert check_whole(folder.with_name("kept")).head.seq == 1
+    assert check_whole(folder).head.seq == 2
+
+
+def test_a_file_that_somebody_begun_and_did_not_come_to_write_is_taken_over(
+    folder: Path, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trail, "_file_bytes", 1)  # each line begins a new one
     trail.record(EVENT)
-    trail.close()
+    (folder / file_name(2)).touch()
     trail.record(EVENT)
-    assert check_whole(folder.with_name("kept")).head.seq == 2
-    assert check_whole(folder).head.seq == 1
+    assert check_whole(folder).head.seq == 2
 
 
 def test_an_event_of_the_trails_own_is_refused(trail: AuditTrail) -> None:
