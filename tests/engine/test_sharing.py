@@ -133,3 +133,15 @@ async def test_sharing_and_removing_at_the_same_time_leave_nothing_behind(engine
         await engine.remove(job_id)
     assert list((tmp_path / "state" / "removed").iterdir()) == []
     assert list((tmp_path / "state" / "jobs").iterdir()) == []
+
+
+async def test_any_number_who_share_a_job_do_not_keep_it_from_being_removed(engine: Engine) -> None:
+    """They wait in threads, of which there are only so many."""
+    for _ in range(5):
+        job_id = await start(engine)
+        sharing = [asyncio.create_task(engine.share(job_id, user(number), ["stop"])) for number in range(100)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            await engine.remove(job_id)
+            await asyncio.wait(sharing)
+        assert {type(each.exception()) for each in sharing} <= {type(None), JobNotFound}

@@ -107,6 +107,13 @@ def test_path_that_nobody_serves_is_unimplemented(connections: Connections, path
     assert answer.closed if not path else answer.status == Status.UNIMPLEMENTED.value
 
 
+def test_path_of_any_length_is_answered_in_short(connections: Connections) -> None:
+    """The answer goes into a header, and the longer that is, the longer everybody waits."""
+    answer = connections.call(sorted(altered(":path", SERVICE + "%" * 15_000)), WHO)
+    assert answer.status == Status.UNIMPLEMENTED.value
+    assert len(answer.headers["grpc-message"]) < 1000
+
+
 ODD_METADATA = {
     "time without unit": ("grpc-timeout", "1"),
     "negative time": ("grpc-timeout", "-1S"),

@@ -1,12 +1,14 @@
 """The audit trail of a real daemon: whole whatever happens to the daemon, with the end of every job, and no secrets."""
 
+import asyncio
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worker_api.worker.v1 import SpawnRequest
+from worker_api.worker.v1 import JobEnd, SpawnRequest
 
 from audit.verification import verify
 from tests.daemon import USER, Daemon, running_daemon
@@ -127,3 +129,25 @@ def test_a_trail_that_is_touched_while_a_daemon_runs_is_damaged_for_good(any_dae
     assert f"{path.name}, line ".encode() in result.stdout
     fault = verify(any_daemon.state / "audit").fault
     assert fault is not None and b"job-added" in path.read_bytes().splitlines()[fault.line - 1]
+
+
+async def test_each_job_that_is_made_again_with_its_key_has_its_end_in_the_trail(daemon: Daemon) -> None:
+    """Also when nobody looks any more whether the other one still runs."""
+    count = 3
+    async with daemon.client() as client:
+
+        async def run_two(key: str) -> None:
+            first = SpawnRequest(program="sleep", args=["0.3"], working_directory="/", request_key=key)
+            job_id = await client.spawn(first)
+            while (await client.status(job_id)).end is None:
+                await asyncio.sleep(0.01)
+            await client.remove(job_id)
+            assert await client.spawn(replace(first, args=["3"])) == job_id
+            assert isinstance([event async for event in client.stream_log(job_id)][-1], JobEnd)
+
+        await asyncio.gather(*(run_two(str(number)) for number in range(count)))
+
+    def told() -> list[dict[str, Any]]:
+        return [event for event in events(daemon) if event["event"] == "job-ended"]
+
+    await asyncio.to_thread(wait_until, lambda: len(told()) == 2 * count, "the end of a job is not in the trail")

@@ -5,16 +5,18 @@ import json
 import re
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, SpawnRequest
+from worker_api.worker.v1 import ErrorReason, SpawnRequest, SpawnResponse, WorkerServiceStub
 
 from tests.daemon import USER, Daemon, daemon_in_this_process, running_daemon
 from workerctl.client import Client
-from workerctl.errors import CallFailed
+from workerctl.errors import CallFailed, ClientError
+from workerctl.transport import WorkerChannel
 from workerd.errors import AuditFailed
 
 OTHER = "other"
@@ -81,6 +83,25 @@ def test_what_was_permitted_and_failed_is_in_the_trail_without_values(daemon: Da
         ("remove", "FAILED_PRECONDITION", "JOB_NOT_ENDED", job_id),
     ]
     assert all(line["user"]["name"] == USER and "nowhere" not in json.dumps(line) for line in failed)
+
+
+async def test_a_job_is_in_the_trail_though_nobody_waited_for_it_to_start(daemon: Daemon) -> None:
+    async with daemon.client() as client:
+        await client.whoami()
+        for number in range(20):
+            with contextlib.suppress(ClientError):
+                request = SpawnRequest(program="true", request_key=str(number))
+                await client.call(partial(spawn_in_time, request, 0.001 + number / 2000))
+        jobs = {job.id async for job in client.list_jobs()}
+        assert jobs
+    daemon.stop()
+    started = {line["job_id"] for line in shown(daemon) if line["event"] == "job-spawned"}
+    assert started == jobs
+
+
+async def spawn_in_time(request: SpawnRequest, seconds: float, channel: WorkerChannel) -> SpawnResponse:
+    """Start a job, and wait for it no longer than so long."""
+    return await WorkerServiceStub(channel).spawn(request, timeout=seconds)
 
 
 async def test_a_limit_that_is_met_is_in_the_trail_once_in_a_while(tmp_path: Path) -> None:

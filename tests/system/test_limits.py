@@ -156,7 +156,7 @@ def test_the_client_does_not_try_again_what_meets_a_limit(tmp_path: Path) -> Non
         assert time.monotonic() - begun < 10
         assert result.returncode == ExitCode.FAILED
         assert result.stderr.decode() == (
-            "workerctl: as many jobs of yours run as may, 1 (max-jobs-per-user): let one end, or stop one\n"
+            "workerctl: 1 jobs of yours run, and no more may (max-jobs-per-user): let one end, or stop one\n"
         )
         assert daemon.workerctl("spawn", "--", "true", user=OTHER).returncode == 0
     finally:

@@ -15,7 +15,9 @@ from workerctl.client import Client
 from workerctl.errors import CallFailed
 
 STUMBLES = """
+import asyncio
 from grpclib.const import Cardinality, Handler
+from grpclib.exceptions import StreamTerminatedError
 from worker_api.worker.v1 import SpawnRequest, SpawnResponse
 from workerd.handler import handles
 
@@ -26,6 +28,17 @@ class Service:
 @handles(Service, "Stumble", right="stumble", reads=True)
 async def stumble(call, request):
     envs = dict(request.envs)
+    match request.program:
+        case "exit":
+            raise SystemExit(0)
+        case "interrupt":
+            raise KeyboardInterrupt
+        case "cancel":
+            raise asyncio.CancelledError
+        case "leave":
+            raise StreamTerminatedError("of another's")
+        case "end":
+            raise GeneratorExit
     raise RuntimeError(f"stumbled with {len(envs)} variables")
 """
 
@@ -64,6 +77,18 @@ async def test_a_handlers_fault_is_in_the_log_without_what_the_caller_sent(tmp_p
     assert "RuntimeError: stumbled with 1 variables" in said
     assert "hunter2" not in said
     assert len(said.splitlines()) < 30
+
+
+@pytest.mark.usefixtures("plugin")
+async def test_whatever_a_handler_raises_is_its_fault_and_ends_nothing_else(tmp_path: Path) -> None:
+    with running_daemon(tmp_path / "state", "--roles.admin", USER) as daemon:
+        async with daemon.client() as client:
+            for number, what in enumerate(("exit", "interrupt", "cancel", "leave", "end"), 1):
+                with pytest.raises(CallFailed) as caught:
+                    await stumble(client, SpawnRequest(program=what))
+                assert caught.value.status is Status.INTERNAL, what
+                assert daemon.errors().count("HandlerFaulty: a handler raised") == number, what
+            await client.whoami()
 
 
 def test_a_daemon_without_standard_streams_serves(tmp_path: Path) -> None:
