@@ -55,6 +55,7 @@ async def ask(daemon: Daemon, user: str = OTHER) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["nothing", "half a ClientHello", "a ClientHello"])
 def test_handshakes_that_lead_to_nothing_lock_nobody_out(tmp_path: Path, share: float) -> None:
     hello = client_hello(ssl.create_default_context())

@@ -108,6 +108,7 @@ async def test_a_daemon_that_accepts_and_says_nothing_is_told_as_that(watchful: 
             await asyncio.wait_for(client.whoami(), 2 * SECONDS + LATE)
 
 
+@pytest.mark.slow
 async def test_the_daemon_lets_go_of_followers_that_vanished(watchful: Daemon, proxy: Proxy) -> None:
     async with watchful.client() as direct:
         job_id = await direct.spawn(SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"]))
@@ -140,6 +141,7 @@ async def test_the_daemon_lets_go_of_a_vanished_follower_that_it_is_sending_to(w
         await direct.stop(job_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "stream-log"])
 def test_a_reader_that_takes_nothing_for_long_is_not_taken_for_dead(
     watchful: Daemon, proxy: Proxy, command: str
