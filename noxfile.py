@@ -77,9 +77,10 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests, a file on each processor: `nox -s tests -- -k stop` runs some of them."""
+    """Run the tests, several files at a time: `nox -s tests -- -k stop` runs some of them."""
     install(session, "tests", project=True)
-    session.run("pytest", "--numprocesses", "auto", "--dist", "loadfile", *RERUN, *session.posargs)
+    at_once = len(os.sched_getaffinity(0)) + 1  # a third of their time they wait for something
+    session.run("pytest", "--numprocesses", str(at_once), "--dist", "loadfile", *RERUN, *session.posargs)
 
 
 @nox.session
