@@ -221,7 +221,7 @@ def to_grpc(error: Exception) -> GRPCError:
     """
     if (entry := _entry(error)) is not None:
         (status, reason), sentence = entry, str(error)
-    elif (shortage := _shortage(error)) is not None:
+    elif (shortage := shortage_of(error)) is not None:
         status, reason, sentence = Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED, _advise(shortage)
     else:
         status, reason, sentence = Status.INTERNAL, ErrorReason.INTERNAL, _FAULT
@@ -239,7 +239,7 @@ def _entry(error: Exception) -> tuple[Status, ErrorReason] | None:
     return next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
 
 
-def _shortage(error: BaseException) -> int | None:
+def shortage_of(error: BaseException) -> int | None:
     """Tell what the machine lacks, by its number among `SHORTAGES`, if it is that which an error comes from."""
     match error:
         case MemoryError():
@@ -249,7 +249,7 @@ def _shortage(error: BaseException) -> int | None:
         case sqlite3.Error(sqlite_errorcode=code):
             return _SQLITE_SHORTAGES.get(code & 0xFF)  # the low byte is the primary code (sqlite.org/rescode.html)
         case engine.CatalogFailed(__cause__=BaseException() as cause):
-            return _shortage(cause)
+            return shortage_of(cause)
         case _:
             return None
 

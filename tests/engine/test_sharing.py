@@ -1,6 +1,7 @@
 """Whom a job is shared with."""
 
 import asyncio
+import os
 import stat
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.engine.logs import ME, run, shell
+from tests.engine.logs import ME, read_log, run, shell
+from tests.waiting import LIMIT_SECONDS, eventually
 from workerd.engine.engine import Engine
 from workerd.engine.errors import InvalidArgument, JobIdMalformed, JobNotFound, SpoolCorrupt
 from workerd.engine.folder import JobFolder
@@ -50,6 +52,33 @@ async def test_rights_are_given_replaced_and_taken_back(engine: Engine, tmp_path
     assert await engine.share(job_id, BERT, []) == engine.shares(job_id) == ()
     async with Engine(tmp_path / "state", keeps=False) as another:
         assert await another.share(job_id, ANNA, ["stop"]) == engine.shares(job_id)
+
+
+async def test_a_job_that_runs_and_ends_has_nobody_look_anew_with_whom_it_is_shared(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    async with Engine(tmp_path / "state", on_end=lambda *_: None) as engine:
+        job_id = await engine.spawn(shell(f"echo before; read line <{gate}; echo after"))
+        folder = JobFolder(tmp_path / "state" / "jobs" / job_id)
+
+        async def told() -> bool:
+            return folder.told.exists()
+
+        with engine.watch_shares(job_id) as changed:
+            await asyncio.to_thread(gate.write_text, "go\n")
+            assert (await read_log(engine, job_id)).stdout == b"before\nafter\n"
+            await eventually(told)
+            await asyncio.sleep(0.1)  # nothing is to come of it
+            assert not changed.is_set()
+            await engine.share(job_id, BERT, ["stop"])
+            async with asyncio.timeout(LIMIT_SECONDS):
+                await changed.wait()
+            assert not changed.is_gone
+            changed.clear()
+            await engine.remove(job_id)
+            async with asyncio.timeout(LIMIT_SECONDS):
+                await changed.wait()
+            assert changed.is_gone
 
 
 async def test_a_spec_tells_the_owner_whatever_else_is_damaged(engine: Engine, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
+from tests.system.test_reload import REFUSED, TAKEN_UP, wait_told
 from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed, Refused, Unreachable
@@ -32,6 +33,7 @@ from workerctl.retry import Patience
 SLEEP = SpawnRequest(program="sleep", args=["1000"], working_directory="/")
 TRUE = SpawnRequest(program="true", working_directory="/")
 WATCHING_SECONDS = 3.0
+CHECKING_SECONDS = 0.3
 
 
 def cpu_seconds(pid: int) -> float:
@@ -130,6 +132,11 @@ async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp
                 for _, writer in strangers:
                     writer.close()
 
+                # What others use up ends no stream, also where it keeps the daemon from finding out who may go on.
+                daemon.folder(job_id).write_shares(())
+                await asyncio.sleep(CHECKING_SECONDS)
+                next(follower for follower in followers if not follower.done()).cancel()
+
                 await asyncio.to_thread(gate.write_text, "go\n")
                 logs = await asyncio.gather(*followers, return_exceptions=True)
                 served = [log for log in logs if isinstance(log, bytes)]
@@ -143,6 +150,25 @@ async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp
             await eventually(freed)
         assert (await asyncio.to_thread(spawn_by_command, daemon)).returncode == 0
         assert "Traceback" not in daemon.errors()
+
+
+async def test_what_is_revoked_while_there_are_no_descriptors_is_so_as_soon_as_there_are(tmp_path: Path) -> None:
+    limit = 100
+    with running_daemon(tmp_path / "state", prefix=("prlimit", f"--nofile={limit}:{limit}")) as daemon:
+        daemon.pki.issue_client("mallory")
+        async with daemon.client() as client, daemon.client("mallory") as other:
+            await other.whoami()
+            job_id = await client.spawn(SLEEP)
+            async with following(client, job_id, limit) as followers:
+                await asyncio.wait(followers, return_when=asyncio.FIRST_EXCEPTION)
+                await turned_away(next(follower for follower in followers if follower.done()))
+                daemon.pki.revoke("mallory")
+                await asyncio.to_thread(wait_told, daemon, REFUSED)
+                assert (await other.whoami()).user is not None  # nobody can know yet
+            await asyncio.to_thread(wait_told, daemon, TAKEN_UP)
+            with pytest.raises(CallFailed) as caught:
+                await other.whoami()
+            assert caught.value.reason == ErrorReason.CERTIFICATE_REVOKED
 
 
 def idle_account() -> pwd.struct_passwd:

@@ -71,6 +71,7 @@ class Credentials:
         self._must_have_list = False
         self._calls: set[_Call] = set()
         self._warnings = CallerWarnings()
+        self._problem = ""  # that was told last, and still is there
         self._seen = self._look()
         self._use(self._load())
 
@@ -143,16 +144,20 @@ class Credentials:
         """Take up what changes in the folder, until cancelled. What is bad is told, and what was good stays."""
         await follow_folder(self._folder.path, self._reload)
 
-    def _reload(self) -> None:
+    def _reload(self) -> bool:
+        """Take up the files that are there; return whether they could be used."""
         seen = self._look()
         if seen == self._seen:
-            return
-        self._seen = seen
+            self._problem = ""
+            return True
         try:
             loaded = self._load()
         except PkiError as error:
-            log.error("certificates were changed and cannot be used; those from before stay", error=str(error))
-            return
+            if str(error) != self._problem:
+                log.error("certificates were changed and cannot be used; those from before stay", error=str(error))
+            self._problem = str(error)
+            return False
+        self._seen, self._problem = seen, ""
         if loaded != self._loaded:
             log.info(
                 "certificates were changed and are used from now on",
@@ -163,6 +168,7 @@ class Credentials:
         self._use(loaded)
         for call in list(self._calls):
             self._watch(call)
+        return True
 
     def _use(self, loaded: _Loaded) -> None:
         self._loaded = loaded

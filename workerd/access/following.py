@@ -1,6 +1,7 @@
 """Taking up what changes in a folder while the daemon runs, whoever changes it and however."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +16,16 @@ log = structlog.get_logger()
 # Files once they are written (not while they are: half of one may seem to be whole), what is made, files that become
 # readable, and what goes without anything in its place.
 _MASK = REPLACED | Mask.CLOSE_WRITE | Mask.CREATE | Mask.ATTRIB | Mask.DELETE | Mask.MOVED_FROM
+_AGAIN_SECONDS = 5.0
 
 
-async def follow_folder(folder: Path, look: Callable[[], None], unfinished: set[str] | None = None) -> None:
+async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[str] | None = None) -> None:
     """Call a function at once and whenever something in a folder has changed, until cancelled.
 
     Args:
         folder: it need not be there; a link that it is is followed once.
-        look: reads what is there. It must not raise.
+        look: reads what is there, and tells whether that can be used; if not, it is called again some seconds later:
+            what the daemon lacks for it, a descriptor say, it may have then. It must not raise.
         unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
     names: set[str] = set() if unfinished is None else unfinished
@@ -44,13 +47,15 @@ async def follow_folder(folder: Path, look: Callable[[], None], unfinished: set[
         log.error("changes are not noticed until the next start", folder=str(folder), error=problem)
 
 
-async def _follow(watcher: Watcher, folder: Path, look: Callable[[], None]) -> None:
+async def _follow(watcher: Watcher, folder: Path, look: Callable[[], bool]) -> None:
     while True:
         nearest = _nearest(folder)
         try:
             with watcher.watch(nearest) as changed:
-                look()
-                await changed.wait()
+                seconds = None if look() else _AGAIN_SECONDS
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        await changed.wait()
         except FileNotFoundError:  # the folder went just now: another is the nearest
             continue
         except PermissionError:  # it was closed to the daemon just now

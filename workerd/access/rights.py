@@ -44,11 +44,11 @@ class Rights:
         self._told: set[asyncio.Event] = set()
         self._problem = ""  # that was told last, and still is there
         self._unfinished: set[str] = set()
-        self._sources = self._in_force = read_policies(folder)  # what was read last need not be good
+        self._in_force = read_policies(folder)
         self._was_there = os.path.exists(folder)
-        self.policies = self._compile(self._sources)
+        self.policies = self._compile(self._in_force)
         given = {role: list(users) for role, users in sorted(roles.items())}
-        log.info("policies are in force", folder=str(folder), files=files_of(self._sources), roles=given)
+        log.info("policies are in force", folder=str(folder), files=files_of(self._in_force), roles=given)
         self._warn_of_roles()
 
     def roles_of(self, user: User) -> frozenset[str]:
@@ -78,34 +78,38 @@ class Rights:
         """Take up policies that change, until cancelled. What is bad is told, and what was good stays."""
         await follow_folder(self._folder, self._look, self._unfinished)
 
-    def _look(self) -> None:
+    def _look(self) -> bool:
+        """Take up the policies that are there; return whether they could be used."""
         try:
             sources = read_policies(
                 self._folder, must_be_there=self._was_there, unfinished=self._unfinished, before=self._in_force
             )
             self._was_there = self._was_there or os.path.exists(self._folder)
-            mended, self._problem = bool(self._problem), ""
-            if sources == self._sources:
-                if mended:
-                    log.info("policies are as they were, and in force as before", files=files_of(sources))
-                return
-            self._sources = sources
-            self.policies = self._compile(sources)
+            is_new = sources != self._in_force
+            policies = self._compile(sources) if is_new else self.policies
         except PolicyInvalid as error:
             if str(error) != self._problem:
                 log.error("policies were changed and cannot be used; those from before stay", error=str(error))
             self._problem = str(error)
+            return False
+        if is_new:
+            self._put_in_force(sources, policies)
+        elif self._problem:
+            log.info("policies are as they were, and in force as before", files=files_of(sources))
+        self._problem = ""
+        return True
+
+    def _put_in_force(self, sources: dict[str, str], policies: Policies) -> None:
+        gone = missing_from(sources, self._in_force)
+        self._in_force, self.policies = sources, policies
+        told = {"folder": str(self._folder), "files": files_of(sources)}
+        if gone:  # what it forbade is forbidden no more, which nobody may have meant
+            log.warning("policies were changed and are in force from now on, without some files", gone=gone, **told)
         else:
-            gone = missing_from(sources, self._in_force)
-            self._in_force = sources
-            told = {"folder": str(self._folder), "files": files_of(sources)}
-            if gone:  # what it forbade is forbidden no more, which nobody may have meant
-                log.warning("policies were changed and are in force from now on, without some files", gone=gone, **told)
-            else:
-                log.info("policies were changed and are in force from now on", **told)
-            self._warn_of_roles()
-            for changed in self._told:
-                changed.set()
+            log.info("policies were changed and are in force from now on", **told)
+        self._warn_of_roles()
+        for changed in self._told:
+            changed.set()
 
     def _compile(self, sources: Mapping[str, str]) -> Policies:
         try:

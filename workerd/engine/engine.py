@@ -247,7 +247,7 @@ class Engine:
         """Watch for whom a job is shared with.
 
         Returns:
-            An event that is set whenever that may have changed, or the job is removed; never for its output.
+            An event that is set whenever that may have changed, or the job is removed, and for nothing else.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
@@ -256,7 +256,8 @@ class Engine:
         job_id = parse_job_id(job_id)
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                changed = stack.enter_context(self._shelf.replacements.watch(self._folder(job_id).path))
+                folder = self._folder(job_id)
+                changed = stack.enter_context(self._shelf.replacements.watch(folder.path, folder.shares.name))
             yield changed
 
     async def remove(self, job_id: str) -> None:

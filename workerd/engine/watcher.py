@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +26,18 @@ CHANGED = (
 class Change(asyncio.Event):
     """Set at each change of what is watched.
 
+    Args:
+        name: of the one file in a watched folder that counts; none for all of them.
+
     Attributes:
         is_gone: whether that was taken away. Another may be in its place, of which nothing is told.
     """
 
     is_gone = False
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__()
+        self.name = name
 
 
 class Watcher:
@@ -63,19 +71,24 @@ class Watcher:
         """Pass events on until cancelled."""
         async for event in self._inotify:
             if asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have changed
-                for waiters in self._waiters.values():
-                    _wake(waiters)
+                for waiter in itertools.chain(*self._waiters.values()):
+                    waiter.set()
             elif event.watch is not None and asyncinotify.Mask.IGNORED not in event.mask:
                 # Ignored are what was dropped here, in whose place there may be another, and what has been told to go.
                 self._note(event)
-                waiters = self._waiters.get(event.watch.wd, set())
-                for waiter in waiters if event.mask & _GONE else ():
-                    waiter.is_gone = True
-                _wake(waiters)
+                for waiter in self._waiters.get(event.watch.wd, ()):
+                    if event.mask & _GONE:
+                        waiter.is_gone = True
+                    if waiter.is_gone or waiter.name in (None, str(event.name)):
+                        waiter.set()
 
     @contextlib.contextmanager
-    def watch(self, path: Path) -> Iterator[Change]:
+    def watch(self, path: Path, name: str | None = None) -> Iterator[Change]:
         """Register a waiter for a file or a folder.
+
+        Args:
+            path: of either.
+            name: of the one file in a folder that counts; none for all of them.
 
         Returns:
             An event that is set at each change; whoever waits on it clears it before looking at the file.
@@ -84,7 +97,7 @@ class Watcher:
             FileNotFoundError: there is no such file.
             WatchesExhausted: the kernel gives out no more watches.
         """
-        changed = Change()
+        changed = Change(name)
         try:  # each time: only the kernel knows whether it is what others watch (inotify_add_watch(2))
             watch = self._inotify.add_watch(path, self._mask)
         except OSError as error:
@@ -101,8 +114,3 @@ class Watcher:
                 del self._waiters[watch.wd]
                 with contextlib.suppress(OSError):  # the kernel drops it by itself when the file is deleted
                     self._inotify.rm_watch(watch)
-
-
-def _wake(waiters: set[Change]) -> None:
-    for waiter in waiters:
-        waiter.set()

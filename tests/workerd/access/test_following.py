@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_SECONDS
+from workerd.access import following as following_module
 from workerd.access.following import follow_folder
 
 SOMEBODY = 65534
@@ -25,12 +26,13 @@ class Looks:
         self.seen: list[str | None] = []
         self._looked = asyncio.Event()
 
-    def look(self) -> None:
+    def look(self) -> bool:
         try:
             self.seen.append(self.file.read_text())
         except OSError:
             self.seen.append(None)
         self._looked.set()
+        return True
 
     async def wait(self, wanted: str | None) -> None:
         """Wait until the last look saw something."""
@@ -151,3 +153,26 @@ async def test_a_folder_that_is_closed_for_a_while_is_followed_on() -> None:
                 await looks.wait("after")
         finally:
             os.seteuid(0)
+
+
+async def test_what_cannot_be_used_is_looked_at_again_though_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "_AGAIN_SECONDS", 0.01)
+    looks = 0
+    enough = asyncio.Event()
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            enough.set()
+        return looks == 3
+
+    task = asyncio.create_task(follow_folder(tmp_path, look))
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await enough.wait()
+    await asyncio.sleep(0.1)  # ten times as long as it would take
+    assert looks == 3, "what is used is looked at without a change"
+    task.cancel()
+    await asyncio.wait([task])

@@ -128,6 +128,7 @@ async def test_what_is_bad_is_told_once_and_what_was_good_stays(
         await asyncio.sleep(0.1)  # nothing is to come of it
         said += capsys.readouterr().out
         assert said.count("policies were changed and cannot be used; those from before stay") == 1
+        assert "in force" not in said
         assert "mine.cedar" in said
         assert may_stop(rights)
         assert not changed.is_set()
