@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from pki.store import PkiFolder
+from tests.commands import run_workerctl
 from workerctl.client import Client
 from workerctl.target import Target
 from workerd.access.caller import Record
@@ -105,15 +106,17 @@ class Daemon:
 
     def command(self, *arguments: str, user: str = USER, endpoint: str | None = None) -> list[str]:
         """The command line of a workerctl that talks to this daemon."""
-        options = ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
-        return [sys.executable, "-m", "workerctl", *options, *arguments]
+        return [sys.executable, "-m", "workerctl", *self.options_of(user, endpoint), *arguments]
+
+    def options_of(self, user: str, endpoint: str | None = None) -> tuple[str, ...]:
+        """Give the options of a workerctl that talks to this daemon."""
+        return ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
 
     def workerctl(
         self, *arguments: str, user: str = USER, endpoint: str | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Run workerctl against this daemon."""
-        command = self.command(*arguments, user=user, endpoint=endpoint)
-        return subprocess.run(command, capture_output=True, timeout=60, check=False)
+        return run_workerctl(*self.options_of(user, endpoint), *arguments)
 
     def folder(self, job_id: str) -> JobFolder:
         return JobFolder(self.state / "jobs" / job_id)

@@ -18,6 +18,7 @@ from cyclopts import App
 from worker_api.worker.v1 import SpawnRequest
 
 from audit.chain import GENESIS, make_line
+from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon, running_daemon
 from workerctl.exit_codes import ExitCode
 from workerd.access.policy import On
@@ -62,15 +63,15 @@ def code(page: str, language: str) -> list[str]:
 
 def options(*command: str) -> set[str]:
     """The options that a program's help shows."""
-    result = subprocess.run(
-        [sys.executable, "-m", *command, "--help"],
-        capture_output=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        text=True,
-        timeout=60,
-    )
-    return set(re.findall(r"--[a-z][a-z-]+", re.sub(r"(?m)^Example: .*$", "", result.stdout)))
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+    match command:
+        case ("workerctl", *subcommand):
+            result = run_workerctl(*subcommand, "--help", environment=environment)
+        case _:
+            help_of = [sys.executable, "-m", *command, "--help"]
+            result = subprocess.run(help_of, capture_output=True, check=False, env=environment, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return set(re.findall(r"--[a-z][a-z-]+", re.sub(r"(?m)^Example: .*$", "", result.stdout.decode())))
 
 
 def documented_options(text: str) -> set[str]:
@@ -141,13 +142,7 @@ def run_example(daemon: Daemon, number: int, **given: str) -> bytes:
         line = line.replace({"uuid": "<uuid>", "stream_type": "<raw|stdout|stderr>"}[name], value)
     program, *arguments = shlex.split(line)
     assert program == "workerctl"
-    result = subprocess.run(
-        [sys.executable, "-m", "workerctl", *arguments],
-        capture_output=True,
-        check=False,
-        env={**os.environ, "WORKERCTL_PKI_DIR": str(daemon.pki.path)},
-        timeout=60,
-    )
+    result = run_workerctl(*arguments, environment={**os.environ, "WORKERCTL_PKI_DIR": str(daemon.pki.path)})
     assert (result.returncode, result.stderr) == (0, b""), line
     return result.stdout
 
@@ -289,9 +284,10 @@ async def test_the_readmes_handler_works_once_it_is_installed(tmp_path: Path, mo
             request = api.CountRequest(job_id=job_id)
             answer = await client.call(lambda channel: api.CountServiceStub(channel).count(request))
         add_command(tmp_path)
-        command = await asyncio.to_thread(daemon.workerctl, "count", job_id)
+        command = daemon.command("count", job_id)
+        result = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False, timeout=60)
     assert answer.lines == script.count("echo")
-    assert (command.returncode, command.stderr, command.stdout) == (0, b"", f"{answer.lines}\n".encode())
+    assert (result.returncode, result.stderr, result.stdout) == (0, b"", f"{answer.lines}\n".encode())
 
 
 def add_command(folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, read_log, shell, wait_for_output
+from tests.waiting import eventually
 from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
@@ -62,7 +63,11 @@ async def test_ended_jobs_grow_old_and_are_removed(tmp_path: Path) -> None:
             await removed(engine, ended)
             page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
             assert [job.id for job in page.jobs] == [running]
-            assert list((tmp_path / "removed").iterdir()) == []
+
+            async def deleted() -> bool:
+                return not list((tmp_path / "removed").iterdir())
+
+            await eventually(deleted)
     finally:
         end_jobs(tmp_path)
 

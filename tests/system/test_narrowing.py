@@ -21,6 +21,7 @@ from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 from pki.files import key_path, load_certificate
 from pki.inventory import describe_now
 from pki.store import PkiFolder
+from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon, end_jobs
 from tests.narrowing import narrow
 from workerctl.client import Client
@@ -38,8 +39,7 @@ def issue(daemon: Daemon, out: Path, allow: str, *options: str) -> subprocess.Co
 def guest(daemon: Daemon, folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run workerctl with the certificate of a folder."""
     options = ("--endpoint", daemon.endpoint, "--username", USER, "--pki-dir", str(folder))
-    command = [sys.executable, "-m", "workerctl", *options, *arguments]
-    return subprocess.run(command, capture_output=True, timeout=60, check=False)
+    return run_workerctl(*options, *arguments)
 
 
 def test_what_is_printed_is_what_to_type_next(any_daemon: Daemon, tmp_path: Path) -> None:
@@ -51,8 +51,7 @@ def test_what_is_printed_is_what_to_type_next(any_daemon: Daemon, tmp_path: Path
     program, *words = shlex.split(lines["use it by"])
     assert (program, words.pop()) == ("workerctl", "COMMAND")
     job_id = any_daemon.workerctl("spawn", "--", "true").stdout.decode().strip()
-    command = [sys.executable, "-m", "workerctl", *words, "status", job_id]
-    result = subprocess.run(command, capture_output=True, check=False)
+    result = run_workerctl(*words, "status", job_id)
     assert result.returncode == 0 and job_id.encode() in result.stdout
 
 

@@ -116,6 +116,7 @@ async def test_a_log_that_is_cut_again_and_again_is_neither_doubled_nor_lost(
     assert sum(connection.fault is None and not connection.open for connection in proxy.connections) > 5
 
 
+@pytest.mark.slow  # it restarts the daemon five times
 async def test_every_call_that_may_be_repeated_goes_through_a_restart(daemon: Daemon) -> None:
     said: list[str] = []
     async with Client(daemon.target(), on_retry=said.append) as client:

@@ -5,7 +5,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pki.authority import Credential, issue_client, issue_server
 from pki.files import key_path, load_pair, write_pair
 from pki.store import PkiFolder
 from tests.certificates import EXPIRED, REFUSED_CLIENTS, USER_ID, Issue, client_folder, expired, issue_any
+from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon
 
 FAILED = 125
@@ -36,8 +36,7 @@ def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
 def workerctl(endpoint: str, folder: PkiFolder, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run workerctl with some folder of certificates."""
     options = ("--endpoint", endpoint, "--username", USER, "--pki-dir", str(folder.path))
-    command = [sys.executable, "-m", "workerctl", *options, *(arguments or ("whoami",))]
-    return subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
+    return run_workerctl(*options, *(arguments or ("whoami",)))
 
 
 @contextlib.contextmanager
