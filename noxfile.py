@@ -14,7 +14,7 @@ nox.options.default_venv_backend = "venv"
 
 ROOT = Path(__file__).parent
 GENERATED = ROOT / "generated" / "worker_api"
-PACKAGES = ("audit", "generated", "pki", "workerctl", "workerd")
+PACKAGES = nox.project.load_toml(ROOT / "pyproject.toml")["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 # A third of their time tests wait for something.
 SEVERAL_FILES = ("--numprocesses", str(len(os.sched_getaffinity(0)) + 1), "--dist", "loadfile")
 # Real processes on a machine that does something else meanwhile: what fails is made once more, and told in the summary.
@@ -26,6 +26,8 @@ def install(session: nox.Session, group: str, *, project: bool) -> None:
     session.install("--require-hashes", "-r", f"requirements/{group}.txt")
     if project:
         session.install("--no-deps", "--editable", ".")
+        # What is started over and over would compile it each time, where the environment keeps Python from saving that.
+        session.run("python", "-m", "compileall", "-q", *PACKAGES)
 
 
 def lay_out_contract(session: nox.Session) -> Path:
@@ -82,8 +84,6 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, several files at a time: `nox -s tests -- -k stop` runs some of them."""
     install(session, "tests", project=True)
-    # What tests start over and over would compile it each time, where the environment keeps Python from saving that.
-    session.run("python", "-m", "compileall", "-q", *PACKAGES)
     session.run("pytest", *SEVERAL_FILES, *RERUN, *session.posargs)
 
 

@@ -137,6 +137,8 @@ def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
             failure = failure or error
         except ssl.SSLError as error:
             failure = error
+        except OSError as error:
+            raise Missing(certificate, error.strerror or str(error), advice) from error
         else:
             return
     if isinstance(failure, ssl.SSLError) and failure.reason == "KEY_VALUES_MISMATCH":

@@ -1,7 +1,8 @@
 """Running workerctl as often as tests do: each time a process of its own, forked off one that has imported it.
 
 Most of a short command's time goes into starting Python and importing. All else is as `python -m workerctl` has it:
-arguments, environment, folder, standard streams, exit code. Tests of how it starts begin one themselves.
+arguments, environment, folder, umask, standard streams, exit code. Only what Python takes from the environment when it
+starts, such as PYTHONPATH, is that of the tests. Tests of that, and of how a command starts, begin one themselves.
 """
 
 import atexit
@@ -24,6 +25,7 @@ from workerctl.__main__ import main
 from workerctl.app import main_with
 
 _DESCRIPTORS = 4
+_ENVIRONMENT = dict(os.environ)  # before a test changes it
 _lock = threading.Lock()
 
 
@@ -33,6 +35,7 @@ class _Order(msgspec.Struct):
     arguments: tuple[bytes, ...]
     environment: dict[bytes, bytes]
     folder: str
+    umask: int
     seconds: int
 
 
@@ -44,13 +47,17 @@ def run_workerctl(
     Args:
         arguments: its command line.
         environment: none for that of the tests.
-        seconds: how long it may take; SIGALRM ends it then.
+        seconds: how long it may take.
+
+    Raises:
+        TimeoutExpired: it took longer, and was ended.
     """
     variables = os.environ if environment is None else environment
     order = _Order(
         tuple(map(os.fsencode, arguments)),
         {os.fsencode(name): os.fsencode(value) for name, value in variables.items()},
         os.getcwd(),
+        _umask(),
         seconds,
     )
     pipes = [os.pipe() for _ in range(_DESCRIPTORS - 1)]  # of standard output, standard error, and the exit code
@@ -63,7 +70,16 @@ def run_workerctl(
         os.close(theirs)
     with ThreadPoolExecutor(len(pipes)) as readers:
         output, errors, code = readers.map(_read_to_end, [ours for ours, _ in pipes])
+    if int(code) == -signal.SIGALRM:
+        raise subprocess.TimeoutExpired(["workerctl", *arguments], seconds, output, errors)
     return subprocess.CompletedProcess(["workerctl", *arguments], int(code), output, errors)
+
+
+def _umask() -> int:
+    """Tell the umask, which can only be read by setting another (umask(2))."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _read_to_end(descriptor: int) -> bytes:
@@ -78,7 +94,11 @@ def _server() -> socket.socket:
     with theirs:
         command = [sys.executable, "-c", f"from {__name__} import _serve; _serve({theirs.fileno()})"]
         server = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL
+            command,
+            pass_fds=[theirs.fileno()],
+            cwd=Path(__file__).parents[1],
+            env=_ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
         )
     atexit.register(server.wait)
     atexit.register(ours.close)
@@ -120,13 +140,18 @@ def _answer(order: int, output: int, errors: int, report: int) -> NoReturn:
 
 def _become(wanted: _Order) -> NoReturn:
     signal.alarm(wanted.seconds)
+    os.umask(wanted.umask)
+    os.chdir(wanted.folder)
     os.environb.clear()
     os.environb.update(wanted.environment)
-    os.chdir(wanted.folder)
     sys.argv = ["workerctl", *map(os.fsdecode, wanted.arguments)]
+    code: object = 1
     try:
         main()
+    except SystemExit as end:
+        code = end.code
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
-    os._exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else 1)

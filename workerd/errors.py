@@ -26,7 +26,14 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
-from pki.errors import CertificateExpired, CertificateRevoked, IdentityInvalid, InvalidNarrowing, InvalidRequest
+from pki.errors import (
+    CertificateExpired,
+    CertificateRevoked,
+    IdentityInvalid,
+    InvalidNarrowing,
+    InvalidRequest,
+    PkiError,
+)
 from workerd.engine import errors as engine
 
 
@@ -248,8 +255,8 @@ def shortage_of(error: BaseException) -> int | None:
             return number
         case sqlite3.Error(sqlite_errorcode=code):
             return _SQLITE_SHORTAGES.get(code & 0xFF)  # the low byte is the primary code (sqlite.org/rescode.html)
-        case engine.CatalogFailed(__cause__=BaseException() as cause):
-            return shortage_of(cause)
+        case engine.CatalogFailed() | PkiError() | PolicyInvalid() if error.__cause__ is not None:
+            return shortage_of(error.__cause__)
         case _:
             return None
 

@@ -3,7 +3,6 @@
 import contextlib
 import getpass
 import os
-import resource
 import socket
 from collections.abc import AsyncIterator, Mapping
 
@@ -16,6 +15,7 @@ from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.rights import Rights
 from workerd.access.users import Users
+from workerd.descriptors import raise_limit
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
 from workerd.engine.errors import AccountUnusable
@@ -107,7 +107,7 @@ async def answering(
         status_details_codec=StatusDetailsCodec(),
         around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
     )
-    _raise_descriptor_limit()
+    raise_limit()
     server.serve(listening, credentials.context)
     try:
         async with meanwhile(credentials.follow()), meanwhile(rights.follow()):
@@ -173,9 +173,3 @@ def _own_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
         return str(os.getuid())
-
-
-def _raise_descriptor_limit() -> None:
-    """Take as many descriptors as are allowed: each follower needs two. Jobs keep what the daemon started with."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -152,7 +152,7 @@ def test_a_narrowed_certificate_says_what_it_is_good_for(daemon: Daemon, job: st
     issued = daemon.workerctl("credential", "issue", "--allow", "status,stream-log", "--out", narrowed)
     assert issued.returncode == 0, issued.stderr
     for arguments, right in ((("whoami",), "whoami"), (("stop", job), "stop")):
-        result = run_workerctl("--endpoint", daemon.endpoint, "--pki-dir", narrowed, *arguments)
+        result = run_workerctl("--endpoint", daemon.endpoint, "--username", USER, "--pki-dir", narrowed, *arguments)
         advice = "your certificate is good for status, stream-log only: present your full one"
         assert (result.returncode, result.stdout) == (125, b"")
         assert f"you have no right to {right}: {advice}\n" in result.stderr.decode()

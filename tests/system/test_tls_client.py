@@ -36,7 +36,7 @@ def one_line(result: subprocess.CompletedProcess[bytes]) -> str:
 def workerctl(endpoint: str, folder: PkiFolder, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run workerctl with some folder of certificates."""
     options = ("--endpoint", endpoint, "--username", USER, "--pki-dir", str(folder.path))
-    return run_workerctl(*options, *(arguments or ("whoami",)))
+    return run_workerctl(*options, *(arguments or ("whoami",)), seconds=SECONDS)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
 from workerd.access.expiry import CallerWarnings
 from workerd.access.following import follow_folder
+from workerd.errors import shortage_of
 
 log = structlog.get_logger()
 _LOOK_SECONDS = 5.0  # clocks are set, and machines sleep: no timer is trusted for longer
@@ -145,19 +146,20 @@ class Credentials:
         await follow_folder(self._folder.path, self._reload)
 
     def _reload(self) -> bool:
-        """Take up the files that are there; return whether they could be used."""
+        """Take up the files that are there; return whether nothing was lacking for that."""
         seen = self._look()
         if seen == self._seen:
-            self._problem = ""
             return True
         try:
             loaded = self._load()
         except PkiError as error:
-            if str(error) != self._problem:
+            if is_bad := shortage_of(error) is None:
+                self._seen = seen
+            if is_bad or str(error) != self._problem:
                 log.error("certificates were changed and cannot be used; those from before stay", error=str(error))
             self._problem = str(error)
-            return False
-        self._seen, self._problem = seen, ""
+            return is_bad
+        self._seen = seen
         if loaded != self._loaded:
             log.info(
                 "certificates were changed and are used from now on",
@@ -165,6 +167,9 @@ class Credentials:
                 changed=self._changes(loaded),
                 revoked=len(loaded.revoked),
             )
+        elif self._problem:
+            log.info("certificates are as they were, and in use as before", folder=str(self._folder.path))
+        self._problem = ""
         self._use(loaded)
         for call in list(self._calls):
             self._watch(call)

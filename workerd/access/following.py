@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 from asyncinotify import Event, Mask
 
+from workerd.descriptors import Spare
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import REPLACED, Watcher
 
@@ -24,8 +25,8 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
 
     Args:
         folder: it need not be there; a link that it is is followed once.
-        look: reads what is there, and tells whether that can be used; if not, it is called again some seconds later:
-            what the daemon lacks for it, a descriptor say, it may have then. It must not raise.
+        look: reads what is there, one file at a time, and tells whether it could; if the machine lacked something for
+            that, a descriptor say, it is called again some seconds later, also without a change.
         unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
     names: set[str] = set() if unfinished is None else unfinished
@@ -38,13 +39,23 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
             names.discard(str(event.name))
 
     try:
-        with Watcher(_MASK, note) as watcher:
+        with Watcher(_MASK, note) as watcher, contextlib.closing(Spare()) as spare:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(watcher.run())
-                tasks.create_task(_follow(watcher, folder, look))
+                tasks.create_task(_follow(watcher, folder, lambda: _try(look, spare)))
     except* (OSError, WatchesExhausted) as problems:
         problem = str(problems.exceptions[0])
         log.error("changes are not noticed until the next start", folder=str(folder), error=problem)
+
+
+def _try(look: Callable[[], bool], spare: Spare) -> bool:
+    """Look, if need be with the descriptor that is set aside: who uses up all others must not keep this from seeing."""
+    try:
+        with spare.given_up():
+            return look()
+    except (OSError, MemoryError) as error:
+        log.error("what was changed could not be looked at yet", error=str(error))
+        return False
 
 
 async def _follow(watcher: Watcher, folder: Path, look: Callable[[], bool]) -> None:
@@ -52,10 +63,10 @@ async def _follow(watcher: Watcher, folder: Path, look: Callable[[], bool]) -> N
         nearest = _nearest(folder)
         try:
             with watcher.watch(nearest) as changed:
-                seconds = None if look() else _AGAIN_SECONDS
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await changed.wait()
+                while not look() and not changed.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(changed.wait(), _AGAIN_SECONDS)
+                await changed.wait()
         except FileNotFoundError:  # the folder went just now: another is the nearest
             continue
         except PermissionError:  # it was closed to the daemon just now

@@ -13,7 +13,7 @@ from workerd.access.following import follow_folder
 from workerd.access.policy import Decision, Policies, Principal, Resource, Right
 from workerd.access.sources import files_of, missing_from, read_policies
 from workerd.engine.job import User
-from workerd.errors import PolicyInvalid
+from workerd.errors import PolicyInvalid, shortage_of
 
 log = structlog.get_logger()
 _OF_THE_DAEMON = ("admin", "viewer")
@@ -79,7 +79,7 @@ class Rights:
         await follow_folder(self._folder, self._look, self._unfinished)
 
     def _look(self) -> bool:
-        """Take up the policies that are there; return whether they could be used."""
+        """Take up the policies that are there; return whether nothing was lacking for that."""
         try:
             sources = read_policies(
                 self._folder, must_be_there=self._was_there, unfinished=self._unfinished, before=self._in_force
@@ -91,7 +91,7 @@ class Rights:
             if str(error) != self._problem:
                 log.error("policies were changed and cannot be used; those from before stay", error=str(error))
             self._problem = str(error)
-            return False
+            return shortage_of(error) is None
         if is_new:
             self._put_in_force(sources, policies)
         elif self._problem:

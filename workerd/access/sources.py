@@ -1,5 +1,6 @@
 """The texts of the policies: those that come with the daemon, and the files of a folder."""
 
+import functools
 import os
 import stat
 from collections.abc import Collection, Mapping
@@ -53,6 +54,7 @@ def missing_from(sources: Mapping[str, str], before: Mapping[str, str]) -> list[
     return [name for name in files_of(before) if name != _SHIPPED and name not in files_of(sources)]
 
 
+@functools.cache  # what the daemon runs with is what it was started with, whatever is installed meanwhile
 def _shipped() -> str:
     return resources.files("workerd.access").joinpath("policies", DEFAULT_FILE).read_text("utf-8")
 

@@ -247,7 +247,7 @@ class Engine:
         """Watch for whom a job is shared with.
 
         Returns:
-            An event that is set whenever that may have changed, or the job is removed, and for nothing else.
+            An event that is set whenever that may have changed, or the job is removed; never for what else it does.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.

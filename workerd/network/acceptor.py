@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from workerd.descriptors import Spare
 from workerd.limits import Meter
 from workerd.notices import Notices
 
@@ -60,7 +61,7 @@ class Acceptor:
         self._handshakes: dict[asyncio.Task[None], _Handshake] = {}  # the oldest first
         self._by_address: Counter[str] = Counter()
         self._resuming: asyncio.TimerHandle | None = None
-        self._spare = _open_spare()
+        self._spare = Spare()
         listening.setblocking(False)
         self._loop.add_reader(listening.fileno(), self._accept)
 
@@ -71,8 +72,7 @@ class Acceptor:
         self._loop.remove_reader(self._listening.fileno())
         for task in [*self._handshakes]:
             self._end(task)
-        if self._spare is not None:
-            os.close(self._spare)
+        self._spare.close()
 
     async def wait_closed(self) -> None:
         """Wait for nothing: what is left of handshakes is the loop's."""
@@ -86,8 +86,8 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _NO_DESCRIPTOR and self._handshakes:
                     self._end_one()
-                elif error.errno in _NO_DESCRIPTOR and self._spare is not None:
-                    self._turn_away(self._spare)
+                elif error.errno in _NO_DESCRIPTOR and self._spare.take():
+                    self._turn_away()
                 else:
                     self._pause(error)
                 return
@@ -142,28 +142,16 @@ class Acceptor:
         if task.done() and not task.cancelled():
             task.result()
 
-    def _turn_away(self, spare: int) -> None:
+    def _turn_away(self) -> None:
         """Let a client know at once that there is no descriptor for it, instead of having it wait."""
-        os.close(spare)
-        with contextlib.suppress(OSError):
+        with self._spare.given_up(), contextlib.suppress(OSError):
             self._listening.accept()[0].close()
-        self._spare = _open_spare()
         self._notices.warn("connections are closed: there is no descriptor left", "RLIMIT_NOFILE")
 
     def _pause(self, error: OSError) -> None:
         """Leave those who connect waiting for a moment: without memory, say, trying again at once is of no use."""
         self._notices.warn("connections are left waiting", os.strerror(error.errno or 0))
-        if self._spare is None:
-            self._spare = _open_spare()
         self._loop.remove_reader(self._listening.fileno())
         self._resuming = self._loop.call_later(
             _PAUSE_SECONDS, self._loop.add_reader, self._listening.fileno(), self._accept
         )
-
-
-def _open_spare() -> int | None:
-    """Open a descriptor that can be given up for one that is needed, if there is one."""
-    try:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None

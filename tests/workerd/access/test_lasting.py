@@ -17,7 +17,7 @@ NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 class Check:
     """A check that fails as often as it has errors to raise; the first is made when it begins."""
 
-    def __init__(self, *errors: Exception) -> None:
+    def __init__(self, *errors: Exception | None) -> None:
         self._errors = [None, *errors]
         self.passed = asyncio.Event()
 
@@ -28,11 +28,13 @@ class Check:
             self.passed.set()
 
 
-async def go_on(check: Check) -> None:
-    """Go on until the check has raised all that it has to raise, and passed."""
+async def go_on(check: Check, changes: int = 1) -> None:
+    """Go on through some changes until the check has raised all that it has to raise, and passed."""
     changed = asyncio.Event()
     async with asyncio.timeout(LIMIT_SECONDS), while_passing(check, changed):
-        changed.set()
+        for _ in range(changes):
+            changed.set()
+            await asyncio.sleep(0.05)  # then a check that could not be made waits to be made again
         await check.passed.wait()
 
 
@@ -54,3 +56,8 @@ async def test_what_cannot_be_checked_for_seconds_ends(monkeypatch: pytest.Monke
     await go_on(Check(*[NO_DESCRIPTOR] * 2))
     with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
         await go_on(Check(*[NO_DESCRIPTOR] * 3))
+
+
+async def test_what_changes_until_a_check_can_be_made_is_checked_after_it() -> None:
+    with pytest.raises(UserUnknown):
+        await go_on(Check(NO_DESCRIPTOR, None, UserUnknown("eve")), changes=2)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import LIMIT_SECONDS
+from workerd.access import following
 from workerd.access.policy import On, Resource
 from workerd.access.rights import Rights
 from workerd.engine.job import User
@@ -113,8 +114,9 @@ async def test_a_folder_that_comes_later_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [b"permit (", b"// \xff", b"", b'permit (principal in Nobody::"x", action, resource);'])
 async def test_what_is_bad_is_told_once_and_what_was_good_stays(
-    tmp_path: Path, bad: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, bad: bytes, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(following, "_AGAIN_SECONDS", 0.01)
     file, aside = tmp_path / "mine.cedar", tmp_path / "aside"
     file.write_text(LET_BOB)
     rights = make(tmp_path)
@@ -131,6 +133,11 @@ async def test_what_is_bad_is_told_once_and_what_was_good_stays(
         assert "in force" not in said
         assert "mine.cedar" in said
         assert may_stop(rights)
+        compiled: list[object] = []
+        monkeypatch.setattr(rights, "_compile", compiled.append)
+        await asyncio.sleep(0.1)  # ten times as long as what lacked would be tried again
+        assert not compiled
+        monkeypatch.undo()
         assert not changed.is_set()
         aside.write_text(LET_BOB.replace("stop", "remove"))
         aside.rename(file)
