@@ -15,7 +15,7 @@ nox.options.default_venv_backend = "venv"
 ROOT = Path(__file__).parent
 GENERATED = ROOT / "generated" / "worker_api"
 PACKAGES = nox.project.load_toml(ROOT / "pyproject.toml")["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-# A third of their time tests wait for something.
+# One more than there are processors: tests wait, too.
 SEVERAL_FILES = ("--numprocesses", str(len(os.sched_getaffinity(0)) + 1), "--dist", "loadfile")
 # Real processes on a machine that does something else meanwhile: what fails is made once more, and told in the summary.
 RERUN = ("--reruns", "1")
@@ -89,7 +89,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the tests that take long: thousands of jobs, cuts and bytes."""
+    """Run the tests that take long, several files at a time: thousands of jobs, cuts and bytes."""
     install(session, "tests", project=True)
     session.run("pytest", "-m", "slow", *SEVERAL_FILES, *RERUN, *session.posargs)
 

@@ -83,6 +83,7 @@ def load_crl(path: Path, authority: "x509.Certificate") -> "x509.CertificateRevo
         Missing: it cannot be read, is another authority's, or has expired.
     """
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
     from pki.revocation import is_of
 
@@ -90,7 +91,7 @@ def load_crl(path: Path, authority: "x509.Certificate") -> "x509.CertificateRevo
     try:
         crl = x509.load_pem_x509_crl(read_bytes(path, advice))
         ours = is_of(crl, authority)
-    except (ValueError, x509.InvalidVersion) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:  # of the authority's key, too
         raise Missing(path, "it holds no list of revoked certificates that can be read", advice) from error
     if not ours:
         raise Missing(path, "it is not signed by the authority of the clients", advice)

@@ -130,15 +130,20 @@ def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
     read_bytes(certificate, advice)
     read_bytes(key, f"{certificate.name} is there and needs its key beside it: copy it from where both were made")
     failure: OSError | None = None
+
+    def refuse_to_ask() -> bytes:
+        raise Missing(key, "it is encrypted", "put one there that is not, as `openssl pkey` makes it")
+
     for candidate in (key, new_key_path(certificate), key):  # the pair may just be being replaced (`pki.files`)
         try:
-            context.load_cert_chain(certificate, candidate)
+            context.load_cert_chain(certificate, candidate, refuse_to_ask)
         except FileNotFoundError as error:
             failure = failure or error
         except ssl.SSLError as error:
             failure = error
         except OSError as error:
-            raise Missing(certificate, error.strerror or str(error), advice) from error
+            problem = f"it, or {key.name} beside it, cannot be read: {error.strerror or error}"
+            raise Missing(certificate, problem, advice) from error
         else:
             return
     if isinstance(failure, ssl.SSLError) and failure.reason == "KEY_VALUES_MISMATCH":

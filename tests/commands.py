@@ -9,12 +9,12 @@ import atexit
 import functools
 import gc
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
@@ -76,10 +76,9 @@ def run_workerctl(
 
 
 def _umask() -> int:
-    """Tell the umask, which can only be read by setting another (umask(2))."""
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
+    """Tell the umask without setting another (proc_pid_status(5))."""
+    [umask] = re.findall(r"^Umask:\s*(\d+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(umask, 8)
 
 
 def _read_to_end(descriptor: int) -> bytes:
@@ -145,13 +144,5 @@ def _become(wanted: _Order) -> NoReturn:
     os.environb.clear()
     os.environb.update(wanted.environment)
     sys.argv = ["workerctl", *map(os.fsdecode, wanted.arguments)]
-    code: object = 1
-    try:
-        main()
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code if isinstance(code, int) else 1)
+    main()
+    raise AssertionError("workerctl did not end its process")

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa, x25519
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from pki.errors import Missing, PkiError
-from pki.files import key_path
+from pki.files import key_path, load_certificate
 from pki.store import PkiFolder
 from pki.tls import client_context, server_context
 
@@ -107,6 +114,30 @@ def test_damaged_key_is_not_said_to_belong_to_another(folder: PkiFolder, act: st
     path.write_bytes(b"junk")
     with pytest.raises(Missing, match=f"damaged, or {path.name} beside it is"):
         ACTS[act](folder)
+
+
+@pytest.mark.parametrize("act", ["server", "client"])
+def test_encrypted_key_is_refused_and_its_pass_phrase_is_not_asked_for(folder: PkiFolder, act: str) -> None:
+    path = folder.path / ("server.key" if act == "server" else "clients/alice.key")
+    key = load_pem_private_key(path.read_bytes(), None)
+    path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
+    with pytest.raises(Missing, match=f"{path.name}: it is encrypted: put one there that is not, as `openssl pkey`"):
+        ACTS[act](folder)
+
+
+def test_authority_that_can_sign_no_list_is_an_error_like_others(folder: PkiFolder) -> None:
+    folder.revoke("alice")
+    authority = load_certificate(folder.client_ca)
+    other = ec.generate_private_key(ec.SECP256R1())
+    builder = (
+        x509.CertificateBuilder(authority.issuer, authority.subject, x25519.X25519PrivateKey.generate().public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(authority.not_valid_before_utc)
+        .not_valid_after(authority.not_valid_after_utc)
+    )
+    folder.client_ca.write_bytes(builder.sign(other, hashes.SHA256()).public_bytes(Encoding.PEM))
+    with pytest.raises(Missing, match="no list of revoked certificates that can be read"):
+        folder.revoked()
 
 
 def test_user_without_a_certificate_is_told_what_to_do(folder: PkiFolder, tmp_path: Path) -> None:

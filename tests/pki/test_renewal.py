@@ -210,7 +210,7 @@ def test_pair_that_is_replaced_while_it_is_read_is_read_as_a_whole(
     load = ssl.SSLContext.load_cert_chain
     tries = 0
 
-    def load_late(self: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    def load_late(self: ssl.SSLContext, certificate: Path, key: Path, password: Callable[[], bytes]) -> None:
         nonlocal tries
         tries += 1
         if tries == 1:
@@ -218,7 +218,7 @@ def test_pair_that_is_replaced_while_it_is_read_is_read_as_a_whole(
             old.write_bytes(certificate.read_bytes())
             folder.renew("alice")
             certificate = old
-        load(self, certificate, key)
+        load(self, certificate, key, password)
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_late)
     client = client_context(folder, "alice")

@@ -9,19 +9,24 @@ import pytest
 from grpclib.const import Status
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
+from pki.errors import Missing
 from workerd.engine.errors import SHORTAGES, CatalogBusy, CatalogFailed, ResourcesExhausted, WatchesExhausted
-from workerd.errors import to_grpc
+from workerd.errors import PolicyInvalid, shortage_of, to_grpc
 
 
-def catalog_failed(problem: str, code: int) -> CatalogFailed:
+def caused_by(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+def catalog_failed(problem: str, code: int) -> Exception:
     """What the catalogue raises when the database fails with a code."""
     cause = sqlite3.OperationalError(problem)
     cause.sqlite_errorcode = code
-    failed = CatalogFailed(Path("catalog"), problem)
-    failed.__cause__ = cause
-    return failed
+    return caused_by(CatalogFailed(Path("catalog"), problem), cause)
 
 
+NO_DESCRIPTOR = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 LACKS: list[Exception] = [
     *(OSError(number, os.strerror(number)) for number in SHORTAGES),
     MemoryError(),
@@ -66,3 +71,10 @@ def test_a_fault_is_internal_and_tells_nothing(error: Exception) -> None:
     answer = to_grpc(error)
     assert answer.status is Status.INTERNAL
     assert str(error) not in str(answer.message)
+
+
+@pytest.mark.parametrize("kind", [Missing(Path("ca.crl"), "why", "advice"), PolicyInvalid("a.cedar", "why")], ids=repr)
+def test_files_that_could_not_be_read_for_want_of_something_are_told_from_bad_ones(kind: Exception) -> None:
+    assert shortage_of(kind) is None
+    assert shortage_of(caused_by(kind, PermissionError(errno.EACCES, "Permission denied"))) is None
+    assert shortage_of(caused_by(kind, NO_DESCRIPTOR)) == errno.EMFILE

@@ -153,13 +153,13 @@ class Credentials:
         try:
             loaded = self._load()
         except PkiError as error:
-            if is_bad := shortage_of(error) is None:
+            is_bad = shortage_of(error) is None
+            if is_bad:
                 self._seen = seen
-            if is_bad or str(error) != self._problem:
+            if str(error) != self._problem:
                 log.error("certificates were changed and cannot be used; those from before stay", error=str(error))
             self._problem = str(error)
             return is_bad
-        self._seen = seen
         if loaded != self._loaded:
             log.info(
                 "certificates were changed and are used from now on",
@@ -173,6 +173,7 @@ class Credentials:
         self._use(loaded)
         for call in list(self._calls):
             self._watch(call)
+        self._seen = seen  # at the end: what fails until then is made again
         return True
 
     def _use(self, loaded: _Loaded) -> None:

@@ -12,6 +12,7 @@ from asyncinotify import Event, Mask
 from workerd.descriptors import Spare
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import REPLACED, Watcher
+from workerd.errors import shortage_of
 
 log = structlog.get_logger()
 # Files once they are written (not while they are: half of one may seem to be whole), what is made, files that become
@@ -25,8 +26,8 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
 
     Args:
         folder: it need not be there; a link that it is is followed once.
-        look: reads what is there, one file at a time, and tells whether it could; if the machine lacked something for
-            that, a descriptor say, it is called again some seconds later, also without a change.
+        look: reads what is there, one file at a time, and tells whether nothing was lacking for that, as a descriptor;
+            if something was, it is called again some seconds later, also without a change.
         unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
     names: set[str] = set() if unfinished is None else unfinished
@@ -42,36 +43,43 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
         with Watcher(_MASK, note) as watcher, contextlib.closing(Spare()) as spare:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(watcher.run())
-                tasks.create_task(_follow(watcher, folder, lambda: _try(look, spare)))
+                tasks.create_task(_follow(watcher, folder, lambda: _try(folder, look, spare)))
     except* (OSError, WatchesExhausted) as problems:
         problem = str(problems.exceptions[0])
         log.error("changes are not noticed until the next start", folder=str(folder), error=problem)
 
 
-def _try(look: Callable[[], bool], spare: Spare) -> bool:
+def _try(folder: Path, look: Callable[[], bool], spare: Spare) -> bool:
     """Look, if need be with the descriptor that is set aside: who uses up all others must not keep this from seeing."""
     try:
         with spare.given_up():
             return look()
-    except (OSError, MemoryError) as error:
-        log.error("what was changed could not be looked at yet", error=str(error))
-        return False
+    except Exception as error:  # what goes wrong once must not keep later changes from being noticed
+        log.exception("what was changed could not be taken up", folder=str(folder))
+        return shortage_of(error) is None
 
 
 async def _follow(watcher: Watcher, folder: Path, look: Callable[[], bool]) -> None:
+    problem = ""
     while True:
         nearest = _nearest(folder)
         try:
             with watcher.watch(nearest) as changed:
-                while not look() and not changed.is_set():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(changed.wait(), _AGAIN_SECONDS)
-                await changed.wait()
+                problem = ""
+                seconds = None if look() else _AGAIN_SECONDS
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), seconds)
         except FileNotFoundError:  # the folder went just now: another is the nearest
             continue
         except PermissionError:  # it was closed to the daemon just now
             if nearest == Path(folder.anchor):
                 raise
+        except (OSError, WatchesExhausted) as error:
+            if str(error) != problem:
+                log.error("changes are noticed some seconds late", folder=str(folder), error=str(error))
+            problem = str(error)
+            look()
+            await asyncio.sleep(_AGAIN_SECONDS)
 
 
 def _nearest(folder: Path) -> Path:

@@ -102,14 +102,14 @@ class Rights:
     def _put_in_force(self, sources: dict[str, str], policies: Policies) -> None:
         gone = missing_from(sources, self._in_force)
         self._in_force, self.policies = sources, policies
+        for changed in self._told:
+            changed.set()
         told = {"folder": str(self._folder), "files": files_of(sources)}
         if gone:  # what it forbade is forbidden no more, which nobody may have meant
             log.warning("policies were changed and are in force from now on, without some files", gone=gone, **told)
         else:
             log.info("policies were changed and are in force from now on", **told)
         self._warn_of_roles()
-        for changed in self._told:
-            changed.set()
 
     def _compile(self, sources: Mapping[str, str]) -> Policies:
         try:

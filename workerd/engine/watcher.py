@@ -26,10 +26,8 @@ CHANGED = (
 class Change(asyncio.Event):
     """Set at each change of what is watched.
 
-    Args:
-        name: of the one file in a watched folder that counts; none for all of them.
-
     Attributes:
+        name: of the one file in a watched folder that counts; none for all of them.
         is_gone: whether that was taken away. Another may be in its place, of which nothing is told.
     """
 

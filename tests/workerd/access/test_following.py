@@ -6,13 +6,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.waiting import LIMIT_SECONDS
 from workerd.access import following as following_module
 from workerd.access.following import follow_folder
+from workerd.engine.errors import WatchesExhausted
+from workerd.engine.watcher import Change, Watcher
 
 SOMEBODY = 65534
 
@@ -155,24 +159,58 @@ async def test_a_folder_that_is_closed_for_a_while_is_followed_on() -> None:
             os.seteuid(0)
 
 
-async def test_what_cannot_be_used_is_looked_at_again_though_nothing_changes(
+async def looked_at(folder: Path, look: Callable[[], bool], enough: asyncio.Event) -> None:
+    """Follow a folder in which nothing changes until there was enough of it, and then for a while."""
+    task = asyncio.create_task(follow_folder(folder, look))
+    async with asyncio.timeout(LIMIT_SECONDS):
+        await enough.wait()
+    await asyncio.sleep(0.1)  # ten times as long as it would take
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_what_was_lacking_is_asked_for_again_though_nothing_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following_module, "_AGAIN_SECONDS", 0.01)
-    looks = 0
-    enough = asyncio.Event()
+    looks, enough = 0, asyncio.Event()
 
     def look() -> bool:
         nonlocal looks
         looks += 1
-        if looks == 3:
+        if looks == 2:
+            raise MemoryError
+        if looks == 4:
             enough.set()
-        return looks == 3
+        return looks == 4
 
-    task = asyncio.create_task(follow_folder(tmp_path, look))
-    async with asyncio.timeout(LIMIT_SECONDS):
-        await enough.wait()
-    await asyncio.sleep(0.1)  # ten times as long as it would take
-    assert looks == 3, "what is used is looked at without a change"
-    task.cancel()
-    await asyncio.wait([task])
+    await looked_at(tmp_path, look, enough)
+    assert looks == 4, "what is used is looked at without a change"
+
+
+async def test_without_watches_changes_are_noticed_later_and_with_them_at_once_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following_module, "_AGAIN_SECONDS", 0.01)
+    watch, tries, looks, enough = Watcher.watch, 0, 0, asyncio.Event()
+
+    def watch_late(self: Watcher, path: Path, name: str | None = None) -> AbstractContextManager[Change]:
+        nonlocal tries
+        tries += 1
+        if tries <= 3:
+            raise WatchesExhausted
+        return watch(self, path, name)
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 4:
+            enough.set()
+        return True
+
+    monkeypatch.setattr(Watcher, "watch", watch_late)
+    with capture_logs() as told:
+        await looked_at(tmp_path, look, enough)
+    assert (tries, looks) == (4, 4)
+    assert [line["event"] for line in told] == ["changes are noticed some seconds late"]

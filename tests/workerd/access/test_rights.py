@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shortages import without_descriptors
 from tests.waiting import LIMIT_SECONDS
 from workerd.access import following
 from workerd.access.policy import On, Resource
@@ -283,3 +284,23 @@ def test_a_file_is_named_by_its_path_whatever_is_wrong_with_it(tmp_path: Path) -
         with pytest.raises(PolicyInvalid) as refused:
             make(tmp_path)
         assert str(refused.value).startswith(f"the policies in {tmp_path / 'mine.cedar'} cannot be used: ")
+
+
+async def test_what_cannot_be_read_for_want_of_descriptors_counts_when_there_are_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "_AGAIN_SECONDS", 0.01)
+    (tmp_path / "mine.cedar").write_text(LET_BOB)
+    rights = make(tmp_path)
+    async with followed(rights) as changed:
+        capsys.readouterr()
+        await asyncio.sleep(0.05)  # it looks and waits
+        (tmp_path / "mine.cedar").unlink()
+        (tmp_path / "other.cedar").write_text("// nothing")
+        with without_descriptors():
+            await asyncio.sleep(0.2)  # it looks anew twenty times
+            assert may_stop(rights)
+        await wait(changed)
+        assert not may_stop(rights)
+    said = capsys.readouterr().out
+    assert (said.count("those from before stay"), said.count("Too many open files")) == (1, 1)
