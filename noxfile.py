@@ -26,8 +26,13 @@ def install(session: nox.Session, group: str, *, project: bool) -> None:
     session.install("--require-hashes", "-r", f"requirements/{group}.txt")
     if project:
         session.install("--no-deps", "--editable", ".")
-        # What is started over and over would compile it each time, where the environment keeps Python from saving that.
-        session.run("python", "-m", "compileall", "-q", *PACKAGES)
+
+
+def install_to_run(session: nox.Session, group: str) -> None:
+    """Install all that it takes to run the project over and over."""
+    install(session, group, project=True)
+    # Each start would compile it anew, where the environment keeps Python from saving that.
+    session.run("python", "-m", "compileall", "-q", *PACKAGES)
 
 
 def lay_out_contract(session: nox.Session) -> Path:
@@ -83,21 +88,21 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, several files at a time: `nox -s tests -- -k stop` runs some of them."""
-    install(session, "tests", project=True)
+    install_to_run(session, "tests")
     session.run("pytest", *SEVERAL_FILES, *RERUN, *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Run the tests that take long, several files at a time: thousands of jobs, cuts and bytes."""
-    install(session, "tests", project=True)
+    install_to_run(session, "tests")
     session.run("pytest", "-m", "slow", *SEVERAL_FILES, *RERUN, *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Run at full length what the tests do in short: a reader that is stuck for a minute while a job prints 2 GB."""
-    install(session, "tests", project=True)
+    install_to_run(session, "tests")
     session.env.update(WORKERD_STUCK_BYTES="2_000_000_000", WORKERD_STUCK_SECONDS="60")
     session.run("pytest", "-s", "tests/system/test_stuck_reader.py", *session.posargs)
 
@@ -105,21 +110,21 @@ def soak(session: nox.Session) -> None:
 @nox.session
 def faults(session: nox.Session) -> None:
     """Break everything, over and over: minutes. `nox -s faults -- --seed 7` repeats a run."""
-    install(session, "tests", project=True)
+    install_to_run(session, "tests")
     session.run("pytest", "tests/faults", *session.posargs)
 
 
 @nox.session
 def hostile(session: nox.Session) -> None:
     """Attack a daemon, with 100,000 frames and all else: minutes. `nox -s hostile -- --seed 7` repeats a run."""
-    install(session, "tests", project=True)
+    install_to_run(session, "tests")
     session.run("pytest", "tests/hostile", *RERUN, *session.posargs)
 
 
 @nox.session
 def peers(session: nox.Session) -> None:
     """Have other people's programs try the daemon: sslscan, OpenSSL's and nghttp2's clients, grpcio."""
-    install(session, "tests", project=True)
+    install_to_run(session, "tests")
     tools = {"h2load": "nghttp2-client", "nghttp": "nghttp2-client", "openssl": "openssl", "sslscan": "sslscan"}
     install_tools(session, tools, "the tests that need it are skipped")
     session.run("pytest", "tests/peers", *RERUN, *session.posargs)
@@ -128,7 +133,7 @@ def peers(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure: minutes. `nox -s bench -- --only live --output live.json`; `-- --profile live` shows where time goes."""
-    install(session, "bench", project=True)
+    install_to_run(session, "bench")
     install_tools(session, {"sshd": "openssh-server"}, "ssh will not be measured")
     session.run("python", "-m", "benchmarks", *session.posargs)
 
