@@ -31,6 +31,7 @@ from workerd.access.credentials import Credentials
 from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.rights import Rights
+from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound
 from workerd.engine.job import User, parse_job_id
 from workerd.engine.watcher import Change
@@ -84,6 +85,7 @@ class Gate:
         self._unheard: set[asyncio.Task[Any]] = set()
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
         self._closing = False
+        self._spare = Spare()
 
     def __mapping__(self) -> dict[str, Method]:
         """Tell grpclib which function serves which path."""
@@ -108,6 +110,7 @@ class Gate:
         for call in {*self._calls.values(), *self._changing}:
             call.cancel()
         await self.wait_idle(timeout_seconds)
+        self._spare.close()
 
     def _method(self, route: Route) -> Method:
         async def serve(stream: Stream[Any, Any]) -> None:
@@ -167,8 +170,9 @@ class Gate:
         def check() -> None:
             if call.job is not None and changed.is_gone:
                 raise JobNotFound(call.job.id)
-            if not self._might_begin(route, call, holder):
-                self._decide(route, request, self._act(holder, stream))
+            with self._spare.given_up():  # or who uses up all others would end everybody's streams
+                if not self._might_begin(route, call, holder):
+                    self._decide(route, request, self._act(holder, stream))
 
         with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
             async with (

@@ -24,6 +24,8 @@ _AGAIN_SECONDS = 5.0
 async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[str] | None = None) -> None:
     """Call a function at once and whenever something in a folder has changed, until cancelled.
 
+    Where the kernel cannot tell of changes, it is called every few seconds.
+
     Args:
         folder: it need not be there; a link that it is is followed once.
         look: reads what is there, one file at a time, and tells whether nothing was lacking for that, as a descriptor;
@@ -31,6 +33,7 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
         unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
     names: set[str] = set() if unfinished is None else unfinished
+    problem = ""
 
     def note(event: Event) -> None:
         # What is made as a whole, as a link is, has its name here for ever, which says nothing unless it is empty.
@@ -39,33 +42,60 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
         else:
             names.discard(str(event.name))
 
-    try:
-        with Watcher(_MASK, note) as watcher, contextlib.closing(Spare()) as spare:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(watcher.run())
-                tasks.create_task(_follow(watcher, folder, lambda: _try(folder, look, spare)))
-    except* (OSError, WatchesExhausted) as problems:
-        problem = str(problems.exceptions[0])
-        log.error("changes are not noticed until the next start", folder=str(folder), error=problem)
+    def mended() -> None:
+        nonlocal problem
+        if problem:
+            log.info("changes are noticed at once again", folder=str(folder))
+        problem = ""
+
+    with contextlib.closing(Spare()) as spare:
+        try_look = _Look(folder, look, spare)
+        while True:
+            try:
+                with Watcher(_MASK, note) as watcher:
+                    async with asyncio.TaskGroup() as tasks:
+                        tasks.create_task(watcher.run())
+                        tasks.create_task(_follow(watcher, folder, try_look, mended))
+            except* (OSError, WatchesExhausted) as problems:
+                if str(problems.exceptions[0]) != problem:
+                    problem = str(problems.exceptions[0])
+                    log.error("changes are noticed some seconds late", folder=str(folder), error=problem)
+            try_look()
+            await asyncio.sleep(_AGAIN_SECONDS)
 
 
-def _try(folder: Path, look: Callable[[], bool], spare: Spare) -> bool:
-    """Look, if need be with the descriptor that is set aside: who uses up all others must not keep this from seeing."""
-    try:
-        with spare.given_up():
-            return look()
-    except Exception as error:  # what goes wrong once must not keep later changes from being noticed
-        log.exception("what was changed could not be taken up", folder=str(folder))
-        return shortage_of(error) is None
+class _Look:
+    """Looks, if need be with the descriptor that is set aside: who uses up all others must not keep it from seeing.
+
+    What goes wrong once does not keep later changes from being noticed; what goes on failing is told once.
+    """
+
+    def __init__(self, folder: Path, look: Callable[[], bool], spare: Spare) -> None:
+        self._folder = folder
+        self._look = look
+        self._spare = spare
+        self._problem = ""
+
+    def __call__(self) -> bool:
+        try:
+            with self._spare.given_up():
+                found_all = self._look()
+        except Exception as error:
+            problem = str(error) or type(error).__name__
+            if problem != self._problem:
+                log.exception("what was changed could not be taken up yet", folder=str(self._folder))
+            self._problem = problem
+            return shortage_of(error) is None
+        self._problem = ""
+        return found_all
 
 
-async def _follow(watcher: Watcher, folder: Path, look: Callable[[], bool]) -> None:
-    problem = ""
+async def _follow(watcher: Watcher, folder: Path, look: _Look, watched: Callable[[], None]) -> None:
     while True:
         nearest = _nearest(folder)
         try:
             with watcher.watch(nearest) as changed:
-                problem = ""
+                watched()
                 seconds = None if look() else _AGAIN_SECONDS
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), seconds)
@@ -74,12 +104,6 @@ async def _follow(watcher: Watcher, folder: Path, look: Callable[[], bool]) -> N
         except PermissionError:  # it was closed to the daemon just now
             if nearest == Path(folder.anchor):
                 raise
-        except (OSError, WatchesExhausted) as error:
-            if str(error) != problem:
-                log.error("changes are noticed some seconds late", folder=str(folder), error=str(error))
-            problem = str(error)
-            look()
-            await asyncio.sleep(_AGAIN_SECONDS)
 
 
 def _nearest(folder: Path) -> Path:

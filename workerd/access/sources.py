@@ -73,7 +73,7 @@ def _names(folder: Path, *, must_be_there: bool) -> list[str]:
 def _read(path: Path) -> str:
     """Read a file, and nothing that a read could wait for, or never come to the end of."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise PolicyInvalid(str(path), "it cannot be read: it is no ordinary file")
             data = file.read(_MOST_BYTES + 1)

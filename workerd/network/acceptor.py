@@ -118,6 +118,9 @@ class Acceptor:
         except ConnectionAbortedError:  # what a handshake ends with that took too long
             what = "connections are closed: their handshake took too long"
             self._notices.warn(what, "handshake-seconds", latest=handshake.address)
+        except MemoryError:
+            handshake.connection.close()
+            self._notices.warn("connections are closed: there is no memory left", "memory", latest=handshake.address)
         except OSError:  # who came had no certificate, or has gone; ssl.SSLError is one
             pass
 

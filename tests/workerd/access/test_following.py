@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -193,13 +195,17 @@ async def test_without_watches_changes_are_noticed_later_and_with_them_at_once_a
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following_module, "_AGAIN_SECONDS", 0.01)
-    watch, tries, looks, enough = Watcher.watch, 0, 0, asyncio.Event()
+    make, watch, looks, enough = Watcher.__init__, Watcher.watch, 0, asyncio.Event()
+    lacking: list[Exception] = [OSError(errno.EMFILE, "no instance"), WatchesExhausted(), WatchesExhausted()]
+
+    def make_late(self: Watcher, *arguments: Any) -> None:
+        if lacking and isinstance(lacking[0], OSError):
+            raise lacking.pop(0)
+        make(self, *arguments)
 
     def watch_late(self: Watcher, path: Path, name: str | None = None) -> AbstractContextManager[Change]:
-        nonlocal tries
-        tries += 1
-        if tries <= 3:
-            raise WatchesExhausted
+        if lacking:
+            raise lacking.pop(0)
         return watch(self, path, name)
 
     def look() -> bool:
@@ -209,8 +215,10 @@ async def test_without_watches_changes_are_noticed_later_and_with_them_at_once_a
             enough.set()
         return True
 
+    monkeypatch.setattr(Watcher, "__init__", make_late)
     monkeypatch.setattr(Watcher, "watch", watch_late)
     with capture_logs() as told:
         await looked_at(tmp_path, look, enough)
-    assert (tries, looks) == (4, 4)
-    assert [line["event"] for line in told] == ["changes are noticed some seconds late"]
+    assert (lacking, looks) == ([], 4)
+    late, again = "changes are noticed some seconds late", "changes are noticed at once again"
+    assert [line["event"] for line in told] == [late, late, again]

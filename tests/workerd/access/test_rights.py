@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -304,3 +305,21 @@ async def test_what_cannot_be_read_for_want_of_descriptors_counts_when_there_are
         assert not may_stop(rights)
     said = capsys.readouterr().out
     assert (said.count("those from before stay"), said.count("Too many open files")) == (1, 1)
+
+
+async def test_a_folder_among_the_policies_is_told_once_and_holds_no_descriptor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rights = make(tmp_path)
+    async with followed(rights):
+        capsys.readouterr()
+        (tmp_path / "folder.cedar").mkdir()
+        said = await wait_said(capsys, "cannot be used")
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            (tmp_path / f"{number}").touch()
+            await asyncio.sleep(0.01)
+        assert len(os.listdir("/proc/self/fd")) == before
+    said += capsys.readouterr().out
+    assert said.count("those from before stay") == 1
+    assert "Is a directory" in said

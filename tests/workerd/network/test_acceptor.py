@@ -1,0 +1,37 @@
+"""Connections that cannot be taken."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.waiting import LIMIT_SECONDS
+from workerd.limits import DEFAULT_LIMITS, Meter
+from workerd.listening import listen
+from workerd.network.acceptor import Acceptor
+from workerd.notices import Notices
+from workerd.settings import Settings
+
+
+async def test_without_memory_for_a_handshake_who_connects_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", fail)
+    settings = Settings("127.0.0.1", 0, tmp_path, tmp_path / "pki", tmp_path / "policies")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with listen(settings) as listening, capture_logs() as told:
+        acceptor = Acceptor(listening, context, asyncio.Protocol, Meter(DEFAULT_LIMITS), Notices())
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            async with asyncio.timeout(LIMIT_SECONDS):
+                assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+        acceptor.close()
+    assert [line["event"] for line in told] == ["connections are closed: there is no memory left"]
