@@ -1,5 +1,7 @@
 """An authority's folder in which something is missing or damaged: what is named, and what is advised."""
 
+import errno
+import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +125,19 @@ def test_encrypted_key_is_refused_and_its_pass_phrase_is_not_asked_for(folder: P
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")))
     with pytest.raises(Missing, match=f"{path.name}: it is encrypted: put one there that is not, as `openssl pkey`"):
         ACTS[act](folder)
+
+
+@pytest.mark.parametrize("act", ["server", "client"])
+def test_pair_that_cannot_be_opened_for_want_of_something_is_not_said_to_be_damaged(
+    folder: PkiFolder, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", fail)
+    with pytest.raises(Missing, match=r"key beside it, cannot be read: Too many open files") as raised:
+        ACTS[act](folder)
+    assert isinstance(raised.value.__cause__, OSError)
 
 
 def test_authority_that_can_sign_no_list_is_an_error_like_others(folder: PkiFolder) -> None:

@@ -307,6 +307,20 @@ async def test_what_cannot_be_read_for_want_of_descriptors_counts_when_there_are
     assert (said.count("those from before stay"), said.count("Too many open files")) == (1, 1)
 
 
+async def test_whoever_goes_on_by_old_policies_is_told_whatever_fails_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    rights = make(tmp_path)
+    monkeypatch.setattr(rights, "_warn_of_roles", fail)
+    async with followed(rights) as changed:
+        (tmp_path / "mine.cedar").write_text(LET_BOB)
+        await wait(changed)
+        assert may_stop(rights)
+
+
 async def test_a_folder_among_the_policies_is_told_once_and_holds_no_descriptor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
