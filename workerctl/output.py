@@ -150,8 +150,8 @@ def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> str:
     rows: list[tuple[str, ...]] = [("ID", *(["OWNER"] if with_owners else []), "CREATED", "STATE", "NAME", "PROGRAM")]
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
-        program = " ".join((job.program, *map(shlex.quote, job.args)))
-        owner = [job.owner.name if job.owner else "?"] if with_owners else []
+        program = job.damage or " ".join((job.program, *map(shlex.quote, job.args)))
+        owner = [(job.owner.name if job.owner else "") or "?"] if with_owners else []
         created = format_time(job.created_at)
         rows.append((job.id, *owner, created, state, job.name or "-", _cut(_one_line(program))))
     return format_table(rows)

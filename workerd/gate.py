@@ -32,7 +32,7 @@ from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.rights import Rights
 from workerd.descriptors import Spare
-from workerd.engine.errors import InvalidArgument, JobNotFound
+from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
 from workerd.engine.watcher import Change
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
@@ -168,8 +168,8 @@ class Gate:
         call = replace(call, room=partial(room_of, stream))
 
         def check() -> None:
-            if call.job is not None and changed.is_gone:
-                raise JobNotFound(call.job.id)
+            if call.job_id is not None and changed.is_gone:
+                raise JobNotFound(call.job_id)
             with self._spare.given_up():  # or who uses up all others would end everybody's streams
                 if not self._might_begin(route, call, holder):
                     self._decide(route, request, self._act(holder, stream))
@@ -213,10 +213,10 @@ class Gate:
     def _watch(self, call: Call) -> Iterator[Change]:
         """Give an event that is set whenever other policies are in force, or other shares of the job, or it is gone."""
         with contextlib.ExitStack() as stack:
-            if call.job is None:
+            if call.job_id is None:
                 changed = Change()
             else:
-                changed = stack.enter_context(self._daemon.engine.watch_shares(call.job.id))
+                changed = stack.enter_context(self._daemon.engine.watch_shares(call.job_id))
             stack.enter_context(self._rights.tell(changed))
             yield changed
 
@@ -225,7 +225,7 @@ class Gate:
         caller = call.caller
         if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
             return False
-        resource = DAEMON if call.job is None else self._daemon.find(call.job.id)
+        resource = DAEMON if call.job_id is None else self._daemon.find(call.job_id)
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
@@ -292,7 +292,10 @@ class Gate:
             if not caller.has(right) or caller.may(SEE, resource).permitted:
                 raise caller.refusal(right, resource)
             raise JobNotFound(job_id)
-        return Call(self._daemon, caller, self._daemon.engine.status(job_id), resource)
+        try:
+            return Call(self._daemon, caller, job_id, self._daemon.engine.status(job_id), resource=resource)
+        except SpoolCorrupt as error:
+            return Call(self._daemon, caller, job_id, damage=error, resource=resource)
 
     async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
         bound_request(stream, self._meter, user_id)

@@ -21,7 +21,7 @@ from workerd.access.caller import Caller
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.users import Users
 from workerd.engine.engine import Engine
-from workerd.engine.errors import JobNotFound
+from workerd.engine.errors import JobNotFound, SpoolCorrupt
 from workerd.engine.job import Job, User
 from workerd.engine.reader import CHUNK_BYTES
 
@@ -68,15 +68,19 @@ class Call:
 
     Attributes:
         caller: who calls, and what they may do.
-        job: the job that the request's `job_id` names, on which the caller has the handler's right; None when the
-            request has no such field.
+        job_id: of the job that the request names, on which the caller has the handler's right; None when the request
+            has no field `job_id`.
+        job: that job; None also when its files are damaged.
+        damage: what is wrong with them then.
         resource: the same for further decisions: that job, or the daemon.
         room: tells how many bytes are worth preparing next for a client that is answered with a stream.
     """
 
     daemon: Daemon
     caller: Caller
-    job: Job | None
+    job_id: str | None
+    job: Job | None = None
+    damage: SpoolCorrupt | None = None
     resource: Resource = DAEMON
     room: Callable[[], int] = lambda: CHUNK_BYTES
 
@@ -91,10 +95,22 @@ class Call:
         return self.caller.identity
 
     def require_job(self) -> Job:
-        """Give the job that the request names."""
+        """Return the job that the request names.
+
+        Raises:
+            SpoolCorrupt: its files are damaged.
+        """
+        if self.damage is not None:
+            raise self.damage
         if self.job is None:
             raise TypeError("the request of this RPC has no field job_id")
         return self.job
+
+    def require_job_id(self) -> str:
+        """Return the id of the job that the request names, for what can be done to a damaged one, too."""
+        if self.job_id is None:
+            raise TypeError("the request of this RPC has no field job_id")
+        return self.job_id
 
     def authorize(self, right: str, resource: Resource | None = None) -> None:
         """Go on only if the caller has one of the handler's further rights; the decision goes into the audit trail.

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from workerd.engine.folder import private
+from workerd.engine.files import private
 from workerd.errors import CannotListen
 from workerd.settings import Settings
 

@@ -12,6 +12,7 @@ _STATES = {
     engine.JobState.RUNNING: api.JobState.RUNNING,
     engine.JobState.STOPPING: api.JobState.STOPPING,
     engine.JobState.ENDED: api.JobState.ENDED,
+    engine.JobState.DAMAGED: api.JobState.DAMAGED,
 }
 _STATES_BACK = {theirs: ours for ours, theirs in _STATES.items()}
 _STREAMS = {engine.Stream.STDOUT: api.Stream.STDOUT, engine.Stream.STDERR: api.Stream.STDERR}
@@ -45,6 +46,22 @@ def from_stream(stream: api.Stream) -> engine.Stream:
         return _STREAMS_BACK[stream]
     except KeyError:
         raise InvalidArgument("streams", f"cannot hold {stream!r}") from None
+
+
+def to_row(job: engine.Job | engine.DamagedJob) -> api.Job:
+    """Make a message of a job in a list, where one that cannot be described must not keep the others from being."""
+    if isinstance(job, engine.Job):
+        try:
+            return to_job(job)
+        except (ValueError, OverflowError) as error:
+            job = engine.DamagedJob(id=job.id, owner=job.spec.owner, created_ns=0, damage=str(error))
+    return api.Job(
+        id=job.id,
+        owner=to_user(job.owner),
+        state=api.JobState.DAMAGED,
+        created_at=_time(job.created_ns),
+        damage=job.damage,
+    )
 
 
 def to_job(job: engine.Job) -> api.Job:

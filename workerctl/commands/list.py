@@ -12,7 +12,7 @@ from workerctl.errors import UsageInvalid
 from workerctl.output import describe_jobs, job_to_plain, print_line
 from workerctl.parameters import Injected, Output
 
-State = Literal["starting", "running", "stopping", "ended"]
+State = Literal["starting", "running", "stopping", "ended", "damaged"]
 
 
 async def list_jobs(

@@ -14,8 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from workerd.engine.folder import JobFolder, is_no_room, sync_path
+from workerd.engine.files import is_no_room
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import Durability, JobSpec, Stream, StreamSummary
+from workerd.engine.journal import LogTail
 from workerd.engine.spool import SpoolWriter
 
 ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when there is some
@@ -36,13 +38,14 @@ class Capture:
         folder: the job's.
         spec: the job's.
         epoll: where each pipe is registered for as long as it is to be read.
+        report: is given what goes wrong meanwhile, for people.
 
     Raises:
         OSError: the log cannot be made.
     """
 
-    def __init__(self, folder: JobFolder, spec: JobSpec, epoll: select.epoll) -> None:
-        self._folder = folder
+    def __init__(self, folder: JobFolder, spec: JobSpec, epoll: select.epoll, report: Callable[[str], None]) -> None:
+        self._report = report
         self._durability = spec.durability
         self._epoll = epoll
         self._spool = SpoolWriter(folder, spec.max_log_bytes)
@@ -52,7 +55,7 @@ class Capture:
         self._retry_at = self._sync_at = math.inf
         self._unsynced = 0
         self._syncing: threading.Thread | None = None
-        self._sync_problem = ""
+        self._sync_problem = self._reported_problem = ""
 
     @property
     def waits_for_room(self) -> bool:
@@ -91,6 +94,7 @@ class Capture:
             self._retry()
         if now >= self._sync_at:
             self._start_sync()
+        self._report_sync_problem()
 
     def drain(self) -> None:
         """Read the rest of what is in the pipes, once nobody of the job can write any more. Waits for room."""
@@ -99,20 +103,28 @@ class Capture:
             while self._fill(pipe):
                 wait_for_room(self._store)
 
-    def sync(self) -> None:
-        """Wait until everything that was captured is on the disk, and for room if need be."""
+    def finish(self) -> LogTail | None:
+        """Have the log on the disk, once it is drained: all of it, or but for a short tail that the journal is to hold.
+
+        Waits for room.
+
+        Returns:
+            What only the caller has for certain then, if anything.
+        """
         if self._syncing is not None:
             self._syncing.join()
-        wait_for_room(self._spool.sync)
+        self._report_sync_problem()
+        if (tail := self._spool.tail()) is None:
+            wait_for_room(self._spool.sync)
+        return tail
 
     def summary(self, stream: Stream) -> StreamSummary:
-        """Tell what one stream has amounted to."""
+        """Return what one stream has amounted to."""
         return self._spool.summary(stream)
 
     def end(self) -> None:
-        """Say in the log that nothing will follow, and close it. Waits for room."""
+        """Write in the log that nothing will follow, and close it. Waits for room, and not for the disk."""
         wait_for_room(self._spool.end)
-        wait_for_room(self._spool.sync)
         self._spool.close()
 
     def _fill(self, pipe: int) -> bool:
@@ -159,7 +171,7 @@ class Capture:
         try:
             syncing.start()
         except RuntimeError as error:  # there is no thread to be had: the job may have taken the last process itself
-            self._report_sync_problem(error)
+            self._sync_problem = str(error)
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
         self._syncing = syncing
@@ -169,16 +181,14 @@ class Capture:
     def _sync(self) -> None:
         try:
             self._spool.sync()
-            sync_path(self._folder.spec)
-            sync_path(self._folder.path)
         except OSError as error:
-            self._report_sync_problem(error)
+            self._sync_problem = str(error)
 
-    def _report_sync_problem(self, problem: Exception) -> None:
-        """Say that the log is not on the disk as it should be; once, though what fails does so each time."""
-        if str(problem) != self._sync_problem:
-            self._sync_problem = str(problem)
-            self._folder.report_fault(f"the log could not be forced to the disk: {problem}\n")
+    def _report_sync_problem(self) -> None:
+        """Report that the log is not on the disk as it should be; once, though what fails does so each time."""
+        if self._sync_problem != self._reported_problem:
+            self._reported_problem = self._sync_problem
+            self._report(f"the log could not be forced to the disk: {self._sync_problem}\n")
 
 
 def try_write(write: Callable[[], None]) -> bool:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from workerd.engine.errors import CatalogBusy, CatalogFailed
-from workerd.engine.folder import private
+from workerd.engine.files import private
 from workerd.engine.job import JobSpec
 
 _BUILDING, _COMPLETE = 4, 5  # PRAGMA user_version; any other is not ours, or older
@@ -108,6 +108,14 @@ class Catalog:
         self._execute(
             "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?, ?, ?, ?, ?, ?)",
             (spec.id, spec.owner.id, spec.name, spec.created_ns, ended_ns, disk_bytes),
+        )
+
+    def mark_damaged(self, job_id: str, owner_id: str, changed_ns: int, disk_bytes: int) -> None:
+        """Note a job whose folder cannot be read as one that will not change any more, entering it if need be."""
+        self._execute(
+            "INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, '', ?3, ?3, ?4)"
+            " ON CONFLICT (id) DO UPDATE SET ended_ns = excluded.ended_ns, disk_bytes = excluded.disk_bytes",
+            (job_id, owner_id, changed_ns, disk_bytes),
         )
 
     def remove(self, job_id: str) -> None:

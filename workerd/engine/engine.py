@@ -5,27 +5,31 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
-from workerd.engine.errors import CatalogFailed, JobNotEnded, JobNotFound, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
+from workerd.engine.job import DamagedJob, Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
+from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
-from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output, measure
+from workerd.engine.reader import CHUNK_BYTES, Extent, Gap, LogReader, Output, measure
+from workerd.engine.recovery import complete, is_complete
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
-from workerd.engine.watcher import Change
+from workerd.engine.watcher import Change, Watcher
 
 log = structlog.get_logger()
 _SCAN_SECONDS = 60.0
@@ -35,7 +39,7 @@ _SCAN_SECONDS = 60.0
 class Page:
     """Some jobs, newest first, and the position to go on from; None when there are no more."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job | DamagedJob, ...]
     next: tuple[int, str] | None
 
 
@@ -140,14 +144,18 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
         """
-        folder = self._folder(self.status(job_id).id)
+        folder = self._folder(self.spec(job_id).id)
         with contextlib.ExitStack() as stack:
             with _found(job_id):
                 changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
             ordered = False
             while True:
                 changed.clear()
-                job = self.status(job_id)
+                try:
+                    job = self.status(job_id)
+                except SpoolCorrupt:  # it may run all the same
+                    folder.order_stop(StopOrder(by, grace_seconds))
+                    raise
                 if job.ended:
                     return job
                 if not ordered:
@@ -157,26 +165,48 @@ class Engine:
                 await changed.wait()
 
     def status(self, job_id: str) -> Job:
-        """Tell how a job stands.
+        """Return how a job stands.
 
         Raises:
             JobIdMalformed: the id is not a UUID.
             JobNotFound: there is no such job.
             SpoolCorrupt: its folder is damaged.
         """
-        spec = self.spec(job_id)
-        folder = self._folder(spec.id)
-        status = folder.read_status()
-        if status is None:
-            raise JobNotFound(spec.id)
-        extent = measure(folder)
+        job_id = parse_job_id(job_id)
+        folder = self._folder(job_id)
+        with _found(job_id):
+            journal = folder.read()
+            if journal.spec is None or journal.status is None:
+                raise JobNotFound(job_id)
+            status = journal.status
+            if journal.rest and not journal.ended and folder.is_locked():
+                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+            if status.end is not None and not self._complete(folder, journal):
+                status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
+            extent = _measure(folder)
         return Job(
-            spec=spec,
+            spec=journal.spec,
             status=status,
             stdout_bytes=extent.stdout,
             stderr_bytes=extent.stderr,
             kept_from=extent.kept_from,
         )
+
+    def _complete(self, folder: JobFolder, journal: Journal) -> bool:
+        """See to it that the log of a job that has ended is complete; return False if somebody else is about to.
+
+        Raises:
+            SpoolCorrupt: the log is damaged.
+        """
+        if is_complete(folder, journal):
+            return True
+        if (lock := folder.try_lock()) is None:
+            return False
+        try:
+            complete(folder, journal)
+        finally:
+            os.close(lock)
+        return True
 
     def spec(self, job_id: str) -> JobSpec:
         """Tell what was asked for, and by whom, without looking at anything else of the job.
@@ -268,13 +298,20 @@ class Engine:
             JobNotEnded: it has not ended.
             Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
-        job = self.status(job_id)
-        if not job.ended:
-            raise JobNotEnded(job.id)
-        try:
-            await self._shelf.remove(self._folder(job.id), job.spec.created_ns)
-        except FileNotFoundError:
-            raise JobNotFound(job.id) from None
+        folder = self._folder(parse_job_id(job_id))
+        with _found(folder.job_id):
+            try:
+                job = self.status(job_id)
+            except FormatTooNew:
+                raise
+            except SpoolCorrupt:
+                if folder.is_watched():
+                    raise JobNotEnded(folder.job_id) from None
+                await self._shelf.remove_damaged(folder)
+                return
+            if not job.ended:
+                raise JobNotEnded(job.id)
+            await self._shelf.remove(folder, job.spec.created_ns)
 
     async def read_log(
         self,
@@ -308,7 +345,7 @@ class Engine:
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                changed = stack.enter_context(self._shelf.watcher.watch(folder.index))
+                changed = stack.enter_context(_watch_index(self._shelf.watcher, folder))
                 reader = stack.enter_context(LogReader(folder, frozenset(streams)))
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
@@ -320,10 +357,12 @@ class Engine:
                     break
                 if not follow and reader.position >= limit:
                     return
-                if reader.exhausted:
-                    await changed.wait()
-                else:
+                if not reader.exhausted:
                     await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
+                elif job.ended:  # which was complete when this began
+                    raise SpoolCorrupt(folder.index, f"the log goes on to byte {limit}, and nothing checks there")
+                else:
+                    await changed.wait()
         after = self.status(job_id)
         if after.spec.created_ns != job.spec.created_ns:  # it was removed, and its key has made it again
             raise JobNotFound(job.id)
@@ -352,28 +391,54 @@ class Engine:
             is_visible: tells by a job's id whether it may be in the list; it may raise JobNotFound.
         """
         await self.wait_scanned()
-        jobs: list[Job] = []
-        only_unended = bool(states) and JobState.ENDED not in states
-        for _, job_id in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
+        jobs: list[Job | DamagedJob] = []
+        position = after
+        only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
+        for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
             await asyncio.sleep(0)  # a long list leaves the others their turn
+            created_ns, job_id = place
             try:
                 if not is_visible(job_id):
                     continue
-                job = self.status(job_id)
+                job = self._row(job_id, created_ns)
             except JobNotFound:  # being made, or being removed
                 continue
-            except SpoolCorrupt as error:
-                log.error("a job is left out of a list", job=job_id, error=str(error))
-                continue
-            if states and job.status.state not in states:
+            if states and (JobState.DAMAGED if isinstance(job, DamagedJob) else job.status.state) not in states:
                 continue
             if len(jobs) == size:
-                return Page(tuple(jobs), (jobs[-1].spec.created_ns, jobs[-1].id))
+                return Page(tuple(jobs), position)
             jobs.append(job)
+            position = place
         return Page(tuple(jobs), None)
+
+    def _row(self, job_id: str, created_ns: int) -> Job | DamagedJob:
+        try:
+            return self.status(job_id)
+        except SpoolCorrupt as error:
+            owner, _ = self.owner_and_shares(job_id)
+            return DamagedJob(id=job_id, owner=owner, created_ns=created_ns, damage=str(error))
 
     def _folder(self, job_id: str) -> JobFolder:
         return self._shelf.folder(job_id)
+
+
+@contextlib.contextmanager
+def _watch_index(watcher: Watcher, folder: JobFolder) -> Iterator[Change]:
+    try:
+        with watcher.watch(folder.index) as changed:
+            yield changed
+    except FileNotFoundError:
+        folder.path.stat()
+        raise SpoolCorrupt(folder.index, "it is missing") from None
+
+
+def _measure(folder: JobFolder) -> Extent:
+    """Measure the log of a job that has been taken on; its supervisor made the files before."""
+    try:
+        return measure(folder)
+    except FileNotFoundError:
+        folder.path.stat()
+        raise SpoolCorrupt(folder.index, "it is missing") from None
 
 
 @contextlib.contextmanager

@@ -1,17 +1,14 @@
-"""A job's folder: which file is what, and how each is read and replaced.
+"""A job's folder: which file is what.
 
-    spec      what was asked, by whom, when (JSON)
-    lock      held with flock(2) by the job's supervisor, or by who is about to start one, for as long as it lives
-    control   a FIFO on which the supervisor takes orders to stop
-    status    where the job stands (JSON), replaced by its supervisor
-    reserve   room on the disk for one more status, given up when there is no other; gone when the job has ended
+    journal   what was asked, each state since, and the end (`workerd.engine.journal`); the job's lock is held on it
+    control   a FIFO on which the supervisor takes orders to stop; gone when the job has ended
     output    the bytes of both streams, interleaved as they came
-    index     what of `output` is whose (`workerd.engine.record`)
-    fault     what went wrong inside the supervisor, for people; usually absent
+    index     which bytes of `output` are whose (`workerd.engine.record`)
     shares    who besides the owner may do what with the job (JSON), replaced as a whole; absent until it is shared
-    told      what `control` becomes when the job's end has been told to whoever wanted to know
+    spec      the state directory's identity (`workerd.engine.identity`), linked: earlier versions read the format there
 
-A free lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
+A job is locked, with flock(2), by its supervisor, or by who is about to start one or looks after what one left. A free
+lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
 
 The folder itself is locked, with flock(2) too, by who changes `shares` and by who takes the folder away.
 """
@@ -26,67 +23,47 @@ from pathlib import Path
 
 import msgspec
 
-from workerd.engine.errors import NO_ROOM, FormatTooNew, SpoolCorrupt
+from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.files import damage, read_whole, replacing
+from workerd.engine.identity import Version
+from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
+from workerd.engine.journal import Journal, JournalWriter, Specified, Told, parse
+from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
+from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
-_RESERVE_BYTES = 8192
-
-
-def is_no_room(error: OSError) -> bool:
-    """Tell whether it was for want of room on the disk that something could not be written."""
-    return error.errno in NO_ROOM
-
-
-class _Version(msgspec.Struct):
-    """The one field of a spec that every format has."""
-
-    format: int
-
-
-class _Owned(msgspec.Struct):
-    """The field of a spec that says whose job it is, in every format so far."""
-
-    owner: User
-
-
+_LOOKS = 20
 # Made once, where the zygote is started: every supervisor shares them.
-_decode_version = msgspec.json.Decoder(_Version).decode
-_decode_owned = msgspec.json.Decoder(_Owned).decode
-_decode_spec = msgspec.json.Decoder(JobSpec).decode
-_decode_status = msgspec.json.Decoder(JobStatus).decode
+_decode_version = msgspec.json.Decoder(Version).decode
 _decode_shares = msgspec.json.Decoder(tuple[Share, ...]).decode
 
 
 @dataclass(frozen=True, slots=True)
 class JobFolder:
-    """The files of one job."""
+    """The files of one job.
+
+    Attributes:
+        path: of the folder.
+        name: the job's id, if the folder's name is another.
+    """
 
     path: Path
+    name: str = ""
 
     @property
-    def spec(self) -> Path:
-        """What was asked for."""
-        return self.path / "spec"
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.name or self.path.name
 
     @property
-    def lock(self) -> Path:
-        """Held for as long as somebody watches over the job."""
-        return self.path / "lock"
+    def journal(self) -> Path:
+        """What was asked for, and what became of it."""
+        return self.path / "journal"
 
     @property
     def control(self) -> Path:
         """The FIFO for orders."""
         return self.path / "control"
-
-    @property
-    def status(self) -> Path:
-        """Where the job stands."""
-        return self.path / "status"
-
-    @property
-    def reserve(self) -> Path:
-        """Room for one more status."""
-        return self.path / "reserve"
 
     @property
     def output(self) -> Path:
@@ -95,13 +72,8 @@ class JobFolder:
 
     @property
     def index(self) -> Path:
-        """What of the output is whose."""
+        """Which bytes of the output are whose."""
         return self.path / "index"
-
-    @property
-    def fault(self) -> Path:
-        """What went wrong inside the supervisor."""
-        return self.path / "fault"
 
     @property
     def shares(self) -> Path:
@@ -109,43 +81,103 @@ class JobFolder:
         return self.path / "shares"
 
     @property
-    def told(self) -> Path:
-        """There when the job's end has been told."""
-        return self.path / "told"
+    def spec(self) -> Path:
+        """Where every version can read the format."""
+        return self.path / "spec"
 
-    @contextlib.contextmanager
-    def telling(self) -> Iterator[None]:
-        """Note that the job's end has been told, once that has been done within the context.
+    @property
+    def is_old(self) -> bool:
+        """Whether an earlier version made it, before there were journals."""
+        if self.journal.exists():
+            return False
+        return any((self.path / name).exists() for name in ("lock", "status")) or self._version() <= NEWEST_OLD
 
-        No file is made for it, which a full disk could refuse: the pipe that takes orders is renamed.
+    @property
+    def lock(self) -> Path:
+        """The file that is locked for as long as somebody watches over the job."""
+        return self.path / "lock" if self.is_old else self.journal
+
+    def open_index(self, flags: int = os.O_RDONLY) -> IndexFile:
+        """Open the index.
+
+        Raises:
+            FileNotFoundError: there is none.
+            SpoolCorrupt: it is no regular file.
         """
-        if not self.control.exists():  # the supervisor vanished before it made one
-            os.mkfifo(self.control, 0o600)
-        yield
-        os.rename(self.control, self.told)
+        codec: Codec = OldCodec() if self.is_old else CheckedCodec(self.job_id)
+        with damage(self.index):
+            return IndexFile(self.index, codec, flags)
 
-    def write_spec(self, spec: JobSpec) -> None:
-        """Write what was asked for."""
-        _replace(self.spec, msgspec.json.encode(spec))
+    def create(self, spec: JobSpec, spool: str, identity: Path) -> int:
+        """Make the folder, with its lock held.
 
-    def read_spec(self) -> JobSpec:
-        """Read what was asked for.
+        Args:
+            spec: what was asked for.
+            spool: the state directory's id.
+            identity: the file that it is in.
+
+        Returns:
+            A descriptor of the journal, which holds the lock until its last copy is closed, in whatever process.
+        """
+        self.path.mkdir(mode=0o700)
+        lock = os.open(self.journal, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            JournalWriter(lock, self.job_id, 0).append(Specified(spool, spec))
+            try:
+                os.link(identity, self.spec)
+            except OSError:  # a file has only so many links, 65,000 on ext4
+                with replacing(self.spec) as file:
+                    file.write(msgspec.json.encode(Version(FORMAT_VERSION)))
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def read(self) -> Journal:
+        """Read what was asked for and what became of it.
 
         Raises:
             FileNotFoundError: there is no such job.
-            SpoolCorrupt: it is not a spec, or one of a newer format.
+            FormatTooNew: a newer workerd made it.
+            SpoolCorrupt: it is damaged.
         """
-        data = self.spec.read_bytes()
-        try:
-            version = _decode_version(data).format
-            if version > FORMAT_VERSION:
+        looks = 0
+        while True:
+            try:
+                data = read_whole(self.journal)
+            except FileNotFoundError:
+                if self.is_old:
+                    return read_old(self.path)
+                self.path.stat()
+                raise SpoolCorrupt(self.journal, "it is missing") from None
+            journal = parse(data, self.job_id)
+            looks += 1
+            if not journal.rest or looks == _LOOKS:  # what does not check may be a record that is being written
+                break
+        if journal.spec is None:
+            if (version := self._version()) > FORMAT_VERSION:
                 raise FormatTooNew(self.spec, version)
-            return _decode_spec(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise SpoolCorrupt(self.spec, str(error)) from error
+            raise SpoolCorrupt(self.journal, "its first record does not check")
+        return journal
+
+    def read_spec(self) -> JobSpec:
+        """Read what was asked for, as `read` does."""
+        spec = self.read().spec
+        if spec is None:
+            raise AssertionError("a journal was read without its first record")
+        return spec
+
+    def read_status(self) -> JobStatus | None:
+        """Read where the job stands, as `read` does.
+
+        Returns:
+            None when no supervisor has taken the job on yet: then nothing of it has been executed.
+        """
+        return self.read().status
 
     def read_owner(self) -> User | None:
-        """Read whose job it is, whatever else is damaged or too new.
+        """Read whose job it is, whatever else is damaged.
 
         Returns:
             None when that cannot be read either.
@@ -153,68 +185,37 @@ class JobFolder:
         Raises:
             FileNotFoundError: there is no such job.
         """
-        data = self.spec.read_bytes()
         try:
-            return _decode_owned(data).owner
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return self.read_spec().owner
+        except SpoolCorrupt:
             return None
 
     def is_too_new(self) -> bool:
-        """Tell whether a newer workerd made this job."""
-        try:
-            self.read_spec()
-        except FormatTooNew:
-            return True
-        except (FileNotFoundError, SpoolCorrupt):
-            return False
-        return False
+        """Return whether a newer workerd made this job."""
+        return self._version() > FORMAT_VERSION
 
-    def write_status(self, status: JobStatus, *, sync: bool = False) -> None:
-        """Replace where the job stands, as a whole: a reader sees the old or the new one.
+    @contextlib.contextmanager
+    def telling(self, lock: int) -> Iterator[None]:
+        """Note that the job's end has been told, once that has been done within the context.
+
+        Room for the note is made sure of first: a full disk must not have the end told over and over.
 
         Args:
-            sync: whether to wait until it is on the disk, and with it every file's name in the folder.
+            lock: as `try_lock` returns it.
         """
-        data = msgspec.json.encode(status)
-        try:
-            _replace(self.status, data, sync=sync)
-        except OSError as error:
-            if not (is_no_room(error) and self.reserve.exists()):
-                raise
-            self.reserve.unlink()
-            _replace(self.status, data, sync=sync)
-            self.make_reserve()
-
-    def make_reserve(self) -> None:
-        """Set room aside, if there is any, so that a full disk does not keep a job's status from being told."""
-        try:
-            with open(self.reserve, "wb", opener=private) as file:
-                os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
-        except OSError as error:
-            if not is_no_room(error):
-                raise
-
-    def read_status(self) -> JobStatus | None:
-        """Read where the job stands.
-
-        Returns:
-            None when no supervisor has taken the job on yet: then nothing of it has been executed.
-
-        Raises:
-            SpoolCorrupt: it is not a status.
-        """
-        try:
-            data = self.status.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            return _decode_status(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise SpoolCorrupt(self.status, str(error)) from error
+        if self.is_old:
+            yield
+            mark_old_told(self.path)
+        else:
+            writer = JournalWriter(lock, self.job_id, self.read().size)
+            writer.keep_room_to_tell()
+            yield
+            writer.append(Told())
 
     def write_shares(self, shares: tuple[Share, ...]) -> None:
         """Replace who may do what, as a whole, and wait until that is on the disk: what was taken back stays so."""
-        _replace(self.shares, msgspec.json.encode(shares), sync=True)
+        with replacing(self.shares) as file:
+            file.write(msgspec.json.encode(shares))
 
     def read_shares(self) -> tuple[Share, ...]:
         """Read who besides the owner may do what with the job.
@@ -224,9 +225,9 @@ class JobFolder:
             SpoolCorrupt: it cannot be read off the file.
         """
         try:
-            data = self.shares.read_bytes()
+            data = read_whole(self.shares)
         except FileNotFoundError:
-            self.spec.stat()
+            self.path.stat()
             return ()
         try:
             return _decode_shares(data)
@@ -250,19 +251,26 @@ class JobFolder:
             os.close(descriptor)
 
     def try_lock(self) -> int | None:
-        """Take the job's lock to start it, if the lock is free.
+        """Take the job's lock, if it is free.
 
         Returns:
             A descriptor that holds the lock until its last copy is closed, in whatever process (flock(2)); None when
-            somebody else holds it. It is open for writing, so that inotify(7) tells of that close (IN_CLOSE_WRITE).
+            another holds it. It is open for writing, so that inotify(7) tells of that close (IN_CLOSE_WRITE).
 
         Raises:
             FileNotFoundError: the folder is not there, or was removed meanwhile.
+            SpoolCorrupt: the file to lock is missing, or no regular file.
         """
-        descriptor = _lock(self.lock, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path = self.lock
+        try:
+            with damage(path):
+                descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
+        except FileNotFoundError:
+            self.path.stat()
+            raise SpoolCorrupt(path, "it is missing") from None
         if descriptor is not None:
             try:
-                if not os.path.samestat(os.fstat(descriptor), os.stat(self.lock)):
+                if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
                     raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(self.path))
             except FileNotFoundError:
                 os.close(descriptor)
@@ -270,22 +278,26 @@ class JobFolder:
         return descriptor
 
     def is_locked(self) -> bool:
-        """Tell whether somebody watches over the job."""
-        descriptor = _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Return whether somebody watches over the job."""
+        try:
+            with damage(self.lock):
+                descriptor = _lock(self.lock, os.O_RDONLY)
+        except (FileNotFoundError, SpoolCorrupt):
+            return False
         if descriptor is None:
             return True
         os.close(descriptor)
         return False
 
-    @contextlib.contextmanager
-    def wait_lock(self) -> Iterator[None]:
-        """Hold the job's lock to look after its folder, once it is free. Blocks the thread; nobody is told of it."""
-        descriptor = _lock(self.lock, os.O_RDONLY, fcntl.LOCK_EX)
+    def is_watched(self) -> bool:
+        """Return whether somebody watches over the job, also where its lock was taken away from it."""
+        if self.is_locked():
+            return True
         try:
-            yield
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
+            os.close(os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError:  # no supervisor has it open for reading, or it is no FIFO
+            return False
+        return not self.control.is_file()
 
     def order_stop(self, order: StopOrder) -> bool:
         """Hand an order to the job's supervisor.
@@ -308,49 +320,25 @@ class JobFolder:
     def read_fault(self) -> str:
         """Read what went wrong inside the supervisor; empty when nothing did."""
         try:
-            return self.fault.read_text(errors="replace")
-        except FileNotFoundError:
+            return "".join(self.read().faults)
+        except (FileNotFoundError, SpoolCorrupt):
             return ""
 
-    def report_fault(self, text: str) -> None:
-        """Keep a note of something that went wrong inside the supervisor, for people."""
-        with contextlib.suppress(OSError), open(self.fault, "a", encoding="utf-8", opener=private) as file:
-            file.write(text)
+    def _version(self) -> int:
+        """Read the format off the file that every version has; the present one where that cannot be read."""
+        try:
+            return _decode_version(read_whole(self.spec)).format
+        except (FileNotFoundError, SpoolCorrupt, msgspec.MsgspecError, UnicodeDecodeError):
+            return FORMAT_VERSION
 
 
-def _lock(path: Path, flags: int, operation: int) -> int | None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+def _lock(path: Path, flags: int) -> int | None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
-        fcntl.flock(descriptor, operation)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
             return None
         raise
     return descriptor
-
-
-def private(path: str, flags: int) -> int:
-    """Open a file that nobody else may read, for `open`."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _replace(path: Path, data: bytes, *, sync: bool = False) -> None:
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb", opener=private) as file:
-        file.write(data)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    os.rename(new, path)
-    if sync:
-        sync_path(path.parent)
-
-
-def sync_path(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk (fsync(2))."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,13 +5,15 @@ These records are also what the job's folder holds as JSON, so their field names
 
 import enum
 import uuid
+from typing import Annotated
 
 import msgspec
 
 from workerd.engine.errors import JobIdMalformed
 
-FORMAT_VERSION = 2
-"""1: as it began. 2: a log may have been released in part, and the header of its index says so."""
+FORMAT_VERSION = 3
+"""1: as it began. 2: a log may have been released in part, and the header of its index says so. 3: a journal in the
+place of several files, and checksums of all that is written."""
 DEFAULT_GRACE_SECONDS = 10.0
 
 
@@ -22,6 +24,13 @@ class Stream(enum.IntEnum):
     STDERR = 2
 
 
+Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A time since 1970, up to the year 2262."""
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Digest = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{32})?$")]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+
+
 class JobState(enum.StrEnum):
     """Where a job is in its life."""
 
@@ -29,6 +38,8 @@ class JobState(enum.StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     ENDED = "ended"
+    DAMAGED = "damaged"
+    """Its files cannot be read. No file says so."""
 
 
 class Durability(enum.StrEnum):
@@ -86,12 +97,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     envs: dict[str, str] = {}
     working_directory: str
     name: str = ""
-    timeout_seconds: float | None = None
-    grace_seconds: float = DEFAULT_GRACE_SECONDS
+    timeout_seconds: Seconds | None = None
+    grace_seconds: Seconds = DEFAULT_GRACE_SECONDS
     request_key: str = ""
     max_log_bytes: int = 0
     durability: Durability = Durability.EXIT
-    created_ns: int
+    created_ns: Nanoseconds
     spawned_by: User | None = None
     account: Account | None = None
     format: int = FORMAT_VERSION
@@ -125,7 +136,7 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
 class TimedOut(msgspec.Struct, frozen=True, tag="timed_out"):
     """The timeout ran out. `signal` is the last one sent."""
 
-    timeout_seconds: float
+    timeout_seconds: Seconds
     signal: int
 
 
@@ -144,19 +155,19 @@ class StreamSummary(msgspec.Struct, frozen=True):
     The digest is empty when nobody can tell it: the job was lost after some of its log had been released.
     """
 
-    size_bytes: int
-    xxh3_128: str
+    size_bytes: Bytes
+    xxh3_128: Digest
 
 
 class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     """How and when a job ended. Times are nanoseconds since the epoch; `peak_memory_bytes` is getrusage(2)'s maxrss."""
 
     cause: Cause
-    started_ns: int
-    ended_ns: int
-    user_cpu_seconds: float
-    system_cpu_seconds: float
-    peak_memory_bytes: int
+    started_ns: Nanoseconds
+    ended_ns: Nanoseconds
+    user_cpu_seconds: Seconds
+    system_cpu_seconds: Seconds
+    peak_memory_bytes: Bytes
     stdout: StreamSummary
     stderr: StreamSummary
 
@@ -166,13 +177,13 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         pid: the program's process; zero before it was started.
-        cgroup: the path of the job's own cgroup2 directory; empty where there is none.
+        cgroup: the path of the job's own cgroup2 directory, in formats 1 and 2; empty where there is none.
         waits_for_room: whether the disk is full, so that no more output is taken until there is room.
     """
 
     state: JobState
     pid: int = 0
-    started_ns: int = 0
+    started_ns: Nanoseconds = 0
     cgroup: str = ""
     waits_for_room: bool = False
     end: JobEnd | None = None
@@ -196,6 +207,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether the job is over and its log complete."""
         return self.status.state is JobState.ENDED
+
+
+class DamagedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job whose files cannot be read.
+
+    Attributes:
+        owner: as far as it is known; its id or name may be empty.
+        created_ns: when it was made, or last changed, nanoseconds since the epoch.
+        damage: what is wrong, for people.
+    """
+
+    id: str
+    owner: User
+    created_ns: int
+    damage: str
 
 
 class StopOrder(msgspec.Struct, frozen=True):

@@ -24,11 +24,20 @@ from typing import Self
 import asyncinotify
 import structlog
 
-from workerd.engine import pidfd
-from workerd.engine.errors import CatalogBusy, CatalogFailed, JobIdMalformed, SpoolCorrupt, StateDirectoryInUse
+from workerd.engine import identity, pidfd
+from workerd.engine.errors import (
+    CatalogBusy,
+    CatalogFailed,
+    FormatTooNew,
+    JobIdMalformed,
+    SpoolCorrupt,
+    StateDirectoryInUse,
+)
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import JobState, parse_job_id
-from workerd.engine.recovery import has_end, recover
+from workerd.engine.job import parse_job_id
+from workerd.engine.journal import Journal
+from workerd.engine.reader import measure
+from workerd.engine.recovery import recover
 from workerd.engine.retention import choose_removals, seconds_until_next
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
@@ -73,7 +82,7 @@ class Keeper:
         self._drain = self._shelf.drain
         self._storage = storage
         self._guards: dict[str, asyncio.Task[None]] = {}
-        self._told_of: set[str] = set()  # the folders that cannot be recovered
+        self._reported: set[str] = set()  # the folders that cannot be recovered
         self._changed = asyncio.Event()
         self._job_ended = asyncio.Event()
         self._rescanning: asyncio.Task[None] | None = None
@@ -85,6 +94,7 @@ class Keeper:
             self.hold = await stack.enter_async_context(_hold(self._shelf))
             if self._storage.max_log_bytes:
                 check_file_system(directory)
+            identity.establish(self._shelf.identity)
             self._catalog = stack.enter_context(self._shelf).catalog
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
@@ -160,19 +170,12 @@ class Keeper:
         try:
             for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
                 try:
-                    await self._shelf.wait_unlocked(folder)
-                    if folder.read_status() is None:
-                        await self._clear(folder)
-                        return
-                    if await asyncio.to_thread(recover, folder):
-                        log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
-                    await self._shelf.tell_end(folder)
-                    self._enter_ended(folder)
+                    await self._end(folder)
                 except FileNotFoundError:  # somebody removed the job
-                    if not folder.spec.exists():
+                    if not folder.path.exists():
                         return
                     # And its key has made it again: it is this guard's.
-                except SpoolCorrupt as error:  # which does not pass; the next scan looks again
+                except SpoolCorrupt as error:
                     self._leave(folder, error)
                     return
                 except Exception as error:  # a full disk, say: what keeps one job from its end may pass
@@ -185,20 +188,39 @@ class Keeper:
             del self._guards[folder.path.name]
             self._changed.set()
 
+    async def _end(self, folder: JobFolder) -> None:
+        """Wait until nobody watches over a job any more, and bring it to its end.
+
+        Raises:
+            FileNotFoundError: it was removed.
+            SpoolCorrupt: it is damaged, and nobody watches over it.
+        """
+        lock = await self._shelf.wait_lock(folder)
+        try:
+            if folder.read_status() is None:
+                await self._clear(folder)
+                return
+            # In a thread: what is left of the job may take its time to end, and a log its time to be read.
+            if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
+                log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+        finally:
+            os.close(lock)
+        await self._shelf.tell_end(folder)
+        self._enter_ended(folder)
+
     def _enter_ended(self, folder: JobFolder) -> None:
         """Enter a job that has come to its end into the catalogue."""
-        status = folder.read_status()
-        if status is None or status.end is None:
-            raise SpoolCorrupt(folder.status, "it has no end, though the log has")
-        self._catalog.mark_ended(folder.read_spec(), status.end.ended_ns, disk_bytes(folder.path))
+        journal = folder.read()
+        if journal.spec is None or journal.status is None or journal.status.end is None:
+            raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 
     async def _clear(self, folder: JobFolder) -> None:
         """Remove what is left of a spawn that ended before anything was executed; nobody will take it up."""
         if folder.output.exists() and folder.output.stat().st_size:
-            raise SpoolCorrupt(folder.status, "it is missing, though the job has printed something")
-        if not folder.is_too_new():  # of a newer format it may be whole as it is
-            await self._shelf.forget(folder)
+            raise SpoolCorrupt(folder.path, "it has not been started, though it has printed something")
+        await self._shelf.forget(folder)
 
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it; again later, if that fails."""
@@ -239,18 +261,21 @@ class Keeper:
         return True
 
     async def _take_up(self, folder: JobFolder) -> None:
-        status = folder.read_status()
-        has_ended = status is not None and status.state is JobState.ENDED and has_end(folder)
-        if has_ended and self._shelf.try_tell_end(folder):
-            self._enter_ended(folder)
-        elif status is not None:
-            spec = folder.read_spec()
-            self._guard(folder)
-            self._catalog.add_found(spec)
-        elif folder.lock.exists() and folder.is_locked():
-            self._guard(folder)
-        elif folder.path.name not in self._guards:
-            await self._clear(folder)
+        try:
+            journal = folder.read()
+            if journal.ended and measure(folder).ended and self._shelf.try_tell_end(folder):
+                self._enter_ended(folder)
+                return
+        except (FileNotFoundError, SpoolCorrupt) as error:
+            folder.path.stat()
+            if not folder.is_watched():
+                problem = error if isinstance(error, SpoolCorrupt) else SpoolCorrupt(folder.index, "it is missing")
+                self._leave(folder, problem)
+                return
+            journal = Journal()
+        if journal.spec is not None and journal.status is not None:
+            self._catalog.add_found(journal.spec)
+        self._guard(folder)
 
     async def _retain(self) -> None:
         """Remove the jobs that are too old, or too much."""
@@ -282,8 +307,8 @@ class Keeper:
             await self._shelf.remove(folder)
         except FileNotFoundError:
             pass  # somebody else removed it
-        except SpoolCorrupt as error:
-            self._leave(folder, error)
+        except SpoolCorrupt:
+            await self._shelf.remove_damaged(folder)
         else:
             if not told and not self._tell_removal(folder.path.name):
                 log.error("nobody could be told of a job's removal", job=folder.path.name)
@@ -298,10 +323,16 @@ class Keeper:
         return True
 
     def _leave(self, folder: JobFolder, error: SpoolCorrupt) -> None:
-        """Leave a damaged folder as it is, and say so once."""
-        if folder.path.name not in self._told_of:
-            self._told_of.add(folder.path.name)
+        """Leave a damaged folder as it is, enter it so that it is listed and removed, and report it once."""
+        if folder.path.name not in self._reported:
+            self._reported.add(folder.path.name)
             log.error("a job's folder is left as it is", job=folder.path.name, error=str(error))
+        if not isinstance(error, FormatTooNew):
+            owner = folder.read_owner()
+            changed_ns = folder.path.stat().st_mtime_ns
+            self._catalog.mark_damaged(
+                folder.path.name, "" if owner is None else owner.id, changed_ns, disk_bytes(folder.path)
+            )
 
     def _finish(self, *tasks: asyncio.Task[None]) -> None:
         for task in (*tasks, self._scanning, *self._guards.values()):

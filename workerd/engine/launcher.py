@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Self
 
 from workerd.engine import pidfd
@@ -39,11 +38,11 @@ class Launcher:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    async def launch(self, folder: Path, lock: int) -> None:
+    async def launch(self, folder: JobFolder, lock: int) -> None:
         """Have a supervisor start the job in a folder, and wait until its program runs.
 
         Args:
-            folder: the job's folder, with its spec.
+            folder: the job's, with what was asked for.
             lock: a descriptor that holds the folder's lock. The supervisor gets a copy.
 
         Raises:
@@ -54,7 +53,7 @@ class Launcher:
         answer = b""
         for _ in range(_ATTEMPTS):
             answer = await self._ask(folder, lock)
-            if answer or JobFolder(folder).read_status() is not None:
+            if answer or folder.read_status() is not None:
                 break
             # The zygote was killed with the request in its hands: nothing of it was executed, so it can be made again.
         if answer == STARTED:
@@ -62,38 +61,42 @@ class Launcher:
         try:
             failure = decode_failure(answer)
         except ValueError:
-            raise LauncherFailed(JobFolder(folder).read_fault() or f"it answered {answer!r}") from None
+            raise LauncherFailed(folder.read_fault() or f"it answered {answer!r}") from None
         raise failure
 
-    async def _ask(self, folder: Path, lock: int) -> bytes:
-        reply, supervisors_end = os.pipe()
+    async def _ask(self, folder: JobFolder, lock: int) -> bytes:
+        directory = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            await self._send(folder, lock, supervisors_end)
-        except BaseException:
-            os.close(reply)
-            raise
+            reply, supervisors_end = os.pipe()
+            try:
+                await self._send(folder.job_id, [directory, lock, supervisors_end])
+            except BaseException:
+                os.close(reply)
+                raise
+            finally:
+                os.close(supervisors_end)
         finally:
-            os.close(supervisors_end)
+            os.close(directory)
         return await read_to_end(reply)
 
-    async def _send(self, folder: Path, lock: int, reply: int) -> None:
+    async def _send(self, job_id: str, descriptors: list[int]) -> None:
         async with self._sending:  # the loop takes one waiter for a socket
             if self._zygote is None or self._zygote.poll() is not None:
                 self._restart()
             try:
-                await self._send_once(folder, lock, reply)
+                await self._send_once(job_id, descriptors)
             except OSError as error:
                 if error.errno not in _ENDED:
                     raise
                 self._restart()  # nothing of the request was taken
-                await self._send_once(folder, lock, reply)
+                await self._send_once(job_id, descriptors)
 
-    async def _send_once(self, folder: Path, lock: int, reply: int) -> None:
+    async def _send_once(self, job_id: str, descriptors: list[int]) -> None:
         while True:
             if self._requests is None:
                 raise LauncherFailed("the launcher is closed")
             try:
-                socket.send_fds(self._requests, [os.fsencode(folder)], [lock, reply])
+                socket.send_fds(self._requests, [job_id.encode()], descriptors)
             except BlockingIOError:  # the zygote has its hands full
                 await _wait_writable(self._requests)
             else:

@@ -21,6 +21,7 @@ from workerd.engine.errors import (
     ResourcesExhausted,
     WorkingDirectoryUnusable,
 )
+from workerd.engine.identity import MARK_VARIABLE
 from workerd.engine.job import JobSpec
 from workerd.engine.reply import decode_failure, encode_failure
 
@@ -37,8 +38,12 @@ class _Step(enum.Enum):
     EXECUTE = enum.auto()
 
 
-def build_environment(spec: JobSpec) -> dict[str, str]:
-    """Make a job's environment: a clean base that holds nothing of the daemon's own, and the job's on top."""
+def build_environment(spec: JobSpec, mark: str) -> dict[str, str]:
+    """Make a job's environment: a clean base that holds nothing of the daemon's own, and the job's on top.
+
+    Args:
+        mark: the job's (`workerd.engine.identity.job_mark`).
+    """
     account = spec.account or own_account()
     return {
         "PATH": _ROOT_PATH if account.uid == 0 else _USER_PATH,
@@ -48,7 +53,8 @@ def build_environment(spec: JobSpec) -> dict[str, str]:
         "SHELL": account.shell,
         "LANG": "C.UTF-8",
         **spec.envs,
-        "WORKERD_JOB_ID": spec.id,  # nobody's to choose: what is left of a lost job is found by it
+        "WORKERD_JOB_ID": spec.id,
+        MARK_VARIABLE: mark,  # last, for no job may choose it: what is left of a lost job is found by it
     }
 
 
@@ -89,10 +95,11 @@ def find_program(program: str, environment: Mapping[str, str]) -> str:
     raise ProgramNotFound(program, missing)
 
 
-def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | None) -> int:
+def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_directory: Path | None) -> int:
     """Fork and execute a job's program, and wait until the kernel has taken it or refused.
 
     Args:
+        mark: the job's (`workerd.engine.identity.job_mark`).
         stdout: the descriptor that becomes the program's standard output.
         stderr: the same for standard error.
         cgroup_directory: the cgroup to run in, if any.
@@ -113,7 +120,7 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
         raise ResourcesExhausted(spec.program, f"no process for it: {error.strerror}") from error
     if pid == 0:
         try:
-            failure = _become_program(spec, supervisor, stdout, stderr, cgroup_directory)
+            failure = _become_program(spec, mark, supervisor, stdout, stderr, cgroup_directory)
             with open(report_write, "wb") as report:
                 report.write(encode_failure(failure))
         finally:
@@ -128,7 +135,7 @@ def start(spec: JobSpec, *, stdout: int, stderr: int, cgroup_directory: Path | N
 
 
 def _become_program(
-    spec: JobSpec, supervisor: int, stdout: int, stderr: int, cgroup_directory: Path | None
+    spec: JobSpec, mark: str, supervisor: int, stdout: int, stderr: int, cgroup_directory: Path | None
 ) -> CannotStart:
     """Become the program; return why that cannot be."""
     step = _Step.PREPARE
@@ -148,7 +155,7 @@ def _become_program(
             become(spec.account)
             _die_with(supervisor)  # again: the kernel has forgotten it
         # From here on it is the account's own rights that count.
-        environment = build_environment(spec)
+        environment = build_environment(spec, mark)
         path = find_program(spec.program, environment)
         encoded = {name.encode(): value.encode() for name, value in environment.items()}
         step = _Step.CHDIR

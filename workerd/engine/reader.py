@@ -3,18 +3,20 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from workerd.engine.errors import InvalidArgument, SpoolCorrupt
+from workerd.engine.files import damage
 from workerd.engine.folder import JobFolder
-from workerd.engine.index import count_records, find_record, first_kept, kept_from, last_output
 from workerd.engine.job import Stream
-from workerd.engine.record import RECORD_SIZE, Kind, Record, unpack_many
+from workerd.engine.record import RECORD_SIZE, Kind, Record, checksum
 
 CHUNK_BYTES = 256 * 1024
 _BATCH_RECORDS = 1024
+_LOOKS = 3  # what does not check may have been read while it was written or released
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +45,37 @@ class Gap:
 
 
 class LogReader:
-    """Reads one log, whoever writes it meanwhile.
+    """Reads one log while it may be written, and checks what it reads.
+
+    Every record's bytes are checked once by each reader, the first time that it needs some of them.
 
     Attributes:
         complete: whether the log's end has been read: there is nothing more, ever.
         exhausted: whether the last read went up to what had been written when it began.
 
     Raises:
-        FileNotFoundError: there is no log.
-        SpoolCorrupt: it is damaged, or of a newer format.
+        FileNotFoundError: the job is not there.
+        SpoolCorrupt: the log is damaged, or of a newer format.
     """
 
     def __init__(self, folder: JobFolder, streams: frozenset[Stream] = frozenset(Stream)) -> None:
         self.complete = False
         self.exhausted = False
         self._streams = streams
-        self._path = folder.index
+        self._path = folder.output
         self._offset = 0
         self._next = 1  # the number of the record to read next
+        self._checked = 0  # the number of the last record whose bytes were checked
         with contextlib.ExitStack() as undo:
-            self._index = os.open(folder.index, os.O_RDONLY | os.O_CLOEXEC)
-            undo.callback(os.close, self._index)
-            self._output = os.open(folder.output, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._index = undo.enter_context(folder.open_index())
+                with damage(folder.output):
+                    self._output = os.open(folder.output, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                folder.path.stat()
+                raise SpoolCorrupt(Path(error.filename), "it is missing") from None
             undo.callback(os.close, self._output)
-            first_kept(self._index, self._path)
+            self._index.first_kept()
             self._close = undo.pop_all().close
 
     def __enter__(self) -> Self:
@@ -83,8 +92,8 @@ class LogReader:
         return self._offset
 
     def size(self) -> int:
-        """Tell the size of the combined output as it stands, in bytes."""
-        last = last_output(self._index)
+        """Return the size of the combined output as it stands, in bytes."""
+        last = self._index.last_output()
         return 0 if last is None else last.end_offset
 
     def seek(self, offset: int) -> None:
@@ -95,10 +104,10 @@ class LogReader:
         """
         if offset > self.size():
             raise InvalidArgument("offset_bytes", f"{offset} is beyond the log's {self.size()} bytes")
-        first, kept = kept_from(self._index, self._path)
-        numbers = range(first, count_records(self._index))
-        self._next = 1 if offset < kept else find_record(self._index, numbers, lambda _, r: _ends_after(r, offset))
-        self._offset = offset
+        first, kept = self._index.kept_from()
+        numbers = range(first, self._index.count())
+        self._next = 1 if offset < kept else self._index.find(numbers, lambda _, r: _ends_after(r, offset))
+        self._offset, self._checked = offset, 0
 
     def read(self, most_bytes: int = CHUNK_BYTES) -> list[Output | Gap]:
         """Read what comes next, in the order in which it was written.
@@ -113,63 +122,130 @@ class LogReader:
             nothing new, when all that is new is of other streams, or when `complete`.
 
         Raises:
-            SpoolCorrupt: the log is damaged.
+            SpoolCorrupt: the log is damaged. What comes before the damage has been returned by earlier calls.
         """
-        spans: list[_Span] = []
-        most_bytes = min(most_bytes, CHUNK_BYTES)
-        position, count, ends = self._offset, 0, False
-        self.exhausted = True
-        for record in self._records():
+        looks = 0
+        while True:
+            batch = self._collect(min(most_bytes, CHUNK_BYTES))
+            data = self._read_bytes(batch)
+            if self._is_released():  # then the records may be blank, or the data
+                self.exhausted = False
+                return self._step_over_released()
+            if batch.count or batch.spans or not batch.problem:
+                self._offset, self.exhausted, self.complete = batch.position, batch.exhausted, batch.ends
+                self._next += batch.count
+                self._checked = max(self._checked, batch.checked)
+                return list(_cut(data, batch.spans))
+            looks += 1
+            if looks == _LOOKS:
+                raise SpoolCorrupt(self._path, batch.problem)
+
+    def _collect(self, most_bytes: int) -> "_Batch":
+        """Choose what to read next, off the index alone."""
+        batch = _Batch(self._offset)
+        for record in self._records(batch):
             if record.kind is Kind.END:
-                ends = True
+                batch.ends = True
                 break
             if record.kind is not Kind.OUTPUT or record.stream is None:
                 raise SpoolCorrupt(self._path, f"a {record.kind.name} record after the first")
-            if record.stream in self._streams and record.end_offset > position:
-                start = max(position, record.offset)
-                end = min(record.end_offset, (spans[0].start if spans else start) + most_bytes)
+            if record.stream in self._streams and record.end_offset > batch.position:
+                start = max(batch.position, record.offset)
+                first = batch.spans[0].start if batch.spans else start
+                end = min(record.end_offset, first + most_bytes)
                 if end > start:
-                    _append(spans, record, start, end)
-                    position = end
+                    batch.take(self._next + batch.count, record, start, end)
+                    batch.position = end
                 if end < record.end_offset:
-                    self.exhausted = False
+                    batch.exhausted = False
                     break
-            position = max(position, record.end_offset)
-            count += 1
-        if count == _BATCH_RECORDS:
-            self.exhausted = False
-        # Up to the last span and not to `position`: what was passed over behind it may be of any size.
-        data = os.pread(self._output, spans[-1].end - spans[0].start, spans[0].start) if spans else b""
-        if self._is_released():  # then the records may be blank, or the data
-            self.exhausted = False
-            return self._step_over_released()
-        self._offset = position
-        self._next += count
-        self.complete = ends
-        return list(_cut(data, spans))
+            batch.position = max(batch.position, record.end_offset)
+            batch.count += 1
+        if batch.count == _BATCH_RECORDS:
+            batch.exhausted = False
+        return batch
 
-    def _records(self) -> Iterator[Record]:
-        data = os.pread(self._index, _BATCH_RECORDS * RECORD_SIZE, self._next * RECORD_SIZE)
+    def _read_bytes(self, batch: "_Batch") -> bytes:
+        """Read the bytes of a batch, and check those of records that were not checked before.
+
+        A batch with bytes that do not check is cut before them.
+        """
+        if not batch.spans:
+            return b""
+        unchecked = [(number, record) for number, record in batch.records if number > self._checked]
+        begin = min([batch.spans[0].start, *(record.offset for _, record in unchecked[:1])])
+        end = max([batch.spans[-1].end, *(record.end_offset for _, record in unchecked[-1:])])
+        data = os.pread(self._output, end - begin, begin)
+        view = memoryview(data)
+        for number, record in unchecked:
+            piece = view[record.offset - begin : record.end_offset - begin]
+            if len(piece) < record.length or (record.data is not None and record.data != checksum(piece)):
+                batch.cut(number, record, self._next)
+                break
+            batch.checked = number
+        else:
+            if len(data) < end - begin:
+                batch.cut(*batch.records[-1], self._next)
+        return data[batch.spans[0].start - begin :] if batch.spans else b""
+
+    def _records(self, batch: "_Batch") -> Iterator[Record]:
+        """Read the records from the next on, up to the first that does not check."""
+        data = self._index.read_batch(self._next, _BATCH_RECORDS)
         count = 0
-        for record in unpack_many(data):
+        for record in self._index.codec.unpack_many(data, self._next):
             count += 1
             yield record
         # The last record may be one that is being written: the next event of the file tells. An earlier one is damaged.
         if len(data) >= (count + 2) * RECORD_SIZE:
-            if count > 0:
-                self.exhausted = False  # the next read meets it first
-            elif not self._is_released():
-                raise SpoolCorrupt(self._path, f"record {self._next} does not check")
+            batch.exhausted = False
+            batch.problem = f"record {self._next + count} of the index does not check"
 
     def _is_released(self) -> bool:
-        return first_kept(self._index, self._path) > self._next
+        return self._index.first_kept() > self._next
 
     def _step_over_released(self) -> list[Output | Gap]:
-        number, kept = kept_from(self._index, self._path)
+        number, kept = self._index.kept_from()
         start = self._offset
         self._next = number
         self._offset = max(start, kept)
         return [Gap(start, kept)] if start < kept else []
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one read is about to return.
+
+    Attributes:
+        position: the offset that the reader gets to.
+        count: how many records it gets past.
+        records: those with bytes that are wanted, with their numbers.
+        checked: the number of the last record whose bytes check.
+        problem: what is wrong with what comes next; empty if nothing is.
+    """
+
+    position: int
+    count: int = 0
+    ends: bool = False
+    exhausted: bool = True
+    checked: int = 0
+    problem: str = ""
+    spans: list["_Span"] = field(default_factory=list)
+    records: list[tuple[int, Record]] = field(default_factory=list)
+
+    def take(self, number: int, record: Record, start: int, end: int) -> None:
+        """Add the bytes of a record from `start` to before `end`."""
+        self.records.append((number, record))
+        _append(self.spans, record, start, end)
+
+    def cut(self, number: int, record: Record, first: int) -> None:
+        """Leave out a record whose bytes do not check, with all that follows. `first` is the number read first."""
+        self.problem = f"bytes {record.offset} to {record.end_offset} are not those that the job printed"
+        self.ends = self.exhausted = False
+        self.count = number - first
+        self.position = min(self.position, record.offset)
+        self.spans = [span for span in self.spans if span.start < record.offset]
+        if self.spans:
+            self.spans[-1].end = min(self.spans[-1].end, record.offset)
 
 
 @dataclass(slots=True)
@@ -194,14 +270,12 @@ def _append(spans: list[_Span], record: Record, start: int, end: int) -> None:
 
 
 def _cut(data: bytes, spans: list[_Span]) -> Iterator[Output | Gap]:
-    """Cut what was read from the first span on into events; what is missing at its end is a gap."""
+    """Cut what was read from the first span on into events."""
     for span in spans:
         begin = spans[0].start
-        piece = data[span.start - begin : span.end - begin]
-        if piece:
-            yield Output(span.start, span.stream, span.time_ns, span.stream_offset, piece)
-        if len(piece) < span.end - span.start:
-            yield Gap(span.start + len(piece), span.end)
+        yield Output(
+            span.start, span.stream, span.time_ns, span.stream_offset, data[span.start - begin : span.end - begin]
+        )
 
 
 def _ends_after(record: Record, offset: int) -> bool:
@@ -210,29 +284,28 @@ def _ends_after(record: Record, offset: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How much of a log there is, in bytes: of each stream, written so far; and from which offset on it is kept."""
+    """How much of a log there is, in bytes: of each stream, written so far; and from which offset on it is kept.
+
+    Attributes:
+        ended: whether the index says that nothing will follow.
+    """
 
     stdout: int = 0
     stderr: int = 0
     kept_from: int = 0
+    ended: bool = False
 
 
 def measure(folder: JobFolder) -> Extent:
-    """Tell how much there is of a log.
+    """Return how much there is of a log.
 
     Raises:
+        FileNotFoundError: there is no index.
         SpoolCorrupt: it is damaged, or of a newer format.
     """
-    try:
-        index = os.open(folder.index, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:  # the supervisor has not got so far
-        return Extent()
-    try:
-        last = last_output(index)
+    with folder.open_index() as index:
+        _, kept = index.kept_from()
+        last, end = index.last_output(), index.end()
         if last is None:
-            return Extent()
-        return Extent(
-            last.stream_size(Stream.STDOUT), last.stream_size(Stream.STDERR), kept_from(index, folder.index)[1]
-        )
-    finally:
-        os.close(index)
+            return Extent(ended=end is not None)
+        return Extent(last.stream_size(Stream.STDOUT), last.stream_size(Stream.STDERR), kept, end is not None)

@@ -1,26 +1,40 @@
-"""Ending the log of a job whose supervisor vanished."""
+"""Bringing a job to a true end when nobody watches over it any more.
+
+What is on the disk is believed as far as it checks. A job whose journal has its end keeps it, and its log is completed:
+the end record of the index is written last and not waited for, and the journal may have the last bytes of the log. Any
+other job was lost: its supervisor vanished. Where the log has its end and the journal has not, the end was told and is
+damaged: nothing is made up in its place.
+"""
 
 import os
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from workerd.engine import cgroup, tree
-from workerd.engine.errors import SpoolCorrupt
+from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.files import sync_names
 from workerd.engine.folder import JobFolder
-from workerd.engine.index import count_records, first_kept, read_record, read_records
-from workerd.engine.job import FORMAT_VERSION, JobEnd, JobState, JobStatus, Lost, Stream
-from workerd.engine.record import RECORD_SIZE, Kind, Record, pack
-from workerd.engine.spool import summarize
+from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
+from workerd.engine.index import IndexFile
+from workerd.engine.job import JobEnd, JobState, JobStatus, Lost, Stream, StreamSummary
+from workerd.engine.journal import Ended, Journal, JournalWriter, LogTail
+from workerd.engine.old_format import write_old_status
+from workerd.engine.record import RECORD_SIZE, Kind, Record
+
+_PIECE = 1 << 20
 
 
-def recover(folder: JobFolder) -> bool:
-    """Bring the folder of a job to a true end, once nobody watches over it any more. Blocks the thread until then.
+def recover(folder: JobFolder, lock: int, spool: str) -> bool:
+    """Bring the folder of a job to a true end. Blocks the thread until then; the caller holds the job's lock.
 
-    A folder whose supervisor has come to the end is left as it is. Otherwise the index is cut at the first record that
-    does not check or whose bytes are not there, and the output at the last record that is left; what is left of the job
-    is killed; and a job that had not been seen to end is ended as lost.
+    Args:
+        lock: as `JobFolder.try_lock` returns it.
+        spool: the id of the state directory. Processes of a job are ended only if they carry its mark.
 
     Returns:
         Whether the job was lost: its supervisor had vanished before the end.
@@ -28,92 +42,241 @@ def recover(folder: JobFolder) -> bool:
     Raises:
         FormatTooNew: it was written by a newer workerd; nothing of it is touched.
         SpoolCorrupt: it is damaged beyond that; nothing of it is touched.
+        TimeoutError: what is left of the job does not end.
     """
-    with folder.wait_lock():
-        return _recover(folder)
-
-
-def has_end(folder: JobFolder) -> bool:
-    """Tell whether the last record of a log says that it is complete."""
-    try:
-        index = os.open(folder.index, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    journal = folder.read()
+    if journal.status is None:
+        raise SpoolCorrupt(folder.path, "its program was never executed")
+    if journal.ended:
+        complete(folder, journal)
         return False
+    flags = os.O_RDWR | os.O_CREAT
+    output = os.open(folder.output, flags | os.O_CLOEXEC, 0o600)
     try:
-        record = read_record(index, count_records(index) - 1)
+        with folder.open_index(flags) as index:
+            if index.end() is not None:
+                raise SpoolCorrupt(folder.path, "the log says that the job has ended, and nothing says how")
+            first = _first_kept(index)
+            _kill_what_is_left(journal, folder.job_id, spool)
+            survey = _survey(index, output, first)
+            _cut(index, output, survey)
+            end = _lost(journal.status, survey)
+            if folder.is_old:
+                write_old_status(folder.path, end)
+            else:
+                writer = JournalWriter(lock, folder.job_id, journal.size)
+                writer.append(Ended(end))
+                writer.keep_room_to_tell()
+                writer.sync()
+                sync_names(folder.path)
+            _write_end(index, survey.records, survey.size)
     finally:
-        os.close(index)
-    return record is not None and record.kind is Kind.END
-
-
-def _recover(folder: JobFolder) -> bool:
-    folder.read_spec()
-    status = folder.read_status()
-    if status is None:
-        raise SpoolCorrupt(folder.status, "it is missing")
-    if status.state is JobState.ENDED and has_end(folder):
-        return False
-    index = os.open(folder.index, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    output = os.open(folder.output, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        first = first_kept(index, folder.index) if count_records(index) else 0
-        _kill_what_is_left(status, folder.path.name)
-        records, size, complete = _survey(index, first, os.fstat(output).st_size)
-        os.ftruncate(index, records * RECORD_SIZE)
-        if records == 0:
-            header = pack(Record(Kind.HEADER, None, FORMAT_VERSION, 0, 0, time.time_ns()))
-            records += os.pwrite(index, header, 0) // RECORD_SIZE
-        if os.fstat(output).st_size > size:
-            os.ftruncate(output, size)
-        if status.state is not JobState.ENDED:
-            end = _lost(status, index, output, max(1, first))
-            folder.write_status(msgspec.structs.replace(status, state=JobState.ENDED, end=end))
-        if not complete:
-            os.pwrite(index, pack(Record(Kind.END, None, size, 0, 0, time.time_ns())), records * RECORD_SIZE)
-    finally:
-        os.close(index)
         os.close(output)
-    return status.state is not JobState.ENDED
+    return True
 
 
-def _kill_what_is_left(status: JobStatus, job_id: str) -> None:
-    if status.cgroup:
-        cgroup.kill(Path(status.cgroup))
-        cgroup.wait_empty(Path(status.cgroup))
-        cgroup.remove(Path(status.cgroup))
+def complete(folder: JobFolder, journal: Journal) -> None:
+    """Complete the log of a job that has ended, where a power cut took the last of it and the journal has that.
+
+    The caller holds the job's lock, or knows that nobody does.
+
+    Raises:
+        SpoolCorrupt: the log is damaged.
+    """
+    if is_complete(folder, journal):
+        return
+    if journal.tail is not None:
+        _restore(folder, journal.tail)
+    size = _log_size(journal)
+    try:
+        with folder.open_index(os.O_RDWR) as index:
+            last = index.last_output()
+            if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
+                raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
+            records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
+            os.ftruncate(index.descriptor, records * RECORD_SIZE)
+            _write_end(index, records, size)
+    except FileNotFoundError as error:
+        folder.path.stat()
+        raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+
+
+def is_complete(folder: JobFolder, journal: Journal) -> bool:
+    """Return whether the log of a job that has ended says so and is as long as the job's end says."""
+    try:
+        with folder.open_index() as index:
+            end = index.end()
+            return end is not None and end.offset == _log_size(journal) <= os.stat(folder.output).st_size
+    except (FileNotFoundError, SpoolCorrupt):
+        return False
+
+
+def _log_size(journal: Journal) -> int:
+    if journal.status is None or journal.status.end is None:
+        raise AssertionError("a job that has not ended has no complete log")
+    return journal.status.end.stdout.size_bytes + journal.status.end.stderr.size_bytes
+
+
+def _restore(folder: JobFolder, tail: LogTail) -> None:
+    """Write the last of a log where it belongs."""
+    parts = ((folder.output, tail.output_offset, tail.output), (folder.index, tail.index_offset, tail.index))
+    for path, offset, data in parts:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, offset + len(data))
+            os.pwrite(descriptor, data, offset)
+        finally:
+            os.close(descriptor)
+
+
+def _kill_what_is_left(journal: Journal, job_id: str, spool: str) -> None:
+    """End the processes of a job whose supervisor has vanished, if it is certain that they are this job's."""
+    supervisor = journal.supervisor
+    if supervisor is None:
+        _kill_what_is_left_of_old(journal, job_id)
+        return
+    if supervisor.boot != boot_id() or journal.spool != spool:
+        return  # nothing is left; or this is a copy, and what is there belongs to the original
+    if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
+        problem = f"its supervisor, process {supervisor.pid}, lives and holds another file"
+        raise SpoolCorrupt(Path(job_id, "journal"), problem)
+    mark = job_mark(spool, job_id)
+    if Path(supervisor.cgroup).name == mark:
+        _kill_cgroup(Path(supervisor.cgroup))
+    else:
+        tree.kill_marked(f"{MARK_VARIABLE}={mark}")
+
+
+def _kill_what_is_left_of_old(journal: Journal, job_id: str) -> None:
+    """Do the same for a format that knew neither supervisor nor boot nor state directory."""
+    status = journal.status
+    parent = tree.parent_of(status.pid) if status is not None and status.pid else None
+    if parent is not None and tree.name_of(parent) == "workerd-job":
+        return  # its supervisor lives, so its lock is elsewhere: this is a copy of its folder
+    if status is not None and status.cgroup:
+        _kill_cgroup(Path(status.cgroup))
     else:
         tree.kill_marked(f"WORKERD_JOB_ID={job_id}")
 
 
-def _lost(status: JobStatus, index: int, output: int, first: int) -> JobEnd:
-    summaries = summarize(output, read_records(index, first))
-    return JobEnd(
+def _kill_cgroup(directory: Path) -> None:
+    cgroup.kill(directory)
+    cgroup.wait_empty(directory, tree.KILL_SECONDS)
+    cgroup.remove(directory)
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What of a log checks: how many records, how many bytes, and what each stream amounts to."""
+
+    records: int
+    size: int = 0
+    sizes: dict[Stream, int] = field(default_factory=lambda: dict.fromkeys(Stream, 0))
+    digests: dict[Stream, xxhash.xxh3_128] | None = field(
+        default_factory=lambda: {stream: xxhash.xxh3_128() for stream in Stream}
+    )
+
+    def summary(self, stream: Stream) -> StreamSummary:
+        """Return what one stream amounts to; without a digest when its beginning was released."""
+        return StreamSummary(self.sizes[stream], "" if self.digests is None else self.digests[stream].hexdigest())
+
+
+def _first_kept(index: IndexFile) -> int:
+    """Return the number of the first record that was not released; zero when nothing of the index reached the disk."""
+    try:
+        return index.first_kept()
+    except FormatTooNew:
+        raise
+    except SpoolCorrupt:
+        whole = range(1, index.count())
+        if whole and index.read(1) is not None:
+            return 1  # and the header is written again
+        if any(index.read(number) is not None for number in whole):
+            raise
+        return 0
+
+
+def _survey(index: IndexFile, output: int, first: int) -> _Survey:
+    """Look through the records from the first that is kept, as far as they and their bytes check.
+
+    Args:
+        first: its number; zero when there is not even a header.
+    """
+    survey = _Survey(first)
+    if first > 1:
+        survey.digests = None
+        kept = index.read(first)
+        if kept is not None and kept.stream is not None:
+            survey.size = kept.offset
+            survey.sizes = {stream: kept.stream_size(stream) for stream in Stream}
+            survey.sizes[kept.stream] -= kept.length
+    for record in index.records(first) if first else ():
+        if record.kind is not Kind.OUTPUT or record.stream is None:
+            break
+        digest = None if survey.digests is None else survey.digests[record.stream].copy()
+        if not _checks(record, output, digest):
+            break
+        if survey.digests is not None and digest is not None:
+            survey.digests[record.stream] = digest
+        survey.records += 1
+        survey.size = record.end_offset
+        survey.sizes = {stream: record.stream_size(stream) for stream in Stream}
+    return survey
+
+
+def _checks(record: Record, output: int, digest: xxhash.xxh3_128 | None) -> bool:
+    """Return whether a record's bytes are there and check, and add them to a digest."""
+    content = xxhash.xxh3_64()
+    for piece in _pieces(record, output):
+        content.update(piece)
+        if digest is not None:
+            digest.update(piece)
+        if not piece:
+            return False
+    return record.data is None or record.data == content.intdigest() & 0xFFFFFFFF
+
+
+def _pieces(record: Record, output: int) -> Iterator[bytes]:
+    """Read a record's bytes; an empty piece stands for what is not there."""
+    offset = record.offset
+    while offset < record.end_offset:
+        piece = os.pread(output, min(_PIECE, record.end_offset - offset), offset)
+        yield piece
+        if not piece:
+            return
+        offset += len(piece)
+
+
+def _cut(index: IndexFile, output: int, survey: _Survey) -> None:
+    """Cut a log after what checks, and force it to the disk."""
+    os.ftruncate(index.descriptor, survey.records * RECORD_SIZE)
+    if index.read(0) is None:
+        header = Record(Kind.HEADER, None, index.codec.versions.stop - 1, index.codec.tie, 0, time.time_ns())
+        os.pwrite(index.descriptor, index.codec.pack(0, header), 0)
+        survey.records = max(survey.records, 1)
+    os.ftruncate(output, survey.size)
+    os.fdatasync(output)
+    os.fdatasync(index.descriptor)
+
+
+def _write_end(index: IndexFile, records: int, size: int) -> None:
+    end = index.codec.pack(records, Record(Kind.END, None, size, 0, 0, time.time_ns()))
+    os.pwrite(index.descriptor, end, records * RECORD_SIZE)
+
+
+def _is_output(record: Record | None) -> bool:
+    return record is not None and record.kind is Kind.OUTPUT
+
+
+def _lost(status: JobStatus, survey: _Survey) -> JobStatus:
+    end = JobEnd(
         cause=Lost("the job's supervisor vanished, and the job with it"),
         started_ns=status.started_ns,
         ended_ns=time.time_ns(),
         user_cpu_seconds=0.0,
         system_cpu_seconds=0.0,
         peak_memory_bytes=0,
-        stdout=summaries[Stream.STDOUT],
-        stderr=summaries[Stream.STDERR],
+        stdout=survey.summary(Stream.STDOUT),
+        stderr=survey.summary(Stream.STDERR),
     )
-
-
-def _survey(index: int, first: int, output_size: int) -> tuple[int, int, bool]:
-    """Look through the records from the first that is kept, as far as they check and their bytes are there.
-
-    Args:
-        first: its number; zero when there is not even a header.
-
-    Returns:
-        How many records there are up to that point, the log's size in bytes, and whether it has its end.
-    """
-    count, size = first, 0
-    for record in read_records(index, first) if first else ():
-        if record.kind is Kind.OUTPUT and record.end_offset > output_size:
-            break
-        count += 1
-        if record.kind is Kind.END:
-            return count, size, True
-        size = record.end_offset
-    return count, size, False
+    return msgspec.structs.replace(status, state=JobState.ENDED, waits_for_room=False, end=end)

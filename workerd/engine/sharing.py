@@ -30,7 +30,7 @@ def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[
     """
     with folder.wait_held():
         if folder.read_status() is None:  # it has not begun, and may be taken away without being held
-            raise FileNotFoundError(folder.status)
+            raise FileNotFoundError(folder.path)
         before = folder.read_shares()
         others = [share for share in before if share.user.id != user.id]
         if rights and len(others) >= MAX_USERS:

@@ -1,8 +1,8 @@
 """The shelf: where the folders of all jobs stand, for whoever works on them, in however many processes.
 
 A job's folder comes and goes as a whole, so that of all processes that would start one job, one does. It is made aside,
-with its lock held and its spec written, and then renamed to its place, which fails when the job has a folder already
-(rename(2)). It is taken away by being renamed again. So nobody ever sees a job's folder without its lock.
+with its lock held and what was asked for written, and then renamed to its place, which fails when the job has a folder
+already (rename(2)). It is taken away by being renamed again. So nobody ever sees a job's folder without its lock.
 """
 
 import asyncio
@@ -12,17 +12,19 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import structlog
 
+from workerd.engine import identity
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import CatalogFailed, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
+from workerd.engine.journal import Journal
 from workerd.engine.watcher import REPLACED, Watcher
 
 log = structlog.get_logger()
@@ -42,12 +44,15 @@ class Shelf:
         drain: the file that is there while no new jobs are taken (`workerd.engine.keeper`).
         lock: the file that the keeper holds, with its process's id.
         catalog_file: where the catalogue is.
+        identity: the file with the state directory's id (`workerd.engine.identity`), which its keeper makes.
+        spool: that id, once entered.
         catalog: the catalogue of the jobs, once entered.
         watcher: tells when something about a job changes, once entered, while its `run` runs.
         replacements: the same, but only of files that are replaced, and of folders that go.
     """
 
     catalog: Catalog
+    spool: str
     watcher: Watcher
     replacements: Watcher
 
@@ -58,6 +63,7 @@ class Shelf:
         self.drain = state_directory / "drain"
         self.lock = state_directory / "lock"
         self.catalog_file = state_directory / "catalog.sqlite"
+        self.identity = state_directory / "spool"
         self._drafts = state_directory / "drafts"
         self._removed = state_directory / "removed"
 
@@ -65,6 +71,7 @@ class Shelf:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (self.jobs, self._drafts, self._removed):
             directory.mkdir(mode=0o700, exist_ok=True)
+        self.spool = identity.read(self.identity)
         with contextlib.ExitStack() as stack:
             self.catalog = stack.enter_context(Catalog(self.catalog_file))
             self.watcher = stack.enter_context(Watcher())
@@ -85,22 +92,20 @@ class Shelf:
         """Make a job's folder, if it has none.
 
         Returns:
-            A descriptor that holds the folder's lock, as `JobFolder.try_lock` gives it; None when it has one already.
+            A descriptor that holds the job's lock, as `JobFolder.create` returns it; None when it has a folder already.
         """
         place = self.jobs / spec.id
         if place.exists():
             return None
-        draft = JobFolder(self._drafts / uuid.uuid4().hex)
-        draft.path.mkdir(mode=0o700)
+        draft = JobFolder(self._drafts / uuid.uuid4().hex, spec.id)
         lock: int | None = None
         try:
-            lock = draft.try_lock()
-            draft.write_spec(spec)
+            lock = draft.create(spec, self.spool, self.identity)
             os.rename(draft.path, place)
         except BaseException as error:
             if lock is not None:
                 os.close(lock)
-            shutil.rmtree(draft.path)
+            shutil.rmtree(draft.path, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 return None
             raise
@@ -120,17 +125,26 @@ class Shelf:
             FileNotFoundError: it is not there, or somebody else removed it meanwhile.
             Exception: whatever the one who is told of its end raises; it is not removed then.
         """
-        lock = await self._wait_lock(folder)
-        try:
+        with self._closing(await self.wait_lock(folder)) as lock:
             if created_ns not in (None, folder.read_spec().created_ns):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(folder.path))
-            self._tell_end(folder)
+            self._tell_end(folder, lock)
             async with _held(folder):
                 removed = self._take_away(folder)
-        finally:
-            os.close(lock)
         await self._delete(removed)
         log.info("a job was removed", job=folder.path.name)
+
+    async def remove_damaged(self, folder: JobFolder) -> None:
+        """Remove a job whose files are damaged, and that no supervisor watches over. Its end is told to nobody.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        with self._closing(folder.try_lock() if folder.lock.is_file() else None):
+            async with _held(folder):
+                removed = self._take_away(folder)
+        await self._delete(removed)
+        log.warning("a damaged job was removed", job=folder.path.name)
 
     def _take_away(self, folder: JobFolder) -> Path:
         try:  # first: as soon as the folder is away, a new one may take its place, and enter the job again
@@ -154,43 +168,47 @@ class Shelf:
             FileNotFoundError: the job was removed; who removed it told of its end.
             Exception: whatever the one who is told raises.
         """
-        if self._owes_end(folder):
-            lock = await self._wait_lock(folder)  # or two would tell of it
-            try:
-                self._tell_end(folder)
-            finally:
-                os.close(lock)
+        if self._owes_end(folder.read()):
+            with self._closing(await self.wait_lock(folder)) as lock:  # or two would tell of it
+                self._tell_end(folder, lock)
 
     def try_tell_end(self, folder: JobFolder) -> bool:
         """Tell of the end of a job that has ended, unless that takes waiting or was done; return whether it is done."""
-        if not self._owes_end(folder):
+        if not self._owes_end(folder.read()):
             return True
         with contextlib.suppress(Exception):  # who waits for it finds the same again, and says what is wrong
             if (lock := folder.try_lock()) is not None:
-                try:
-                    self._tell_end(folder)
-                finally:
-                    os.close(lock)
+                with self._closing(lock):
+                    self._tell_end(folder, lock)
                 return True
         return False
 
-    def _owes_end(self, folder: JobFolder) -> bool:
-        return self._on_end is not None and not folder.told.exists()
+    def _owes_end(self, journal: Journal) -> bool:
+        return self._on_end is not None and not journal.is_told
 
-    def _tell_end(self, folder: JobFolder) -> None:
-        if self._on_end is not None and self._owes_end(folder):
-            status = folder.read_status()
-            if status is None or status.end is None:
-                raise SpoolCorrupt(folder.status, "it has no end, though the log has")
-            with folder.telling():
-                self._on_end(folder.read_spec(), status.end)
+    def _tell_end(self, folder: JobFolder, lock: int) -> None:
+        journal = folder.read()
+        if self._on_end is not None and self._owes_end(journal):
+            if journal.spec is None or journal.status is None or journal.status.end is None:
+                raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+            with folder.telling(lock):
+                self._on_end(journal.spec, journal.status.end)
 
-    async def _wait_lock(self, folder: JobFolder) -> int:
-        """Take the lock of a job that has ended, when its supervisor, or who looks after it, has left."""
+    async def wait_lock(self, folder: JobFolder) -> int:
+        """Take the lock of a job as soon as nobody else holds it; return it as `JobFolder.try_lock` does."""
         while True:
             await self.wait_unlocked(folder)
             if (lock := folder.try_lock()) is not None:
                 return lock
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _closing(lock: int | None) -> Iterator[int]:
+        try:
+            yield -1 if lock is None else lock
+        finally:
+            if lock is not None:
+                os.close(lock)
 
     async def sweep(self) -> None:
         """Remove the rest of what was on its way when its process was killed. No engine may be at work."""
@@ -204,7 +222,8 @@ class Shelf:
         Raises:
             FileNotFoundError: the job was removed.
         """
-        folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
+        if folder.is_old:
+            folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
         with self.watcher.watch(folder.lock) as closed:
             while True:
                 closed.clear()
@@ -212,7 +231,7 @@ class Shelf:
                 # of nothing after. Nor does it tell when somebody lets go who only looked. Hence a few short looks.
                 for pause in (0.0, *_LOOKS_SECONDS):
                     await asyncio.sleep(pause)
-                    if closed.is_gone:  # what is locked in its place is another job's
+                    if closed.is_gone:  # the path may now belong to another job
                         raise FileNotFoundError(errno.ENOENT, "was removed", str(folder.path))
                     if not folder.is_locked():
                         return

@@ -23,6 +23,7 @@ from workerd.engine.errors import (
     SpoolCorrupt,
     TooManyJobs,
 )
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobSpec, JobState, User
 from workerd.engine.launcher import Launcher
 from workerd.engine.request import SpawnRequest
@@ -112,7 +113,11 @@ class Spawner:
             raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
 
     async def _claim(self, spec: JobSpec) -> int | None:
-        """Take a job that is to be started; return the lock of its folder, or None when it has been started."""
+        """Take a job that is to be started; return the lock of its folder, or None when it has been started.
+
+        Raises:
+            SpoolCorrupt: its folder is there and damaged.
+        """
         folder = self._shelf.folder(spec.id)
         while True:
             lock = self._shelf.claim(spec)
@@ -122,9 +127,20 @@ class Spawner:
             # folder may have come already, hence a new watch each time.
             with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
                 status = folder.read_status()
-                if status is not None and status.state is not JobState.STARTING:
+                if status is not None and (status.state is not JobState.STARTING or not folder.is_locked()):
                     return None
-                await changed.wait()
+                if status is None and (left := folder.try_lock()) is not None:
+                    await self._forget_left(folder, left)
+                else:
+                    await changed.wait()
+
+    async def _forget_left(self, folder: JobFolder, lock: int) -> None:
+        """Remove what another spawn left that was cut off before its program was executed."""
+        try:
+            if folder.read_status() is None:
+                await self._shelf.forget(folder)
+        finally:
+            os.close(lock)
 
     async def _start(self, spec: JobSpec, lock: int) -> None:
         folder = self._shelf.folder(spec.id)
@@ -132,7 +148,7 @@ class Spawner:
             if self._shelf.drain.exists():
                 raise Draining
             await self._enter(spec)
-            await self._launcher.launch(folder.path, lock)
+            await self._launcher.launch(folder, lock)
         except asyncio.CancelledError:
             raise  # what was executed is not known here: the keeper sees it from the folder
         except BaseException:

@@ -7,15 +7,15 @@ they were. The header says so first and the holes come after: a reader that find
 
 import os
 import time
-from collections.abc import Iterator
 
 import xxhash
 
 from workerd.engine import linux
 from workerd.engine.folder import JobFolder
-from workerd.engine.index import find_record, read_record
+from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, Stream, StreamSummary
-from workerd.engine.record import MAX_LENGTH, RECORD_SIZE, Kind, Record, pack, pack_fields
+from workerd.engine.journal import TAIL_BYTES, LogTail
+from workerd.engine.record import MAX_LENGTH, RECORD_SIZE, CheckedCodec, Kind, Record, checksum
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 _HOLE_ALIGNMENT = 1 << 16  # a file system gives back whole blocks: none has larger ones
@@ -35,8 +35,9 @@ class SpoolWriter:
     def __init__(self, folder: JobFolder, limit_bytes: int = 0) -> None:
         self.size = 0
         self._limit = limit_bytes
+        self._codec = CheckedCodec(folder.job_id)
         self._output = os.open(folder.output, _NEW, 0o600)
-        self._index = os.open(folder.index, _NEW, 0o600)
+        self._index = IndexFile(folder.index, self._codec, _NEW)
         self._sizes = dict.fromkeys(Stream, 0)
         self._digests = {stream: xxhash.xxh3_128() for stream in Stream}
         self._time_ns = 0
@@ -44,6 +45,7 @@ class SpoolWriter:
         self._records = 1
         self._first_kept = 1
         self._released = 0
+        self._synced = 0, 0  # how many bytes and how many records are on the disk for certain
         self._write_header(0)
 
     def append(self, stream: Stream, data: memoryview) -> None:
@@ -55,31 +57,46 @@ class SpoolWriter:
             self._release(length)
         time_ns = self._now()
         _write_at(self._output, data, self.size)
-        self._write_record(pack_fields(Kind.OUTPUT, stream, self.size, length, self._sizes[stream], time_ns))
+        fields = Kind.OUTPUT, stream, self.size, length, self._sizes[stream], time_ns, checksum(data)
+        self._write_record(self._codec.pack_fields(self._records, *fields))
         self._digests[stream].update(data)
         self._sizes[stream] += length
         self.size += length
 
     def summary(self, stream: Stream) -> StreamSummary:
-        """Tell what one stream has amounted to so far, released or not."""
+        """Return what one stream has amounted to so far, released or not."""
         return StreamSummary(self._sizes[stream], self._digests[stream].hexdigest())
 
     def sync(self) -> None:
-        """Wait until everything that was appended is on the disk (fdatasync(2)), the bytes before their records."""
+        """Wait until everything that was appended is on the disk (fdatasync(2))."""
+        written = self.size, self._records
         os.fdatasync(self._output)
-        os.fdatasync(self._index)
+        os.fdatasync(self._index.descriptor)
+        self._synced = written
+
+    def tail(self) -> LogTail | None:
+        """Return what of the log is not on the disk for certain, for the journal; None when it is too long for that."""
+        size, records = self._synced
+        output_bytes, index_bytes = self.size - size, (self._records - records) * RECORD_SIZE
+        if self._first_kept > 1 or max(output_bytes, index_bytes) > TAIL_BYTES:
+            return None
+        output = os.pread(self._output, output_bytes, size)
+        index = os.pread(self._index.descriptor, index_bytes, records * RECORD_SIZE)
+        if (len(output), len(index)) != (output_bytes, index_bytes):
+            return None
+        return LogTail(size, output, records * RECORD_SIZE, index)
 
     def end(self) -> None:
-        """Say that nothing will follow."""
-        self._write_record(pack(Record(Kind.END, None, self.size, 0, 0, self._now())))
+        """Write that nothing will follow."""
+        self._write_record(self._codec.pack(self._records, Record(Kind.END, None, self.size, 0, 0, self._now())))
 
     def close(self) -> None:
         """Close the files."""
         os.close(self._output)
-        os.close(self._index)
+        self._index.close()
 
     def _kept(self, number: int, offset: int) -> int:
-        """Tell how many bytes the log takes from a record on, whose first byte is at an offset."""
+        """Return how many bytes the log takes from a record on, whose first byte is at an offset."""
         return self.size - offset + (self._records - number) * RECORD_SIZE
 
     def _release(self, length: int) -> None:
@@ -87,54 +104,30 @@ class SpoolWriter:
         room = self._limit - self._limit // 8 - length - RECORD_SIZE
         # The last record is kept in any case: it says how long the log is.
         numbers = range(self._first_kept, self._records - 1)
-        number = find_record(self._index, numbers, lambda number, record: self._kept(number, record.offset) <= room)
+        number = self._index.find(numbers, lambda number, record: self._kept(number, record.offset) <= room)
         if number == self._first_kept or not numbers:
             return
-        record = read_record(self._index, number)
+        record = self._index.read(number)
         if record is None:
             raise AssertionError(f"record {number} was written, and does not check")
         self._write_header(number)
+        os.fdatasync(self._index.descriptor)  # or a power cut could leave the holes and not what says why
         _punch(self._output, self._released, record.offset)
-        _punch(self._index, self._first_kept * RECORD_SIZE, number * RECORD_SIZE, keep=RECORD_SIZE)
+        _punch(self._index.descriptor, self._first_kept * RECORD_SIZE, number * RECORD_SIZE, keep=RECORD_SIZE)
         self._first_kept, self._released = number, record.offset
 
     def _write_header(self, first_kept: int) -> None:
-        header = Record(Kind.HEADER, None, FORMAT_VERSION, 0, first_kept, self._created_ns)
-        _write_at(self._index, memoryview(pack(header)), 0)
+        header = Record(Kind.HEADER, None, FORMAT_VERSION, self._codec.tie, first_kept, self._created_ns)
+        _write_at(self._index.descriptor, memoryview(self._codec.pack(0, header)), 0)
 
     def _write_record(self, data: bytes) -> None:
-        _write_at(self._index, memoryview(data), self._records * RECORD_SIZE)
+        _write_at(self._index.descriptor, memoryview(data), self._records * RECORD_SIZE)
         self._records += 1
 
     def _now(self) -> int:
         """Read the clock, never backwards within one log."""
         self._time_ns = max(self._time_ns, time.time_ns())
         return self._time_ns
-
-
-def summarize(output: int, records: Iterator[Record]) -> dict[Stream, StreamSummary]:
-    """Digest a log that its writer could not finish.
-
-    Args:
-        output: a descriptor of the log's output file.
-        records: the log's output records, in order. When they do not begin at offset zero, nobody can tell the digests:
-            they are empty.
-    """
-    sizes = dict.fromkeys(Stream, 0)
-    digests = {stream: xxhash.xxh3_128() for stream in Stream}
-    whole = True
-    last = None
-    for record in records:
-        if record.stream is None:
-            continue
-        if last is None and record.offset > 0:
-            whole = False
-        if whole:
-            digests[record.stream].update(os.pread(output, record.length, record.offset))
-        last = record
-    if last is not None:
-        sizes = {stream: last.stream_size(stream) for stream in Stream}
-    return {stream: StreamSummary(sizes[stream], digests[stream].hexdigest() if whole else "") for stream in Stream}
 
 
 def _punch(descriptor: int, start: int, end: int, keep: int = 0) -> None:

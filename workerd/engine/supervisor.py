@@ -37,10 +37,13 @@ import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
 from workerd.engine.capture import ROOM_SECONDS, Capture, try_write, wait_for_room
-from workerd.engine.errors import SHORTAGES, CannotStart, ResourcesExhausted
+from workerd.engine.errors import SHORTAGES, CannotStart, ResourcesExhausted, SpoolCorrupt
+from workerd.engine.files import sync_names
 from workerd.engine.folder import JobFolder
+from workerd.engine.identity import boot_id, job_mark
 from workerd.engine.job import (
     Cause,
+    Durability,
     Exited,
     JobEnd,
     JobSpec,
@@ -53,6 +56,7 @@ from workerd.engine.job import (
     TimedOut,
     User,
 )
+from workerd.engine.journal import Ended, Journal, JournalWriter, NotStarted, Stated, Supervised
 from workerd.engine.reply import STARTED, encode_failure
 
 _LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
@@ -96,43 +100,54 @@ class _Ending:
     signal: signal.Signals
 
 
-def supervise(folder: JobFolder, lock: int, reply: int) -> None:
+def supervise(folder: JobFolder, journal: Journal, lock: int, reply: int) -> None:
     """Run one job from its start to its end. The caller is a process of its own for this.
 
     Args:
-        folder: holds the spec and nothing else.
-        lock: the descriptor that holds the folder's lock; kept until the end.
+        folder: holds the journal and nothing else of the job.
+        journal: what that says: only what was asked for.
+        lock: the descriptor of the journal, which holds the job's lock; kept until the end.
         reply: where to say whether the program runs (`workerd.engine.reply`).
     """
-    supervisor = Supervisor(folder, folder.read_spec())
+    if journal.spec is None:
+        raise SpoolCorrupt(folder.journal, "its first record does not check")
+    writer = JournalWriter(lock, folder.job_id, journal.size)
+    supervisor = Supervisor(folder, journal.spec, job_mark(journal.spool, folder.job_id), writer)
     try:
-        supervisor.start()
-    except CannotStart as error:
-        folder.status.unlink(missing_ok=True)  # nothing was executed: without a status the folder says so
-        _answer(reply, encode_failure(error))
-        return
-    except OSError as error:  # before anything was executed
-        folder.status.unlink(missing_ok=True)
-        if error.errno in SHORTAGES:
-            problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
-            _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
+        try:
+            supervisor.start()
+        except CannotStart as error:
+            try_write(lambda: writer.append(NotStarted()))
+            _answer(reply, encode_failure(error))
+            return
+        except OSError as error:  # before anything was executed
+            try_write(lambda: writer.append(NotStarted()))
+            if error.errno in SHORTAGES:
+                problem = f"{error.filename or 'its supervisor'}: {error.strerror}"
+                _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
+            raise
+        supervisor.say_running()
+        _answer(reply, STARTED)
+        os.close(reply)
+        supervisor.run()
+    except BaseException:
+        writer.report_fault(traceback.format_exc())
         raise
-    supervisor.say_running()
-    _answer(reply, STARTED)
-    os.close(reply)
-    supervisor.run()
     os.close(lock)
 
 
 class Supervisor:
     """One job's life as a table of phases and events."""
 
-    def __init__(self, folder: JobFolder, spec: JobSpec) -> None:
+    def __init__(self, folder: JobFolder, spec: JobSpec, mark: str, journal: JournalWriter) -> None:
         self.folder = folder
         self.spec = spec
+        self._mark = mark
+        self._journal = journal
         self.phase = Phase.RUNNING
         self._status = JobStatus(state=JobState.STARTING)
         self._status_retry_at = math.inf
+        self._has_names = False  # whether the job's folder is on the disk with its names, and what was asked for
         self._ending: _Ending | None = None
         self._outcome: Exited | Killed | None = None
         self._deadline = math.inf  # of the timeout while the job runs, of the grace while it is being stopped
@@ -145,16 +160,18 @@ class Supervisor:
             CannotStart: with the reason.
         """
         linux.become_subreaper()
-        self._capture = Capture(self.folder, self.spec, self._epoll)
+        self._capture = Capture(self.folder, self.spec, self._epoll, self._journal.report_fault)
         self._control = self._open_control()
         self._children = self._watch_children()
         stdout, stderr = self._capture.open_pipe(Stream.STDOUT), self._capture.open_pipe(Stream.STDERR)
-        self._cgroup = cgroup.create(self.spec.id)
-        self._status = JobStatus(state=JobState.STARTING, cgroup=str(self._cgroup or ""))
-        self.folder.write_status(self._status)
-        self.folder.make_reserve()
+        self._cgroup = cgroup.create(self._mark)
+        pid = os.getpid()
+        self._journal.set_room_aside()
+        self._journal.append(Supervised(pid, tree.start_ticks(pid) or 0, boot_id(), str(self._cgroup or "")))
         try:
-            self._pid = program.start(self.spec, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup)
+            self._pid = program.start(
+                self.spec, self._mark, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup
+            )
         except CannotStart:
             if self._cgroup is not None:
                 cgroup.remove(self._cgroup)
@@ -165,8 +182,13 @@ class Supervisor:
             self._deadline = time.monotonic() + self.spec.timeout_seconds
 
     def say_running(self) -> None:
-        """Write down that the program runs."""
-        self._replace_status(state=JobState.RUNNING, pid=self._pid, started_ns=time.time_ns())
+        """Write down that the program runs, and wait for the disk if that is to be so before a spawn is answered."""
+        self._write_status(state=JobState.RUNNING, pid=self._pid, started_ns=time.time_ns())
+        if self.spec.durability is Durability.INTERVAL:
+            try:
+                self._force_names()
+            except OSError as error:  # the program runs; the end waits for the same again
+                self._journal.report_fault(f"the job could not be forced to the disk: {error}\n")
 
     def run(self) -> None:
         """Watch over the job until it has ended."""
@@ -186,10 +208,10 @@ class Supervisor:
                 self._deadline = math.inf
                 self._handle(Stop(None, self.spec.grace_seconds) if self.phase is Phase.RUNNING else Event.GRACE_OVER)
             if now >= self._status_retry_at:
-                self._replace_status()
+                self._write_status()
             self._capture.catch_up(now)
             if self._status.waits_for_room != self._capture.waits_for_room:
-                self._replace_status(waits_for_room=self._capture.waits_for_room)
+                self._write_status(waits_for_room=self._capture.waits_for_room)
 
     def _handle(self, event: Stop | Event) -> None:
         match self.phase, event:
@@ -212,7 +234,7 @@ class Supervisor:
 
     def _terminate(self, stop: Stop) -> Phase:
         self._ending = _Ending(stop.by, signal.SIGTERM)
-        self._replace_status(state=JobState.STOPPING)
+        self._write_status(state=JobState.STOPPING)
         if stop.grace_seconds == 0:
             return self._kill()
         self._deadline = time.monotonic() + stop.grace_seconds
@@ -238,7 +260,7 @@ class Supervisor:
     def _end(self) -> Phase:
         self._capture.drain()
         ended_ns = time.time_ns()
-        self._capture.sync()
+        tail = self._capture.finish()
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         end = JobEnd(
             cause=self._cause(),
@@ -254,9 +276,11 @@ class Supervisor:
             cgroup.remove(self._cgroup)
         os.close(self._control)
         self._status = msgspec.structs.replace(self._status, state=JobState.ENDED, waits_for_room=False, end=end)
-        wait_for_room(lambda: self.folder.write_status(self._status, sync=True))
+        wait_for_room(lambda: self._journal.append(Ended(self._status, tail)))
+        try_write(self._journal.keep_room_to_tell)
+        wait_for_room(self._journal.sync if self._has_names else self._force_names)
         self._capture.end()
-        self.folder.reserve.unlink(missing_ok=True)
+        self.folder.control.unlink(missing_ok=True)
         return Phase.ENDED
 
     def _cause(self) -> Cause:
@@ -278,7 +302,7 @@ class Supervisor:
             try:
                 order = msgspec.json.decode(line, type=StopOrder)
             except msgspec.MsgspecError:
-                self.folder.report_fault(f"an order on the control pipe was not understood: {line!r}\n")
+                self._journal.report_fault(f"an order on the control pipe was not understood: {line!r}\n")
                 continue
             self._handle(Stop(order.by, order.grace_seconds))
 
@@ -298,7 +322,7 @@ class Supervisor:
                 self._handle(Event.EXITED)
         if self.phase is Phase.CLEARING:  # what was left behind, or was forked while the others were being killed
             if self._status.state is not JobState.STOPPING:
-                self._replace_status(state=JobState.STOPPING)
+                self._write_status(state=JobState.STOPPING)
             self._kill_everything()
 
     def _seconds_left(self) -> float | None:
@@ -312,10 +336,16 @@ class Supervisor:
             cgroup.kill(self._cgroup)
         tree.signal_descendants(os.getpid(), signal.SIGKILL)
 
-    def _replace_status(self, **changes: object) -> None:
-        """Say where the job stands; as soon as there is room, if there is none."""
+    def _force_names(self) -> None:
+        """Wait until the journal is on the disk, and the folder with its names."""
+        self._journal.sync()
+        sync_names(self.folder.path)
+        self._has_names = True
+
+    def _write_status(self, **changes: object) -> None:
+        """Write where the job stands; as soon as there is room, if there is none."""
         self._status = msgspec.structs.replace(self._status, **changes)
-        is_written = try_write(lambda: self.folder.write_status(self._status))
+        is_written = try_write(lambda: self._journal.append(Stated(self._status)))
         self._status_retry_at = math.inf if is_written else time.monotonic() + ROOM_SECONDS
 
     def _open_control(self) -> int:
@@ -346,11 +376,16 @@ def _wake(*_: object) -> None:
     """Let SIGCHLD write to the wake-up descriptor, which it does only if it has a handler."""
 
 
-def main(path: Path, lock: int, reply: int) -> None:
-    """Be a supervisor: what the zygote calls in a process that it has just forked. A fault is written down."""
-    folder = JobFolder(path)
-    try:
-        supervise(folder, lock, reply)
-    except BaseException:
-        folder.report_fault(traceback.format_exc())
-        raise
+def main(job_id: str, directory: int, lock: int, reply: int) -> None:
+    """Be a supervisor: what the zygote calls in a process that it has just forked.
+
+    Args:
+        job_id: the job's.
+        directory: a descriptor of its folder, which may be moved meanwhile.
+        lock: as in `supervise`.
+        reply: as in `supervise`.
+    """
+    os.fchdir(directory)
+    os.close(directory)
+    folder = JobFolder(Path(), job_id)
+    supervise(folder, folder.read(), lock, reply)

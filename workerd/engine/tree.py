@@ -12,6 +12,8 @@ from pathlib import Path
 
 from workerd.engine import pidfd
 
+KILL_SECONDS = 30.0  # how long a process that got SIGKILL is waited for
+
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
     """Walk the processes below one process, parents before children.
@@ -52,6 +54,9 @@ def kill_marked(variable: str) -> None:
 
     Args:
         variable: as NAME=VALUE.
+
+    Raises:
+        TimeoutError: one does not end, as in an uninterruptible sleep.
     """
     wanted = variable.encode()
     found = True
@@ -64,7 +69,8 @@ def kill_marked(variable: str) -> None:
                     if wanted in _environment(int(name)):
                         found = True
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
-                        pidfd.wait_ended(handle)
+                        if not pidfd.wait_ended(handle, KILL_SECONDS):
+                            raise TimeoutError(f"process {name} has not ended within {KILL_SECONDS:g} s of SIGKILL")
 
 
 def _environment(pid: int) -> list[bytes]:
@@ -76,12 +82,35 @@ def _environment(pid: int) -> list[bytes]:
 
 
 def parent_of(pid: int) -> int | None:
-    """Tell the id of a process's parent (proc_pid_stat(5)); None when there is no such process."""
+    """Return the id of a process's parent; None when there is no such process."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[1])
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when a process was started, in clock ticks since the boot; None when there is no such process.
+
+    One that has ended and was not reaped yet counts as none.
+    """
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def name_of(pid: int) -> str:
+    """Return the name that a process gave itself (proc_pid_comm(5)); empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Read the fields of proc_pid_stat(5) from the third, the state, on."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(stat.rpartition(b")")[2].split()[1])
+    return stat.rpartition(b")")[2].split()
 
 
 def _children(pid: int) -> list[int]:

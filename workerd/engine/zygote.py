@@ -1,8 +1,8 @@
 """The zygote: a small single-threaded process that forks a supervisor for each job.
 
 Forking is safe and cheap here and nowhere else: no thread, no event loop, no gRPC, nothing but what a supervisor needs.
-A request is one message on a socket pair (unix(7), SOCK_SEQPACKET): the path of the job's folder, and the descriptors
-of its lock and of the pipe for the answer. The zygote ends when the daemon does; its supervisors live on.
+A request is one message on a socket pair (unix(7), SOCK_SEQPACKET): the job's id, and the descriptors of its folder, of
+its lock and of the pipe for the answer. The zygote ends when the daemon does; its supervisors live on.
 """
 
 import gc
@@ -10,13 +10,13 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 from workerd.engine import linux, supervisor
 from workerd.engine.errors import ResourcesExhausted
 from workerd.engine.reply import encode_failure
 
-_MAX_PATH = 4096  # PATH_MAX, limits.h
+_MAX_ID = 64
+_DESCRIPTORS = 3
 
 
 def serve(requests: socket.socket) -> None:
@@ -27,12 +27,12 @@ def serve(requests: socket.socket) -> None:
     gc.disable()
     gc.freeze()  # what exists now stays shared with every supervisor
     while True:
-        path, descriptors, flags, _ = socket.recv_fds(requests, _MAX_PATH, 2)
-        if not path:
+        job_id, descriptors, flags, _ = socket.recv_fds(requests, _MAX_ID, _DESCRIPTORS)
+        if not job_id:
             return
-        if len(descriptors) != 2 or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise RuntimeError(f"a request of {len(path)} bytes with {len(descriptors)} descriptors is no request")
-        lock, reply = descriptors
+        if len(descriptors) != _DESCRIPTORS or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise RuntimeError(f"a request of {len(job_id)} bytes with {len(descriptors)} descriptors is no request")
+        directory, lock, reply = descriptors
         for descriptor in descriptors:  # recv_fds() of Python 3.11 passes no MSG_CMSG_CLOEXEC on
             os.set_inheritable(descriptor, False)
         try:
@@ -42,12 +42,12 @@ def serve(requests: socket.socket) -> None:
         else:
             if pid == 0:
                 requests.close()
-                _become_supervisor(Path(os.fsdecode(path)), lock, reply)
+                _become_supervisor(job_id.decode(), directory, lock, reply)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _become_supervisor(path: Path, lock: int, reply: int) -> None:
+def _become_supervisor(job_id: str, directory: int, lock: int, reply: int) -> None:
     status = 1
     try:
         os.setsid()
@@ -57,7 +57,7 @@ def _become_supervisor(path: Path, lock: int, reply: int) -> None:
         os.close(null)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         linux.set_process_name("workerd-job")
-        supervisor.main(path, lock, reply)
+        supervisor.main(job_id, directory, lock, reply)
         status = 0
     finally:
         os._exit(status)

@@ -78,7 +78,7 @@ def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
 
 def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -> Resource:
     """Find out what it is asked for."""
-    if call.job is not None:
+    if call.job_id is not None:
         kind = On.JOB
     elif not request.target:
         kind = On.DAEMON

@@ -8,7 +8,7 @@ from workerd.access.caller import SEE
 from workerd.engine.errors import InvalidArgument, JobIdMalformed
 from workerd.engine.job import parse_job_id
 from workerd.handler import Call, handles
-from workerd.translate import from_state, to_job
+from workerd.translate import from_state, to_row
 
 _DEFAULT_SIZE = 50
 _MAX_SIZE = 1000
@@ -33,7 +33,7 @@ async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
         is_visible=lambda job_id: call.caller.may(SEE, call.daemon.find(job_id)).permitted,
     )
     token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"
-    return ListResponse(jobs=[to_job(job) for job in page.jobs], next_page_token=token)
+    return ListResponse(jobs=[to_row(job) for job in page.jobs], next_page_token=token)
 
 
 def _parse_token(token: str) -> tuple[int, str]:

@@ -13,5 +13,5 @@ async def stop(call: Call, request: StopRequest) -> StopResponse:
     grace_seconds = call.daemon.grace_seconds if request.grace is None else request.grace.total_seconds()
     if grace_seconds < 0:
         raise InvalidArgument("grace", "must not be negative")
-    job = await call.engine.stop(call.require_job().id, call.caller.actor or call.caller.user, grace_seconds)
+    job = await call.engine.stop(call.require_job_id(), call.caller.actor or call.caller.user, grace_seconds)
     return StopResponse(job=to_job(job))

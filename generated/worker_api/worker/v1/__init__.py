@@ -272,6 +272,11 @@ class JobState(betterproto2.Enum):
     The job is over and its log complete.
     """
 
+    DAMAGED = 5
+    """
+    The job's files cannot be read: only List tells of it, with `damage`, and Remove works on it.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -280,6 +285,7 @@ class JobState(betterproto2.Enum):
             2: "JOB_STATE_RUNNING",
             3: "JOB_STATE_STOPPING",
             4: "JOB_STATE_ENDED",
+            5: "JOB_STATE_DAMAGED",
         }
 
     @classmethod
@@ -290,6 +296,7 @@ class JobState(betterproto2.Enum):
             "JOB_STATE_RUNNING": 2,
             "JOB_STATE_STOPPING": 3,
             "JOB_STATE_ENDED": 4,
+            "JOB_STATE_DAMAGED": 5,
         }
 
 
@@ -659,6 +666,12 @@ class Job(betterproto2.Message):
     run_as: "str" = betterproto2.field(20, betterproto2.TYPE_STRING)
     """
     The system account that the job runs as, if it is another than the daemon's.
+    """
+
+    damage: "str" = betterproto2.field(21, betterproto2.TYPE_STRING)
+    """
+    What is wrong with the job's files, where its state is JOB_STATE_DAMAGED. Of the other fields only the id is certain
+    then; the owner is given as far as it is known.
     """
 
 

@@ -1,0 +1,82 @@
+"""Files of a state directory: private, read as a whole, replaced as a whole, forced to the disk."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+
+from workerd.engine.errors import NO_ROOM, SpoolCorrupt
+
+_DAMAGE = frozenset({errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENXIO})
+
+
+def is_no_room(error: OSError) -> bool:
+    """Return whether something could not be written for want of room on the disk."""
+    return error.errno in NO_ROOM
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read, for `open`."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+@contextlib.contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Raise `SpoolCorrupt` for what the system says of a file that is no regular one, or cannot be read off the disk.
+
+    Args:
+        path: of the file that is opened or read.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise
+        raise SpoolCorrupt(path, str(error.strerror)) from error
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SpoolCorrupt: it is no regular file, or cannot be read off the disk.
+    """
+    with damage(path), open(path, "rb", opener=_regular) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[FileIO]:
+    """Replace a file as a whole: a reader, and a power cut, leave the old or the new one.
+
+    Yields:
+        The new file, to be written. It takes its place when the context ends, and is on the disk then.
+    """
+    new = path.with_name(path.name + ".new")
+    with open(new, "wb", buffering=0, opener=private) as file:
+        yield file
+        os.fsync(file.fileno())
+    os.rename(new, path)
+    sync_path(path.parent)
+
+
+def sync_path(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk (fsync(2))."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_names(folder: Path) -> None:
+    """Wait until the names in a folder, and its own in the one above, are on the disk."""
+    sync_path(folder)
+    sync_path(folder / "..")
+
+
+def _regular(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in its place must not be waited for

@@ -1,0 +1,91 @@
+"""What belongs to a state directory: its id, and the marks of its jobs' processes.
+
+A copy of a state directory must not end the jobs of the original. So a state directory has a random id, which belongs
+to one file on one file system: in a copy the file is another, and gets an id of its own. Processes of a job carry a
+mark made of both ids, as the name of their cgroup and in their environment.
+"""
+
+import os
+import uuid
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.files import read_whole, replacing
+from workerd.engine.job import FORMAT_VERSION
+
+MARK_VARIABLE = "WORKERD_JOB_MARK"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Version(msgspec.Struct):
+    """The one field that every format has, in this file and in the `spec` of a job's folder."""
+
+    format: int
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    """The content of the file. `format` is where versions before 3 look for the format of a job's folder."""
+
+    format: int
+    id: str
+    device: int
+    inode: int
+
+
+def establish(path: Path) -> str:
+    """Return the id of a state directory; make one for a new directory, and for a copy.
+
+    Only whoever holds the state directory may call this.
+
+    Args:
+        path: of the file that holds it.
+
+    Raises:
+        FormatTooNew: a newer workerd made it.
+        OSError: it cannot be read or written.
+    """
+    try:
+        return read(path)
+    except (FileNotFoundError, SpoolCorrupt) as error:
+        if isinstance(error, FormatTooNew):
+            raise
+    made = uuid.uuid4().hex
+    with replacing(path) as file:
+        stat = os.fstat(file.fileno())
+        file.write(msgspec.json.encode(_Identity(FORMAT_VERSION, made, stat.st_dev, stat.st_ino)))
+    return made
+
+
+def read(path: Path) -> str:
+    """Return the id of a state directory.
+
+    Raises:
+        FileNotFoundError: it has none yet.
+        SpoolCorrupt: it is damaged, or that of another directory.
+        FormatTooNew: a newer workerd made it.
+    """
+    data = read_whole(path)
+    try:
+        version = msgspec.json.decode(data, type=Version).format
+        if version > FORMAT_VERSION:
+            raise FormatTooNew(path, version)
+        identity = msgspec.json.decode(data, type=_Identity)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SpoolCorrupt(path, str(error)) from error
+    stat = os.stat(path)
+    if (identity.device, identity.inode) != (stat.st_dev, stat.st_ino):
+        raise SpoolCorrupt(path, "it was copied from another state directory")
+    return identity.id
+
+
+def job_mark(spool: str, job_id: str) -> str:
+    """Return the mark of one job's processes. It does not give the job's id away."""
+    return xxhash.xxh3_128_hexdigest(f"{spool}/{job_id}".encode())
+
+
+def boot_id() -> str:
+    """Return the kernel's id of this boot (proc_sys_kernel(5))."""
+    return _BOOT_ID.read_text().strip()

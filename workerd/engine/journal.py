@@ -1,0 +1,264 @@
+"""A job's journal: what was asked for, each state since, and the end. Appended to, never replaced.
+
+    length u32 | check u32 | payload
+
+The payload is one of the records below as JSON. `check` is the low half of its XXH3-64, seeded with the job's id and
+the place of the record in the file, so that nothing of another job or from another place checks. Numbers are
+little-endian.
+
+What counts is what checks, up to the first record that does not: a power cut may leave zeros, garbage or nothing where
+the last records were. Whoever holds the job's lock, which is held on this file, is the only one who writes: the daemon
+that makes it, then the job's supervisor, then the keeper.
+"""
+
+import contextlib
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from workerd.engine import linux
+from workerd.engine.errors import NO_ROOM
+from workerd.engine.job import JobSpec, JobState, JobStatus
+from workerd.engine.record import checksum, job_seed
+
+_HEAD = struct.Struct("<II")
+_ROOM = 12 << 10  # what is set aside at first: some states, the end with a tail, and that it was told
+_END_ROOM = 8 << 10  # what all other records leave for the end
+_SEEDS = 2**64
+_LONGEST_FAULT = 4000
+TAIL_BYTES = 2048
+
+
+class LogTail(msgspec.Struct, frozen=True):
+    """The last of a log, which is only here on the disk for certain: bytes of its two files, from where they belong."""
+
+    output_offset: int
+    output: bytes
+    index_offset: int
+    index: bytes
+
+
+class Specified(msgspec.Struct, frozen=True, tag="spec"):
+    """What was asked for: the first record. `spool` is the id of the state directory that the job was made in."""
+
+    spool: str
+    spec: JobSpec
+
+
+class Supervised(msgspec.Struct, frozen=True, tag="supervisor"):
+    """A supervisor has taken the job on: from now on its program may have been executed.
+
+    Attributes:
+        pid: the supervisor's process.
+        start_ticks: when that was started, which with the pid and the boot names one process (proc_pid_stat(5)).
+        boot: the kernel's id of the boot (proc_sys_kernel(5), random/boot_id).
+        cgroup: the path of the job's own cgroup2 directory; empty where there is none.
+    """
+
+    pid: int
+    start_ticks: int
+    boot: str
+    cgroup: str
+
+
+class NotStarted(msgspec.Struct, frozen=True, tag="not-started"):
+    """The program was not executed after all."""
+
+
+class Stated(msgspec.Struct, frozen=True, tag="state"):
+    """Where the job stands."""
+
+    status: JobStatus
+
+
+class Ended(msgspec.Struct, frozen=True, tag="end"):
+    """How the job ended."""
+
+    status: JobStatus
+    tail: LogTail | None = None
+
+
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """The end has been told to whoever wanted to know."""
+
+
+class Fault(msgspec.Struct, frozen=True, tag="fault"):
+    """Something went wrong inside the supervisor, for people."""
+
+    text: str
+
+
+Entry = Specified | Supervised | NotStarted | Stated | Ended | Told | Fault
+
+# Made once, where the zygote is started: every supervisor shares them.
+_decode = msgspec.json.Decoder(Entry).decode
+
+
+@dataclass(slots=True)
+class Journal:
+    """What a job's journal says.
+
+    Attributes:
+        spool: the id of the state directory that the job was made in; empty for jobs of formats that had none.
+        spec: what was asked for; None when that does not check.
+        supervisor: the job's, if one has taken it on.
+        status: where the job stands; None when its program was not executed.
+        tail: the last of the log, where only the journal has it on the disk for certain.
+        is_told: whether the end has been told.
+        faults: what went wrong inside the supervisor.
+        size: how many bytes check, from the beginning.
+        rest: how many bytes follow that do not.
+    """
+
+    spool: str = ""
+    spec: JobSpec | None = None
+    supervisor: Supervised | None = None
+    status: JobStatus | None = None
+    tail: LogTail | None = None
+    is_told: bool = False
+    faults: tuple[str, ...] = ()
+    size: int = 0
+    rest: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end has been written."""
+        return self.status is not None and self.status.state is JobState.ENDED
+
+    def add(self, entry: Entry) -> bool:
+        """Take one more record; return False if it cannot come at this place."""
+        match entry:
+            case _ if (self.spec is None) is not isinstance(entry, Specified):
+                return False
+            case Specified():
+                self.spool, self.spec = entry.spool, entry.spec
+            case Fault():
+                self.faults += (entry.text,)
+            case Told():
+                self.is_told = True
+            case _ if self.ended:
+                return False
+            case Supervised():
+                self.supervisor, self.status = entry, JobStatus(state=JobState.STARTING)
+            case NotStarted():
+                self.supervisor = self.status = None
+            case Stated():
+                self.status = entry.status
+            case Ended():
+                self.status, self.tail = entry.status, entry.tail
+        return True
+
+
+def encode(entry: Entry, job_id: str, offset: int) -> bytes:
+    """Encode a record for one place of a job's journal.
+
+    Args:
+        offset: of the record in the file, in bytes.
+    """
+    payload = msgspec.json.encode(entry)
+    return _HEAD.pack(len(payload), checksum(payload, (job_seed(job_id) + offset) % _SEEDS)) + payload
+
+
+def parse(data: bytes, job_id: str) -> Journal:
+    """Read a journal, up to the first record that does not check.
+
+    Args:
+        data: the whole file.
+    """
+    journal, view, seed = Journal(), memoryview(data), job_seed(job_id)
+    while len(data) - journal.size >= _HEAD.size:
+        length, check = _HEAD.unpack_from(data, journal.size)
+        start = journal.size + _HEAD.size
+        payload = view[start : start + length]
+        if len(payload) < length or checksum(payload, (seed + journal.size) % _SEEDS) != check:
+            break
+        try:
+            entry = _decode(payload)
+        except msgspec.MsgspecError:
+            break
+        if not journal.add(entry):
+            break
+        journal.size = start + length
+    journal.rest = len(data) - journal.size if any(view[journal.size :]) else 0
+    return journal
+
+
+@contextlib.contextmanager
+def _if_possible() -> Iterator[None]:
+    """Do without room that is set aside where the file system cannot do that: appends say then that there is none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
+class JournalWriter:
+    """Appends to a job's journal, for whoever holds the job's lock.
+
+    Args:
+        descriptor: of the file, open for reading and writing; it stays the caller's.
+        job_id: whose journal it is.
+        size: how many bytes of it check. What follows is overwritten.
+    """
+
+    def __init__(self, descriptor: int, job_id: str, size: int) -> None:
+        self._descriptor = descriptor
+        self._job_id = job_id
+        self._size = size
+        self._room = 0  # where what is set aside for certain ends
+
+    def set_room_aside(self) -> None:
+        """Set room aside on the disk, if there is any, so that a full disk does not keep the end from being written."""
+        try:
+            with _if_possible():
+                linux.set_room_aside(self._descriptor, self._size, _ROOM)
+                self._room = self._size + _ROOM
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+
+    def append(self, entry: Entry) -> None:
+        """Append a record.
+
+        Raises:
+            OSError: nothing was appended: the same call may be made again. Where there is no room on the disk, what is
+                set aside is left to the end.
+        """
+        data = encode(entry, self._job_id, self._size)
+        if not isinstance(entry, Ended | Told) and self._room < self._size + len(data) + _END_ROOM:
+            was = self._room
+            self.set_room_aside()
+            if 0 < self._room == was:
+                raise OSError(errno.ENOSPC, "the rest of the room is set aside for the job's end")
+        view = memoryview(data)
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self._descriptor, view[written:], self._size + written)
+        self._size += len(data)
+
+    def report_fault(self, text: str) -> None:
+        """Note that something went wrong inside the supervisor, for people; a full disk keeps it from being noted."""
+        try:
+            self.append(Fault(text[-_LONGEST_FAULT:]))
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+
+    def keep_room_to_tell(self) -> None:
+        """Give back what was set aside and not used, but for what it takes to note that the end has been told.
+
+        Raises:
+            OSError: there is no room for that.
+        """
+        os.ftruncate(self._descriptor, self._size)
+        with _if_possible():
+            linux.set_room_aside(self._descriptor, self._size, len(encode(Told(), self._job_id, self._size)))
+
+    def sync(self) -> None:
+        """Wait until all that was appended is on the disk (fdatasync(2))."""
+        os.fdatasync(self._descriptor)
