@@ -1,6 +1,7 @@
 """A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
 
 import contextlib
+import fcntl
 import os
 import resource
 import signal
@@ -21,6 +22,8 @@ from workerd.access.caller import Record
 from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User
+from workerd.engine.journal import Ended, JournalWriter, Told
+from workerd.engine.record import CheckedCodec
 from workerd.listening import listen
 from workerd.registry import load_routes
 from workerd.server import answering
@@ -133,22 +136,30 @@ def end_jobs(state: Path) -> None:
     for path in (state / "jobs").glob("*"):
         folder = JobFolder(path)
         folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
-        with contextlib.suppress(FileNotFoundError), folder.wait_lock():
-            pass
+        with contextlib.suppress(FileNotFoundError), folder.lock.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def multiply(model: JobFolder, count: int) -> None:
-    """Make copies of an ended job's folder, each with an id and a time of its own."""
-    spec = model.read_spec()
-    files = {path.name: path.read_bytes() for path in model.path.iterdir() if path.is_file() and path != model.spec}
+    """Make copies of an ended job, each with an id and a time of its own."""
+    journal = model.read()
+    assert journal.spec is not None and journal.status is not None
+    output = model.output.read_bytes()
+    with model.open_index() as index:
+        records = [*index.records(0)]
     for number in range(1, count + 1):
         copy = JobFolder(model.path.with_name(str(uuid.uuid4())))
-        copy.path.mkdir(mode=0o700)
-        new = msgspec.structs.replace(spec, id=copy.path.name, created_ns=spec.created_ns - number * _SECOND_NS)
-        copy.write_spec(new)
-        for name, data in files.items():
-            (copy.path / name).write_bytes(data)
-        os.mkfifo(copy.told if model.told.exists() else copy.control)
+        created_ns = journal.spec.created_ns - number * _SECOND_NS
+        spec = msgspec.structs.replace(journal.spec, id=copy.job_id, created_ns=created_ns)
+        lock = copy.create(spec, journal.spool, model.spec)
+        writer = JournalWriter(lock, copy.job_id, copy.journal.stat().st_size)
+        for entry in (Ended(journal.status), *([Told()] if journal.is_told else [])):
+            writer.append(entry)
+        os.close(lock)
+        copy.output.write_bytes(output)
+        codec = CheckedCodec(copy.job_id)
+        header = msgspec.structs.replace(records[0], length=codec.tie)
+        copy.index.write_bytes(b"".join(codec.pack(n, each) for n, each in enumerate([header, *records[1:]])))
 
 
 @contextlib.contextmanager
