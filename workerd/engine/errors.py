@@ -20,6 +20,7 @@ EngineError
 ├── StateDirectoryInUse
 ├── JobNotEnded
 ├── SpoolCorrupt
+│   ├── NeverForced
 │   └── FormatTooNew
 ├── StorageUnfit
 ├── CatalogFailed
@@ -216,6 +217,13 @@ class SpoolCorrupt(EngineError):
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
         super().__init__(f"{path} cannot be read: {problem}")
+
+
+class NeverForced(SpoolCorrupt):
+    """The power was cut before what was asked for was on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "the power was cut before it was on the disk")
 
 
 class FormatTooNew(SpoolCorrupt):

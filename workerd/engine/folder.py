@@ -23,12 +23,12 @@ from pathlib import Path
 
 import msgspec
 
-from workerd.engine.errors import FormatTooNew, SpoolCorrupt
-from workerd.engine.files import damage, read_whole, replacing
+from workerd.engine.errors import FormatTooNew, NeverForced, SpoolCorrupt
+from workerd.engine.files import open_regular, read_whole, replacing
 from workerd.engine.identity import Version
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
-from workerd.engine.journal import Journal, JournalWriter, Specified, Told, parse
+from workerd.engine.journal import Journal, JournalWriter, Specified, Told, is_cut_off, parse
 from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
@@ -105,8 +105,7 @@ class JobFolder:
             SpoolCorrupt: it is no regular file.
         """
         codec: Codec = OldCodec() if self.is_old else CheckedCodec(self.job_id)
-        with damage(self.index):
-            return IndexFile(self.index, codec, flags)
+        return IndexFile(self.index, codec, flags)
 
     def create(self, spec: JobSpec, spool: str, identity: Path) -> int:
         """Make the folder, with its lock held.
@@ -140,6 +139,7 @@ class JobFolder:
         Raises:
             FileNotFoundError: there is no such job.
             FormatTooNew: a newer workerd made it.
+            NeverForced: a power cut took what was asked for, which nobody had been told then.
             SpoolCorrupt: it is damaged.
         """
         looks = 0
@@ -158,6 +158,8 @@ class JobFolder:
         if journal.spec is None:
             if (version := self._version()) > FORMAT_VERSION:
                 raise FormatTooNew(self.spec, version)
+            if is_cut_off(data):
+                raise NeverForced(self.journal)
             raise SpoolCorrupt(self.journal, "its first record does not check")
         return journal
 
@@ -175,6 +177,13 @@ class JobFolder:
             None when no supervisor has taken the job on yet: then nothing of it has been executed.
         """
         return self.read().status
+
+    def is_never_started(self) -> bool:
+        """Return whether no supervisor has taken the job on. Raises what `read` does."""
+        try:
+            return self.read().status is None
+        except NeverForced:
+            return True
 
     def read_owner(self) -> User | None:
         """Read whose job it is, whatever else is damaged.
@@ -263,8 +272,7 @@ class JobFolder:
         """
         path = self.lock
         try:
-            with damage(path):
-                descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
+            descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
         except FileNotFoundError:
             self.path.stat()
             raise SpoolCorrupt(path, "it is missing") from None
@@ -280,8 +288,7 @@ class JobFolder:
     def is_locked(self) -> bool:
         """Return whether somebody watches over the job."""
         try:
-            with damage(self.lock):
-                descriptor = _lock(self.lock, os.O_RDONLY)
+            descriptor = _lock(self.lock, os.O_RDONLY)
         except (FileNotFoundError, SpoolCorrupt):
             return False
         if descriptor is None:
@@ -333,7 +340,7 @@ class JobFolder:
 
 
 def _lock(path: Path, flags: int) -> int | None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    descriptor = open_regular(path, flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException as error:

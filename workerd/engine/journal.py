@@ -197,6 +197,16 @@ def _if_possible() -> Iterator[None]:
             raise
 
 
+def is_cut_off(data: bytes) -> bool:
+    """Return whether a journal ends, or has only zeros, before the end of its first record.
+
+    Args:
+        data: the whole file.
+    """
+    whole = data.rstrip(b"\0")
+    return len(whole) < _HEAD.size or len(whole) < _HEAD.size + _HEAD.unpack_from(whole)[0]
+
+
 class JournalWriter:
     """Appends to a job's journal, for whoever holds the job's lock.
 

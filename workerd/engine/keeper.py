@@ -30,6 +30,7 @@ from workerd.engine.errors import (
     CatalogFailed,
     FormatTooNew,
     JobIdMalformed,
+    NeverForced,
     SpoolCorrupt,
     StateDirectoryInUse,
 )
@@ -37,7 +38,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.reader import measure
-from workerd.engine.recovery import recover
+from workerd.engine.recovery import has_log, recover
 from workerd.engine.retention import choose_removals, seconds_until_next
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
@@ -197,7 +198,7 @@ class Keeper:
         """
         lock = await self._shelf.wait_lock(folder)
         try:
-            if folder.read_status() is None:
+            if folder.is_never_started():
                 await self._clear(folder)
                 return
             # In a thread: what is left of the job may take its time to end, and a log its time to be read.
@@ -218,8 +219,8 @@ class Keeper:
 
     async def _clear(self, folder: JobFolder) -> None:
         """Remove what is left of a spawn that ended before anything was executed; nobody will take it up."""
-        if folder.output.exists() and folder.output.stat().st_size:
-            raise SpoolCorrupt(folder.path, "it has not been started, though it has printed something")
+        if has_log(folder):
+            raise SpoolCorrupt(folder.path, "nothing says that it was started, and it has a log")
         await self._shelf.forget(folder)
 
     async def _scan(self) -> None:
@@ -266,6 +267,8 @@ class Keeper:
             if journal.ended and measure(folder).ended and self._shelf.try_tell_end(folder):
                 self._enter_ended(folder)
                 return
+        except NeverForced:
+            journal = Journal()
         except (FileNotFoundError, SpoolCorrupt) as error:
             folder.path.stat()
             if not folder.is_watched():

@@ -102,11 +102,13 @@ def complete(folder: JobFolder, journal: Journal) -> None:
 
 
 def is_complete(folder: JobFolder, journal: Journal) -> bool:
-    """Return whether the log of a job that has ended says so and is as long as the job's end says."""
+    """Return whether the log of a job that has ended says so, is as long as the job's end says, and has its tail."""
     try:
         with folder.open_index() as index:
             end = index.end()
-            return end is not None and end.offset == _log_size(journal) <= os.stat(folder.output).st_size
+            if end is None or not end.offset == _log_size(journal) <= os.stat(folder.output).st_size:
+                return False
+        return journal.tail is None or all(_has(*part) for part in _parts(folder, journal.tail))
     except (FileNotFoundError, SpoolCorrupt):
         return False
 
@@ -117,16 +119,39 @@ def _log_size(journal: Journal) -> int:
     return journal.status.end.stdout.size_bytes + journal.status.end.stderr.size_bytes
 
 
+def has_log(folder: JobFolder) -> bool:
+    """Return whether a log has been ended, or has any output."""
+    try:
+        with folder.open_index() as index:
+            if index.end() is not None:
+                return True
+        return os.stat(folder.output).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def _restore(folder: JobFolder, tail: LogTail) -> None:
     """Write the last of a log where it belongs."""
-    parts = ((folder.output, tail.output_offset, tail.output), (folder.index, tail.index_offset, tail.index))
-    for path, offset, data in parts:
+    for path, offset, data in _parts(folder, tail):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, offset + len(data))
             os.pwrite(descriptor, data, offset)
         finally:
             os.close(descriptor)
+
+
+def _parts(folder: JobFolder, tail: LogTail) -> tuple[tuple[Path, int, bytes], ...]:
+    return (folder.output, tail.output_offset, tail.output), (folder.index, tail.index_offset, tail.index)
+
+
+def _has(path: Path, offset: int, data: bytes) -> bool:
+    """Return whether a file has some bytes where they belong."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, len(data), offset) == data
+    finally:
+        os.close(descriptor)
 
 
 def _kill_what_is_left(journal: Journal, job_id: str, spool: str) -> None:
