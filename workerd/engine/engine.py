@@ -176,14 +176,17 @@ class Engine:
         folder = self._folder(job_id)
         with _found(job_id):
             journal = folder.read()
-            if journal.spec is None or journal.status is None:
-                raise JobNotFound(job_id)
-            status = journal.status
             if journal.rest and not journal.ended and folder.is_locked():
                 raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+            if journal.spec is None or journal.status is None:
+                folder.read_status()  # which finds out whether the rest of the journal is gone
+                raise JobNotFound(job_id)
+            status = journal.status
             if status.end is not None and not self._complete(folder, journal):
                 status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
             extent = _measure(folder)
+            if not journal.ended and extent.ended and not folder.read().ended:
+                raise SpoolCorrupt(folder.journal, "the log says that the job has ended, and nothing says how")
         return Job(
             spec=journal.spec,
             status=status,

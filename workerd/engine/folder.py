@@ -173,8 +173,22 @@ class JobFolder:
 
         Returns:
             None when no supervisor has taken the job on yet: then nothing of it has been executed.
+
+        Raises:
+            SpoolCorrupt: a supervisor has, and what the journal had of that is gone; or as `read` does.
         """
-        return self.read().status
+        journal = self.read()
+        if journal.status is None and (journal.is_broken or self._has_log()):
+            journal = self.read()  # again: a supervisor may have taken it on between the two looks
+            if journal.status is None:
+                raise SpoolCorrupt(self.journal, f"what it has from byte {journal.size} on does not check")
+        return journal.status
+
+    def _has_log(self) -> bool:
+        """Return whether there is more of a log than a supervisor makes before it takes the job on."""
+        with contextlib.suppress(FileNotFoundError, SpoolCorrupt), self.open_index() as index:
+            return index.count() > 1 or self.output.stat().st_size > 0
+        return False
 
     def read_owner(self) -> User | None:
         """Read whose job it is, whatever else is damaged.

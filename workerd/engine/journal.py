@@ -112,6 +112,7 @@ class Journal:
         faults: what went wrong inside the supervisor.
         size: how many bytes check, from the beginning.
         rest: how many bytes follow that do not.
+        is_broken: whether records that check come after those: it was damaged, not cut off by a power cut.
     """
 
     spool: str = ""
@@ -123,6 +124,7 @@ class Journal:
     faults: tuple[str, ...] = ()
     size: int = 0
     rest: int = 0
+    is_broken: bool = False
 
     @property
     def ended(self) -> bool:
@@ -184,7 +186,18 @@ def parse(data: bytes, job_id: str) -> Journal:
             break
         journal.size = start + length
     journal.rest = len(data) - journal.size if any(view[journal.size :]) else 0
+    journal.is_broken = journal.spec is not None and journal.rest > 0 and _goes_on(view, seed, journal.size)
     return journal
+
+
+def _goes_on(view: memoryview, seed: int, size: int) -> bool:
+    """Return whether any record checks after the bytes that do."""
+    for offset in range(size + 1, len(view) - _HEAD.size):
+        length, check = _HEAD.unpack_from(view, offset)
+        payload = view[offset + _HEAD.size : offset + _HEAD.size + length]
+        if 0 < length == len(payload) and checksum(payload, (seed + offset) % _SEEDS) == check:
+            return True
+    return False
 
 
 @contextlib.contextmanager
