@@ -170,14 +170,14 @@ class Keeper:
         try:
             for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
                 try:
-                    await self._end(folder)
+                    try:
+                        await self._end(folder)
+                    except SpoolCorrupt as error:
+                        self._leave(folder, error)
                 except FileNotFoundError:  # somebody removed the job
                     if not folder.path.exists():
                         return
                     # And its key has made it again: it is this guard's.
-                except SpoolCorrupt as error:
-                    self._leave(folder, error)
-                    return
                 except Exception as error:  # a full disk, say: what keeps one job from its end may pass
                     log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
                     await asyncio.sleep(pause)
@@ -273,9 +273,9 @@ class Keeper:
                 self._leave(folder, problem)
                 return
             journal = Journal()
+        self._guard(folder)
         if journal.spec is not None and journal.status is not None:
             self._catalog.add_found(journal.spec)
-        self._guard(folder)
 
     async def _retain(self) -> None:
         """Remove the jobs that are too old, or too much."""
