@@ -12,7 +12,8 @@ from tests.engine.logs import shell
 from workerd.engine import identity
 from workerd.engine.files import replacing
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Durability, Exited
+from workerd.engine.job import Durability, Exited, Stream
+from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import Storage
 
 JOB = "00000000-0000-4000-8000-000000000000"
@@ -187,6 +188,27 @@ def test_interval_forces_a_growing_log_to_the_disk_meanwhile(folder: JobFolder) 
     assert [call.name for call in calls if call.state == "ended"] == ["journal"]
     tail = folder.read().tail
     assert tail is not None and tail.output_offset >= len(b"1\n2\n")
+
+
+def test_what_comes_while_the_disk_is_waited_for_is_not_taken_to_be_on_it(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.path.mkdir()
+    log = SpoolWriter(folder)
+    log.append(Stream.STDOUT, memoryview(b"before"))
+    force = os.fdatasync
+
+    def force_slowly(descriptor: int) -> None:
+        force(descriptor)
+        log.append(Stream.STDOUT, memoryview(b"meanwhile"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", force_slowly)
+        log.sync()
+    tail = log.tail()
+    log.close()
+    assert tail is not None
+    assert (tail.output_offset, tail.output) == (len(b"before"), b"meanwhile" * 2)
 
 
 def test_a_disk_that_fails_each_time_is_told_of_once(folder: JobFolder) -> None:
