@@ -4,36 +4,47 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.engine.logs import shell
+from workerd.engine import identity
+from workerd.engine.files import replacing
 from workerd.engine.folder import JobFolder
-from workerd.engine.index import count_records
-from workerd.engine.job import Durability, Exited
+from workerd.engine.job import Durability, Exited, Stream
+from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import Storage
 
+JOB = "00000000-0000-4000-8000-000000000000"
 SUPERVISE = """
-import os, sys
+import os, select, sys
 from pathlib import Path
 from workerd.engine import capture, supervisor
+from workerd.engine.folder import JobFolder
 
 capture._SYNC_SECONDS = 0.2
-folder, lock, reply = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+job_id, directory, lock, reply, answer = sys.argv[1], *map(int, sys.argv[2:6])
+folder = JobFolder(Path(f"/proc/self/fd/{os.dup(directory)}"), job_id)
+calls = os.open(os.path.join(folder.path, "..", "calls"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 def noting(call):
     def note(descriptor):
         name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
-        records = os.stat(folder / "index").st_size // 40
-        os.write(calls, f"{name} {records}\\n".encode())
+        journal, records = folder.read(), os.stat(folder.index).st_size // 40
+        is_answered = bool(select.select([answer], [], [], 0)[0])
+        state = "none" if journal.status is None else journal.status.state
+        os.write(calls, f"{name} {records} {state} {is_answered}\\n".encode())
         call(descriptor)
     return note
 
-calls = os.open(folder.parent / "calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 os.fsync, os.fdatasync = noting(os.fsync), noting(os.fdatasync)
-exec(sys.argv[4])
-supervisor.main(folder, lock, reply)
+exec(sys.argv[6])
+supervisor.main(job_id, directory, lock, reply)
 """
+
+
+NOT_MEANWHILE = "capture._SYNC_SECONDS = 60"
 
 
 FAIL_MEANWHILE = """
@@ -50,6 +61,20 @@ os.fdatasync = failing(os.fdatasync)
 """
 
 
+FAIL_AT_FIRST = """
+import errno
+
+def failing(call):
+    def fail(descriptor):
+        os.fsync = call
+        call(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return fail
+
+os.fsync = failing(os.fsync)
+"""
+
+
 NO_THREADS = """
 import threading
 
@@ -60,69 +85,152 @@ threading.Thread.start = fail
 """
 
 
-def supervise(folder: JobFolder, script: str, durability: Durability, before: str = "") -> list[tuple[str, int]]:
-    """Run a job and give the files that were forced to the disk, each with the number of records at that time.
+class Call(NamedTuple):
+    """A file that was forced to the disk, and how the job stood just before.
+
+    Attributes:
+        records: how many the index had.
+        state: where the job stood, as the journal had it.
+        answered: whether the spawn had been answered.
+    """
+
+    name: str
+    records: int
+    state: str
+    answered: bool
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    """Where a job's folder will be, below one with a name that can be told from others."""
+    (tmp_path / "jobs").mkdir()
+    return JobFolder(tmp_path / "jobs" / JOB)
+
+
+def supervise(folder: JobFolder, script: str, durability: Durability, before: str = "") -> list[Call]:
+    """Run a job and return what its supervisor forced to the disk.
 
     Args:
         before: what its supervisor is to execute first.
     """
-    folder.path.mkdir()
-    spec = shell(script, working_directory="/").specify(folder.path.name, 1, Storage(durability=durability))
-    folder.write_spec(spec)
-    lock = folder.try_lock()
-    assert lock is not None
+    identity_file = folder.path.parent.parent / "spool"
+    spec = shell(script, working_directory="/").specify(JOB, 1, Storage(durability=durability))
+    lock = folder.create(spec, identity.establish(identity_file), identity_file)
+    directory = os.open(folder.path, os.O_RDONLY)
     answer, reply = os.pipe()
+    descriptors = (directory, lock, reply, answer)
     subprocess.run(
-        [sys.executable, "-c", SUPERVISE, str(folder.path), str(lock), str(reply), before],
-        pass_fds=[lock, reply],
+        [sys.executable, "-c", SUPERVISE, JOB, *map(str, descriptors), before],
+        pass_fds=descriptors,
         check=True,
         timeout=60,
     )
-    for descriptor in (lock, answer, reply):
+    for descriptor in descriptors:
         os.close(descriptor)
-    lines = (folder.path.parent / "calls").read_text().splitlines()
-    return [(line.split()[0], int(line.split()[1])) for line in lines]
+    lines = [line.split() for line in (folder.path.parent / "calls").read_text().splitlines()]
+    return [Call(name, int(records), state, answered == "True") for name, records, state, answered in lines]
+
+
+NAMES = ["journal", JOB, "jobs"]  # nothing of the job is on the disk for certain before these have been forced there
+LONG = "head -c 3000 /dev/zero; head -c 3000 /dev/zero >&2"  # more than the journal takes
+
+
+@pytest.mark.parametrize("script", ["exec sleep 0.1", "echo out; echo error >&2", LONG])
+def test_a_spawn_is_answered_under_interval_when_the_job_is_on_the_disk(folder: JobFolder, script: str) -> None:
+    calls = supervise(folder, script, Durability.INTERVAL)
+    assert [(call.name, call.state, call.answered) for call in calls[:3]] == [
+        (name, "running", False) for name in NAMES
+    ]
+    assert all(call.answered for call in calls[3:])
+
+
+@pytest.mark.parametrize("script", ["true", "echo out; echo error >&2", LONG])
+def test_a_spawn_waits_for_no_disk_under_exit(folder: JobFolder, script: str) -> None:
+    calls = supervise(folder, script, Durability.EXIT)
+    assert calls
+    assert all(call.answered for call in calls)
 
 
 @pytest.mark.parametrize("durability", Durability)
-def test_the_end_is_told_only_when_all_is_on_the_disk(tmp_path: Path, durability: Durability) -> None:
-    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
-    calls = supervise(folder, "echo out; echo error >&2", durability)
-    with folder.index.open("rb") as index:
-        records = count_records(index.fileno())
-    last = records - 1  # before the end record, which tells readers that the job has ended
-    assert calls == [
-        ("output", last),
-        ("index", last),
-        ("status.new", last),
-        (folder.path.name, last),
-        ("output", records),
-        ("index", records),
+def test_the_end_is_told_only_when_all_is_on_the_disk(folder: JobFolder, durability: Durability) -> None:
+    """Its end record tells readers that the job has ended: what they can know by then is on the disk."""
+    calls = [call for call in supervise(folder, LONG, durability, NOT_MEANWHILE) if call.answered]
+    with folder.open_index() as index:
+        before = index.count() - 1
+    names = ["journal"] if durability is Durability.INTERVAL else NAMES
+    assert [(call.name, call.state) for call in calls] == [
+        ("output", "running"),
+        ("index", "running"),
+        *((name, "ended") for name in names),
     ]
+    assert {call.records for call in calls} == {before}
 
 
-def test_interval_forces_a_growing_log_to_the_disk_meanwhile(tmp_path: Path) -> None:
-    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
+@pytest.mark.parametrize("durability", Durability)
+def test_a_short_log_takes_the_end_no_more_than_one_file(folder: JobFolder, durability: Durability) -> None:
+    """The journal has what of the log is not on the disk."""
+    calls = supervise(folder, "echo out; echo error >&2", durability, NOT_MEANWHILE)
+    calls = [call for call in calls if call.answered]
+    assert [call.name for call in calls] == (["journal"] if durability is Durability.INTERVAL else NAMES)
+    tail = folder.read().tail
+    assert tail is not None
+    assert (tail.output_offset, sorted(tail.output.split())) == (0, [b"error", b"out"])
+    with folder.open_index() as index:
+        assert {call.records for call in calls} == {index.count() - 1}
+        assert (tail.index_offset, tail.index) == (0, index.read_batch(0, 3))
+
+
+def test_interval_forces_a_growing_log_to_the_disk_meanwhile(folder: JobFolder) -> None:
     script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done"
     calls = supervise(folder, script, Durability.INTERVAL)
-    meanwhile = [name for name, records in calls if records < 7]
-    assert meanwhile[:4] == ["output", "index", "spec", folder.path.name]
-    assert meanwhile.count("output") >= 2
+    meanwhile = [call.name for call in calls if call.answered and call.state == "running"]
+    assert meanwhile[:4] == ["output", "index"] * 2
+    assert [call.name for call in calls if call.state == "ended"] == ["journal"]
+    tail = folder.read().tail
+    assert tail is not None and tail.output_offset >= len(b"1\n2\n")
 
 
-def test_a_disk_that_fails_each_time_is_told_of_once(tmp_path: Path) -> None:
-    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
+def test_what_comes_while_the_disk_is_waited_for_is_not_taken_to_be_on_it(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.path.mkdir()
+    log = SpoolWriter(folder)
+    log.append(Stream.STDOUT, memoryview(b"before"))
+    force = os.fdatasync
+
+    def force_slowly(descriptor: int) -> None:
+        force(descriptor)
+        log.append(Stream.STDOUT, memoryview(b"meanwhile"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", force_slowly)
+        log.sync()
+    tail = log.tail()
+    log.close()
+    assert tail is not None
+    assert (tail.output_offset, tail.output) == (len(b"before"), b"meanwhile" * 2)
+
+
+def test_a_disk_that_fails_each_time_is_told_of_once(folder: JobFolder) -> None:
     script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done"
     calls = supervise(folder, script, Durability.INTERVAL, FAIL_MEANWHILE)
-    assert [name for name, records in calls if records < 7].count("output") >= 2
+    assert [call.name for call in calls if call.state == "running"].count("output") >= 2
     assert folder.read_fault() == "the log could not be forced to the disk: [Errno 5] Input/output error\n"
+    tail = folder.read().tail  # nothing of it is there for certain
+    assert tail is not None and tail.output == b"1\n2\n3\n4\n5\n6\n"
 
 
-def test_a_job_that_takes_every_process_there_is_keeps_its_supervisor(tmp_path: Path) -> None:
-    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
+def test_a_disk_that_fails_before_the_answer_is_asked_again_for_the_end(folder: JobFolder) -> None:
+    """The program runs by then: it is too late to say that it was not started."""
+    calls = supervise(folder, "echo out", Durability.INTERVAL, FAIL_AT_FIRST)
+    assert folder.read_fault() == "the job could not be forced to the disk: [Errno 5] Input/output error\n"
+    assert [call.name for call in calls if call.state == "ended"] == NAMES
+
+
+def test_a_job_that_takes_every_process_there_is_keeps_its_supervisor(folder: JobFolder) -> None:
     script = "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done"
     calls = supervise(folder, script, Durability.INTERVAL, NO_THREADS)
-    assert [name for name, _ in calls][-2:] == ["output", "index"]
+    assert [call.name for call in calls] == [*NAMES, "journal"]
     status = folder.read_status()
     assert status is not None
     assert status.end is not None
@@ -130,7 +238,25 @@ def test_a_job_that_takes_every_process_there_is_keeps_its_supervisor(tmp_path: 
     assert folder.read_fault() == "the log could not be forced to the disk: can't start new thread\n"
 
 
-def test_exit_does_so_at_the_end_alone(tmp_path: Path) -> None:
-    folder = JobFolder(tmp_path / "00000000-0000-4000-8000-000000000000")
+def test_exit_does_so_at_the_end_alone(folder: JobFolder) -> None:
     calls = supervise(folder, "for i in 1 2 3; do echo $i; sleep 0.3; done", Durability.EXIT)
-    assert [records for _, records in calls] == [4, 4, 4, 4, 5, 5]
+    assert [(call.name, call.records, call.state) for call in calls] == [(name, 4, "ended") for name in NAMES]
+
+
+def test_a_replaced_file_is_on_the_disk_before_it_takes_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power cut would leave one of that name that is empty."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    forced: list[tuple[str, str]] = []
+    force = os.fsync
+
+    def note(descriptor: int) -> None:
+        forced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, path.read_text()))
+        force(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with replacing(path) as file:
+        file.write(b"new")
+    assert forced == [("file.new", "old"), (tmp_path.name, "new")]

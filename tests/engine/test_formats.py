@@ -19,7 +19,7 @@ from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, JobState, Killed, Lost, Stopped, Stream, User
 from workerd.engine.reader import Output
-from workerd.engine.record import RECORD_SIZE, Kind, Record, pack
+from workerd.engine.record import RECORD_SIZE, Kind, OldCodec, Record
 
 SPOOL = Path(__file__).parent.parent / "spools" / "format-1"
 ENDED = "28535ea6-a466-5cc2-b1e7-f3853b0251cb"
@@ -103,7 +103,7 @@ def newer_spec(folder: JobFolder) -> Path:
 
 def newer_index(folder: JobFolder) -> Path:
     """Have an index say a format that nobody knows."""
-    header = pack(Record(Kind.HEADER, None, 99, 0, 0, 1))
+    header = OldCodec().pack(0, Record(Kind.HEADER, None, 99, 0, 0, 1))
     folder.index.write_bytes(header + folder.index.read_bytes()[RECORD_SIZE:])
     return folder.index
 

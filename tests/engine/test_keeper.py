@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncinotify
-import msgspec
 import pytest
 import structlog.testing
 
@@ -21,9 +20,13 @@ from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
 from workerd.engine.errors import CannotStart, CatalogBusy, CatalogFailed, Draining, ProgramNotFound
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import JobSpec, JobState, Lost
+from workerd.engine.job import DamagedJob, JobSpec, JobState, JobStatus, Lost, Stream
+from workerd.engine.journal import JournalWriter, Stated, Supervised
 from workerd.engine.keeper import Keeper
+from workerd.engine.record import RECORD_SIZE
 from workerd.engine.request import SpawnRequest
+from workerd.engine.spool import SpoolWriter
+from workerd.engine.storage import DEFAULT_STORAGE
 from workerd.engine.tree import parent_of
 
 
@@ -289,7 +292,7 @@ async def test_a_catalogue_that_is_deleted_is_made_again_for_every_engine(
 async def test_the_keeper_clears_away_what_a_killed_process_was_making(tmp_path: Path) -> None:
     draft = tmp_path / "drafts" / "half"
     draft.mkdir(parents=True)
-    (draft / "lock").touch()
+    (draft / "journal").touch()
     async with Keeper(tmp_path):
         assert list((tmp_path / "drafts").iterdir()) == []
 
@@ -316,20 +319,32 @@ async def test_a_drain_waits_for_a_job_that_is_only_being_started(tmp_path: Path
         await asyncio.wait_for(drained, 60)
 
 
+async def make_unrecoverable(state: Path) -> JobFolder:
+    """Make what a supervisor left that vanished, with a log whose beginning is damaged."""
+    async with Keeper(state):
+        pass
+    job_id = "00000000-0000-4000-8000-000000000000"
+    folder = JobFolder(state / "jobs" / job_id)
+    spec = shell("true", working_directory="/").specify(job_id, 1, DEFAULT_STORAGE)
+    lock = folder.create(spec, "its spool", state / "spool")
+    writer = JournalWriter(lock, job_id, folder.read().size)
+    for entry in (Supervised(1, 0, "an earlier boot", ""), Stated(JobStatus(state=JobState.RUNNING))):
+        writer.append(entry)
+    os.close(lock)
+    log = SpoolWriter(folder)
+    for _ in range(2):
+        log.append(Stream.STDOUT, memoryview(b"text"))
+    log.close()
+    with folder.index.open("r+b") as index:
+        index.write(b"no index at all".ljust(2 * RECORD_SIZE))
+    return folder
+
+
 async def test_a_folder_that_cannot_be_recovered_is_told_of_once_and_holds_up_no_drain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.01,))
-    async with Engine(tmp_path) as engine:
-        job_id = await engine.spawn(shell("true"))
-        await read_log(engine, job_id)
-        await engine._shelf.wait_unlocked(engine._shelf.folder(job_id))
-    (tmp_path / "catalog.sqlite").unlink()
-    folder = JobFolder(tmp_path / "jobs" / job_id)
-    status = folder.read_status()
-    assert status is not None
-    folder.write_status(msgspec.structs.replace(status, state=JobState.RUNNING, end=None))
-    folder.index.write_bytes(b"no index at all" * 100)
+    folder = await make_unrecoverable(tmp_path)
     with structlog.testing.capture_logs() as logs:
         async with Keeper(tmp_path) as keeper:
             await keeper.wait_scanned()
@@ -340,6 +355,33 @@ async def test_a_folder_that_cannot_be_recovered_is_told_of_once_and_holds_up_no
                 await keeper.wait_drained()  # which looks through the folders again
     [error] = [entry for entry in logs if entry["log_level"] == "error"]
     assert str(folder.index) in error["error"]
+
+
+async def test_a_damaged_job_that_the_catalogue_does_not_take_is_entered_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does that end the keeper."""
+    monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.01,))
+    folder = await make_unrecoverable(tmp_path)
+    mark_damaged, failures = Catalog.mark_damaged, [CatalogFailed(tmp_path, "no room") for _ in range(3)]
+
+    def fail(catalog: Catalog, job_id: str, owner_id: str, changed_ns: int, disk_bytes: int) -> None:
+        if failures:
+            raise failures.pop()
+        mark_damaged(catalog, job_id, owner_id, changed_ns, disk_bytes)
+
+    monkeypatch.setattr(Catalog, "mark_damaged", fail)
+    async with Engine(tmp_path) as engine:
+        await engine.wait_scanned()
+
+        async def entered() -> bool:
+            return bool(engine._shelf.catalog.ended())
+
+        await eventually(entered)
+        [job] = (await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)).jobs
+        assert isinstance(job, DamagedJob)
+        assert (job.id, job.owner) == (folder.job_id, ME)
+    assert failures == []
 
 
 async def test_a_drain_whose_progress_has_no_room_comes_to_its_end(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from workerd.engine.errors import (
     ProgramNotFound,
     WorkingDirectoryUnusable,
 )
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, Stopped
 from workerd.engine.request import SpawnRequest
 from workerd.engine.tree import parent_of
@@ -125,11 +126,12 @@ async def test_the_state_directory_is_closed_to_jobs_of_other_accounts(engine: E
     mine = await engine.spawn(wish("echo mine", run_as="", envs={"SECRET": "x"}))
     await read_log(engine, mine)
     state.chmod(0o755)  # as one that an administrator made
-    names = ("spec", "status", "output", "index", "control", "lock")
+    names = ("journal", "spec", "output", "index", "control")
     reads = "; ".join(f"cat {state}/jobs/{mine}/{name}" for name in names)
-    own = f"cat {state}/jobs/$WORKERD_JOB_ID/spec; ls {state}/jobs; cat /proc/$PPID/environ; ls /proc/$PPID/fd"
+    own = f"cat {state}/jobs/$WORKERD_JOB_ID/journal; cat {state}/spool; ls {state}/jobs"
+    above = "cat /proc/$PPID/environ; ls /proc/$PPID/fd"
     readable = f"find {state} ! -type d -readable"  # an empty file, too: it could be locked
-    log = await run(engine, wish(f"{reads}; {own}; {readable}; echo done"))
+    log = await run(engine, wish(f"{reads}; {own}; {above}; {readable}; echo done"))
     assert log.stdout == b"done\n"
 
 
@@ -207,11 +209,12 @@ async def test_a_job_is_stopped_as_a_whole(engine: Engine, trap: str, signal_: s
 
 
 @as_root
-async def test_the_job_is_in_its_cgroup_before_it_is_another_accounts(engine: Engine) -> None:
+async def test_the_job_is_in_its_cgroup_before_it_is_another_accounts(engine: Engine, open_directory: Path) -> None:
     job_id = await engine.spawn(wish("cat /proc/self/cgroup"))
     log = await read_log(engine, job_id)
-    cgroup = engine.status(job_id).status.cgroup
-    assert not cgroup or job_id in log.stdout.decode()
+    supervisor = JobFolder(open_directory / "state" / "jobs" / job_id).read().supervisor
+    assert supervisor is not None
+    assert not supervisor.cgroup or Path(supervisor.cgroup).name in log.stdout.decode()
 
 
 @as_root

@@ -12,10 +12,12 @@ import pytest
 
 from tests.engine.logs import ME, read_log, run, shell
 from tests.waiting import LIMIT_SECONDS, eventually
+from workerd.engine import identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import InvalidArgument, JobIdMalformed, JobNotFound, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Share, User
+from workerd.engine.journal import Specified, encode
 from workerd.engine.sharing import MAX_USERS
 
 ANNA = User("22222222-2222-4222-8222-222222222222", "anna")
@@ -62,7 +64,7 @@ async def test_a_job_that_runs_and_ends_has_nobody_look_anew_with_whom_it_is_sha
         folder = JobFolder(tmp_path / "state" / "jobs" / job_id)
 
         async def told() -> bool:
-            return folder.told.exists()
+            return folder.read().is_told
 
         with engine.watch_shares(job_id) as changed:
             await asyncio.to_thread(gate.write_text, "go\n")
@@ -84,15 +86,21 @@ async def test_a_job_that_runs_and_ends_has_nobody_look_anew_with_whom_it_is_sha
 async def test_a_spec_tells_the_owner_whatever_else_is_damaged(engine: Engine, tmp_path: Path) -> None:
     job_id = await start(engine)
     folder = JobFolder(tmp_path / "state" / "jobs" / job_id)
-    for path in (folder.status, folder.index, folder.shares):
+    first = len(encode(Specified(identity.read(tmp_path / "state" / "spool"), engine.spec(job_id)), job_id, 0))
+    with folder.journal.open("r+b") as journal:
+        journal.seek(first)
+        journal.write(b"damaged")
+    for path in (folder.index, folder.spec, folder.shares):
+        path.unlink(missing_ok=True)
         path.write_bytes(b"damaged")
+    assert folder.read().size == first
     assert engine.spec(job_id.upper()).owner == ME
     with pytest.raises(SpoolCorrupt, match="shares"):
         engine.shares(job_id)
     with pytest.raises(SpoolCorrupt):
         await engine.share(job_id, ANNA, ["stop"])
-    folder.spec.write_bytes(b"damaged")
-    with pytest.raises(SpoolCorrupt, match="spec"):
+    folder.journal.write_bytes(b"damaged")
+    with pytest.raises(SpoolCorrupt, match="journal"):
         engine.spec(job_id)
 
 

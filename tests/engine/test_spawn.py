@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.logs import ME, program, run, shell
+from workerd.engine import identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import (
     ArgumentsTooLong,
@@ -30,15 +31,18 @@ from workerd.engine.storage import DEFAULT_STORAGE
 
 async def test_a_program_gets_a_clean_start(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DAEMON_SECRET", "not for jobs")
-    envs = {"MINE": "=,ä", "WORKERD_JOB_ID": "another's"}
+    envs = {"MINE": "=,ä", "WORKERD_JOB_ID": "another's", "WORKERD_JOB_MARK": "another's"}
     request = program("inspect_process", "a,b", "c d", "é\n", envs=envs, working_directory=str(tmp_path))
     seen = json.loads((await run(engine, request)).stdout)
     assert seen["arguments"] == ["a,b", "c d", "é\n"]
     assert set(seen["environment"]) - {"LC_CTYPE"} == {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "WORKERD_JOB_ID", "MINE")
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "WORKERD_JOB_ID", "WORKERD_JOB_MARK", "MINE")
     }
     assert seen["environment"]["MINE"] == "=,ä"
     assert seen["environment"]["WORKERD_JOB_ID"] == str(uuid.UUID(seen["environment"]["WORKERD_JOB_ID"]))
+    spool = identity.read(tmp_path / "state" / "spool")
+    mark = identity.job_mark(spool, seen["environment"]["WORKERD_JOB_ID"])
+    assert seen["environment"]["WORKERD_JOB_MARK"] == mark
     assert seen["environment"]["HOME"] == pwd.getpwuid(os.geteuid()).pw_dir
     descriptors = seen["descriptors"]
     assert descriptors.pop("0") == "/dev/null"
@@ -108,13 +112,14 @@ async def test_a_state_directory_that_is_broken_is_no_want_of_room(engine: Engin
 async def test_a_fault_of_the_supervisors_is_no_want_of_room_either(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_spec = JobFolder.write_spec
+    create = JobFolder.create
 
-    def obstruct(folder: JobFolder, spec: JobSpec) -> None:
-        write_spec(folder, spec)
+    def obstruct(folder: JobFolder, spec: JobSpec, spool: str, identity_file: Path) -> int:
+        lock = create(folder, spec, spool, identity_file)
         folder.output.mkdir()
+        return lock
 
-    monkeypatch.setattr(JobFolder, "write_spec", obstruct)
+    monkeypatch.setattr(JobFolder, "create", obstruct)
     with pytest.raises(LauncherFailed, match="Is a directory"):
         await engine.spawn(shell("true"))
 
@@ -142,7 +147,7 @@ async def test_a_fault_before_the_program_is_executed_is_told(tmp_path: Path, mo
     monkeypatch.setattr("workerd.engine.linux.set_parent_death_signal", fail)
     spec = shell("true", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE)
     with (tmp_path / "output").open("wb") as output, pytest.raises(CannotStart, match=r"RuntimeError\('a mistake'\)"):
-        start(spec, stdout=output.fileno(), stderr=output.fileno(), cgroup_directory=None)
+        start(spec, "a mark", stdout=output.fileno(), stderr=output.fileno(), cgroup_directory=None)
 
 
 async def test_a_missing_working_directory_fails_the_spawn(engine: Engine) -> None:

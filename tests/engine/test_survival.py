@@ -12,15 +12,20 @@ import pytest
 
 from tests.daemon import end_jobs
 from tests.engine.logs import ME, has_ended, program, read_log, shell, wait_for_output
+from tests.waiting import eventually
+from workerd.engine import identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound, LauncherFailed, StateDirectoryInUse
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Exited, JobState, JobStatus, Lost, Stopped, Stream
+from workerd.engine.job import DamagedJob, Exited, Job, Lost, Stopped, Stream
+from workerd.engine.journal import JournalWriter, Supervised
 from workerd.engine.reader import LogReader
 from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import DEFAULT_STORAGE
 from workerd.engine.tree import parent_of
 from workerd.engine.watcher import Watcher
+
+NEVER = "00000000-0000-4000-8000-000000000000"
 
 
 async def test_a_job_outlives_the_engine_and_another_one_takes_it_up(tmp_path: Path) -> None:
@@ -59,9 +64,8 @@ async def test_a_job_whose_supervisor_is_killed_dies_and_is_lost(engine: Engine)
     assert isinstance(log.end.cause, Lost)
     assert log.stdout.startswith(b"ready")
     assert log.end.stdout.size_bytes == len(log.stdout)
-    if engine.status(job_id).status.cgroup:  # without one, the program gets its signal and its children none
-        assert has_ended(pid)
-        assert has_ended(away)
+    assert has_ended(pid)
+    assert has_ended(away)
 
 
 async def test_a_supervisor_killed_while_no_engine_runs_is_noticed_by_the_next(tmp_path: Path) -> None:
@@ -106,12 +110,21 @@ async def test_the_catalogue_is_made_again_from_the_folders(tmp_path: Path) -> N
 
 
 async def test_a_folder_of_a_job_that_was_never_started_is_removed(tmp_path: Path) -> None:
-    abandoned = tmp_path / "jobs" / "00000000-0000-4000-8000-000000000000"
-    abandoned.mkdir(parents=True)
-    (abandoned / "spec").write_text("{}")
+    async with Engine(tmp_path):
+        pass
+    abandoned = JobFolder(tmp_path / "jobs" / NEVER)
+    spec = shell("true", working_directory="/").specify(NEVER, 1, DEFAULT_STORAGE)
+    os.close(abandoned.create(spec, "its spool", tmp_path / "spool"))
     async with Engine(tmp_path) as engine:
         await engine.wait_scanned()
-    assert not abandoned.exists()
+        with pytest.raises(JobNotFound):
+            engine.status(NEVER)
+
+        async def removed() -> bool:
+            return not abandoned.path.exists()
+
+        await eventually(removed)
+        assert (await engine.list_jobs(None, states=(), name="", size=10, after=None)).jobs == ()
 
 
 async def test_a_job_that_another_process_removes_just_then_is_not_found(
@@ -167,33 +180,31 @@ async def test_one_damaged_folder_does_not_keep_the_engine_from_the_others(tmp_p
     async with Engine(tmp_path) as engine:
         job_id = await engine.spawn(shell("echo fine"))
         await read_log(engine, job_id)
-    damaged = tmp_path / "jobs" / "00000000-0000-4000-8000-000000000000"
+    damaged = tmp_path / "jobs" / NEVER
     damaged.mkdir()
     (damaged / "status").write_bytes(b'{"state":"running","cgroup":"\xff"}')
     (damaged / "spec").write_text("{}")
     async with Engine(tmp_path) as engine:
-        await engine.wait_scanned()
+        page = await engine.list_jobs(None, states=(), name="", size=10, after=None)
+        assert {type(job): job.id for job in page.jobs} == {Job: job_id, DamagedJob: NEVER}
         assert (await read_log(engine, job_id)).stdout == b"fine\n"
+        await engine.remove(NEVER)
+    assert os.listdir(tmp_path / "jobs") == [job_id]
 
 
 async def test_a_job_whose_engine_vanished_before_the_answer_runs_on(tmp_path: Path) -> None:
     """The supervisor's answer meets a closed pipe: what it started must not die of that."""
-    folder = JobFolder(tmp_path)
-    spec = shell("echo alone; exit 6", working_directory="/").specify(
-        "00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE
-    )
-    folder.write_spec(spec)
-    lock = folder.try_lock()
-    assert lock is not None
+    folder = JobFolder(tmp_path / NEVER)
+    spec = shell("echo alone; exit 6", working_directory="/").specify(NEVER, 1, DEFAULT_STORAGE)
+    identity_file = tmp_path / "spool"
+    lock = folder.create(spec, identity.establish(identity_file), identity_file)
+    directory = os.open(folder.path, os.O_RDONLY)
     reply, closed = os.pipe()
     os.close(reply)
-    code = (
-        "import sys; from pathlib import Path; from workerd.engine.supervisor import main;"
-        f"main(Path({str(tmp_path)!r}), {lock}, {closed})"
-    )
-    subprocess.run([sys.executable, "-c", code], pass_fds=[lock, closed], check=True, timeout=30)
-    os.close(closed)
-    os.close(lock)
+    code = f"from workerd.engine.supervisor import main; main({NEVER!r}, {directory}, {lock}, {closed})"
+    subprocess.run([sys.executable, "-c", code], pass_fds=[directory, lock, closed], check=True, timeout=30)
+    for descriptor in (directory, lock, closed):
+        os.close(descriptor)
     status = folder.read_status()
     assert status is not None
     assert status.end is not None
@@ -206,10 +217,9 @@ async def test_a_job_whose_supervisor_died_before_it_answered_is_kept_as_lost(
 ) -> None:
     """What may have been executed is not forgotten: its key finds the job, and starts nothing."""
 
-    async def die(folder: Path, lock: int) -> None:
-        del lock
-        SpoolWriter(JobFolder(folder)).close()
-        JobFolder(folder).write_status(JobStatus(state=JobState.STARTING))
+    async def die(folder: JobFolder, lock: int) -> None:
+        SpoolWriter(folder).close()
+        JournalWriter(lock, folder.job_id, folder.read().size).append(Supervised(1, 0, "an earlier boot", ""))
         raise LauncherFailed("killed")
 
     monkeypatch.setattr(engine._launcher, "launch", die)

@@ -14,7 +14,9 @@ from tests.engine.logs import ME, read_log, shell, wait_for_output
 from tests.waiting import eventually
 from workerd.engine.engine import Engine
 from workerd.engine.errors import ProgramNotFound
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, JobEnd, JobSpec, Lost
+from workerd.engine.journal import Told, encode
 from workerd.engine.request import SpawnRequest
 from workerd.engine.storage import Storage
 from workerd.engine.tree import parent_of
@@ -90,7 +92,7 @@ async def test_the_end_of_a_job_is_told_once_with_what_it_is(state: Path, listen
         await drained(state, listener)
     [(told, end)] = listener.ends
     assert (told, end.cause) == (job_id, Exited(3))
-    assert (state / "jobs" / job_id / "told").exists()
+    assert JobFolder(state / "jobs" / job_id).read().is_told
 
 
 async def test_it_is_not_told_again_when_the_catalogue_is_gone(state: Path, listener: Listener) -> None:
@@ -166,7 +168,9 @@ async def test_an_end_is_told_again_if_it_is_not_known_that_it_was(state: Path, 
     async with engine(state, listener) as running:
         job_id = await run(running)
         await eventually(listener.told)
-    (state / "jobs" / job_id / "told").rename(state / "jobs" / job_id / "told.new")
+    folder = JobFolder(state / "jobs" / job_id)
+    os.truncate(folder.journal, folder.read().size - len(encode(Told(), job_id, 0)))
+    assert not folder.read().is_told
     for path in state.glob("catalog.sqlite*"):
         path.unlink()
     await drained(state, listener)
@@ -225,7 +229,7 @@ async def test_jobs_are_removed_for_their_age_though_that_cannot_be_told(state: 
 async def test_a_job_of_an_engine_that_told_nobody_is_told_of_when_it_is_found(state: Path, listener: Listener) -> None:
     async with Engine(state) as silent:
         job_id = await run(silent)
-    assert not (state / "jobs" / job_id / "told").exists()
+    assert not JobFolder(state / "jobs" / job_id).read().is_told
     shutil.copytree(state, state.with_name("copy"), ignore=shutil.ignore_patterns("catalog*", "control", "lock"))
     await drained(state.with_name("copy"), listener)
     assert listener.ids() == [job_id]

@@ -23,7 +23,7 @@ from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import CHUNK_BYTES, Extent, Gap, LogReader, Output, measure
-from workerd.engine.recovery import complete, has_log, is_complete
+from workerd.engine.recovery import complete, has_end, is_complete
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
@@ -177,13 +177,13 @@ class Engine:
         folder = self._folder(job_id)
         with _found(job_id):
             journal = folder.read()
+            if journal.rest and not journal.ended and (journal.is_broken or folder.is_locked()):
+                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
             if journal.spec is None or journal.status is None:
-                if not folder.is_locked() and has_log(folder):
-                    raise SpoolCorrupt(folder.journal, "it does not say that the job was started")
+                if not folder.is_locked() and has_end(folder):
+                    raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
                 raise JobNotFound(job_id)
             status = journal.status
-            if journal.rest and not journal.ended and folder.is_locked():
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
             if status.end is not None and not self._complete(folder, journal):
                 status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
             extent = _measure(folder)

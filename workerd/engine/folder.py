@@ -28,7 +28,7 @@ from workerd.engine.files import open_regular, read_whole, replacing
 from workerd.engine.identity import Version
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
-from workerd.engine.journal import Journal, JournalWriter, Specified, Told, is_cut_off, parse
+from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse
 from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
@@ -155,10 +155,11 @@ class JobFolder:
             looks += 1
             if not journal.rest or looks == _LOOKS:  # what does not check may be a record that is being written
                 break
+        journal.is_broken = journal.rest > 0 and goes_on(data, self.job_id, journal.size)
         if journal.spec is None:
             if (version := self._version()) > FORMAT_VERSION:
                 raise FormatTooNew(self.spec, version)
-            if is_cut_off(data):
+            if not journal.is_broken and is_cut_off(data):
                 raise NeverForced(self.journal)
             raise SpoolCorrupt(self.journal, "its first record does not check")
         return journal
@@ -177,13 +178,6 @@ class JobFolder:
             None when no supervisor has taken the job on yet: then nothing of it has been executed.
         """
         return self.read().status
-
-    def is_never_started(self) -> bool:
-        """Return whether no supervisor has taken the job on. Raises what `read` does."""
-        try:
-            return self.read().status is None
-        except NeverForced:
-            return True
 
     def read_owner(self) -> User | None:
         """Read whose job it is, whatever else is damaged.

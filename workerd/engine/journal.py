@@ -30,6 +30,7 @@ _ROOM = 12 << 10  # what is set aside at first: some states, the end with a tail
 _END_ROOM = 8 << 10  # what all other records leave for the end
 _SEEDS = 2**64
 _LONGEST_FAULT = 4000
+_LAST_BYTES = 16 << 10  # of a damaged journal: what follows what was asked for is shorter
 TAIL_BYTES = 2048
 
 
@@ -112,6 +113,7 @@ class Journal:
         faults: what went wrong inside the supervisor.
         size: how many bytes check, from the beginning.
         rest: how many bytes follow that do not.
+        is_broken: whether records that check come after those: it was damaged, not cut off by a power cut.
     """
 
     spool: str = ""
@@ -123,6 +125,7 @@ class Journal:
     faults: tuple[str, ...] = ()
     size: int = 0
     rest: int = 0
+    is_broken: bool = False
 
     @property
     def ended(self) -> bool:
@@ -195,6 +198,22 @@ def _if_possible() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise
+
+
+def goes_on(data: bytes, job_id: str, size: int) -> bool:
+    """Return whether any record checks after those that do: a journal was damaged then, and not cut off.
+
+    Args:
+        data: the whole file.
+        size: how many bytes check, from the beginning.
+    """
+    seed = job_seed(job_id)
+    for offset in range(max(size + 1, len(data) - _LAST_BYTES), len(data) - _HEAD.size):
+        length, check = _HEAD.unpack_from(data, offset)
+        payload = memoryview(data)[offset + _HEAD.size : offset + _HEAD.size + length]
+        if 0 < length == len(payload) and checksum(payload, (seed + offset) % _SEEDS) == check:
+            return True
+    return False
 
 
 def is_cut_off(data: bytes) -> bool:

@@ -38,7 +38,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.reader import measure
-from workerd.engine.recovery import has_log, recover
+from workerd.engine.recovery import has_end, has_output, recover
 from workerd.engine.retention import choose_removals, seconds_until_next
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
@@ -171,14 +171,11 @@ class Keeper:
         try:
             for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
                 try:
-                    await self._end(folder)
+                    await self._end_or_leave(folder)
                 except FileNotFoundError:  # somebody removed the job
                     if not folder.path.exists():
                         return
                     # And its key has made it again: it is this guard's.
-                except SpoolCorrupt as error:
-                    self._leave(folder, error)
-                    return
                 except Exception as error:  # a full disk, say: what keeps one job from its end may pass
                     log.error("a job's end could not be seen to yet", job=folder.path.name, error=str(error))
                     await asyncio.sleep(pause)
@@ -189,6 +186,12 @@ class Keeper:
             del self._guards[folder.path.name]
             self._changed.set()
 
+    async def _end_or_leave(self, folder: JobFolder) -> None:
+        try:
+            await self._end(folder)
+        except SpoolCorrupt as error:
+            self._leave(folder, error)
+
     async def _end(self, folder: JobFolder) -> None:
         """Wait until nobody watches over a job any more, and bring it to its end.
 
@@ -198,8 +201,7 @@ class Keeper:
         """
         lock = await self._shelf.wait_lock(folder)
         try:
-            if folder.is_never_started():
-                await self._clear(folder)
+            if await self._clear(folder):
                 return
             # In a thread: what is left of the job may take its time to end, and a log its time to be read.
             if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
@@ -217,11 +219,25 @@ class Keeper:
         self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 
-    async def _clear(self, folder: JobFolder) -> None:
-        """Remove what is left of a spawn that ended before anything was executed; nobody will take it up."""
-        if has_log(folder):
-            raise SpoolCorrupt(folder.path, "nothing says that it was started, and it has a log")
+    async def _clear(self, folder: JobFolder) -> bool:
+        """Remove what is left of a spawn that ended before anything was executed; return whether it was that.
+
+        Raises:
+            SpoolCorrupt: the folder is damaged.
+        """
+        try:
+            journal = folder.read()
+            if journal.status is not None or has_output(folder):
+                return False
+            problem = SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+            is_damaged = journal.is_broken
+        except NeverForced as error:
+            problem = error
+            is_damaged = has_output(folder)
+        if is_damaged or has_end(folder):
+            raise problem
         await self._shelf.forget(folder)
+        return True
 
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it; again later, if that fails."""
@@ -276,9 +292,9 @@ class Keeper:
                 self._leave(folder, problem)
                 return
             journal = Journal()
+        self._guard(folder)
         if journal.spec is not None and journal.status is not None:
             self._catalog.add_found(journal.spec)
-        self._guard(folder)
 
     async def _retain(self) -> None:
         """Remove the jobs that are too old, or too much."""
