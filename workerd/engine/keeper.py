@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +28,7 @@ from workerd.engine.errors import CatalogBusy, CatalogFailed, JobIdMalformed, Sp
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobState, parse_job_id
 from workerd.engine.recovery import has_end, recover
-from workerd.engine.retention import choose_removals, seconds_until_next
+from workerd.engine.retention import Retention
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 
@@ -86,6 +85,9 @@ class Keeper:
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             self._catalog = stack.enter_context(self._shelf).catalog
+            if (problem := await asyncio.to_thread(self._catalog.find_damage)) is not None:
+                self._catalog.reset(problem)
+            self._catalog.mark_incomplete()
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
             stack.callback(self._drain.unlink, missing_ok=True)
@@ -215,6 +217,7 @@ class Keeper:
     async def _try_scan(self) -> bool:
         """Take up every job that is there; return whether that could be done."""
         try:
+            generation = self._catalog.generation
             ended = {job.id for job in self._catalog.ended()}
             gone = ended.union(self._catalog.unended())
             with os.scandir(self._shelf.jobs) as entries:
@@ -232,7 +235,7 @@ class Keeper:
             for job_id in gone:
                 if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
                     self._catalog.remove(job_id)
-            self._catalog.mark_complete()
+            self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
             log.error("the jobs could not be taken up yet", error=str(error))
             return False
@@ -257,24 +260,7 @@ class Keeper:
         if not (self._storage.max_total_bytes or self._storage.max_age_seconds):
             return
         await asyncio.shield(self._scanning)
-        while True:
-            self._job_ended.clear()
-            try:
-                ended = self._catalog.ended()
-                others = 0
-                for job_id in self._catalog.unended():
-                    with contextlib.suppress(FileNotFoundError):  # it was not started, or removed
-                        others += disk_bytes(self._shelf.folder(job_id).path)
-                chosen = choose_removals(ended, others, self._storage, time.time_ns())
-                for job_id in chosen:
-                    await self._remove(self._shelf.folder(job_id))
-                wait = seconds_until_next(ended[len(chosen) :], self._storage, time.time_ns())
-            except Exception as error:  # a full disk, say, also of whoever is to be told
-                log.error("old jobs could not be removed", error=str(error))
-                wait = _PAUSES_SECONDS[-1]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._job_ended.wait()
+        await Retention(self._shelf, self._storage, self._remove).run(self._job_ended)
 
     async def _remove(self, folder: JobFolder) -> None:
         told = self._tell_removal(folder.path.name)
