@@ -24,7 +24,8 @@ EngineError
 │   └── FormatTooNew
 ├── StorageUnfit
 ├── CatalogFailed
-│   └── CatalogBusy
+│   ├── CatalogBusy
+│   └── CatalogIncomplete
 └── WatchesExhausted
 """
 
@@ -268,6 +269,13 @@ class CatalogBusy(CatalogFailed):
 
     def __init__(self, path: Path, waited_seconds: float) -> None:
         super().__init__(path, f"another program has held it for {waited_seconds:g} s: try again")
+
+
+class CatalogIncomplete(CatalogFailed):
+    """The catalogue was deleted or damaged, and the jobs are being entered again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "it is being made again from the jobs' folders: try again")
 
 
 class WatchesExhausted(EngineError):

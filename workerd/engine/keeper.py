@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +36,8 @@ from workerd.engine.errors import (
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
-from workerd.engine.reader import measure
-from workerd.engine.recovery import has_end, has_output, recover
-from workerd.engine.retention import choose_removals, seconds_until_next
+from workerd.engine.recovery import has_end, has_output, is_complete, recover
+from workerd.engine.retention import Retention
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 
@@ -97,6 +95,9 @@ class Keeper:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
             self._catalog = stack.enter_context(self._shelf).catalog
+            if (problem := await asyncio.to_thread(self._catalog.find_damage)) is not None:
+                self._catalog.reset(problem)
+            self._catalog.mark_incomplete()
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
             stack.callback(self._drain.unlink, missing_ok=True)
@@ -254,6 +255,7 @@ class Keeper:
     async def _try_scan(self) -> bool:
         """Take up every job that is there; return whether that could be done."""
         try:
+            generation = self._catalog.generation
             ended = {job.id for job in self._catalog.ended()}
             gone = ended.union(self._catalog.unended())
             with os.scandir(self._shelf.jobs) as entries:
@@ -271,7 +273,7 @@ class Keeper:
             for job_id in gone:
                 if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
                     self._catalog.remove(job_id)
-            self._catalog.mark_complete()
+            self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
             log.error("the jobs could not be taken up yet", error=str(error))
             return False
@@ -280,16 +282,14 @@ class Keeper:
     async def _take_up(self, folder: JobFolder) -> None:
         try:
             journal = folder.read()
-            if journal.ended and measure(folder).ended and self._shelf.try_tell_end(folder):
+            if journal.ended and is_complete(folder, journal) and self._shelf.try_tell_end(folder):
                 self._enter_ended(folder)
                 return
         except NeverForced:
             journal = Journal()
-        except (FileNotFoundError, SpoolCorrupt) as error:
-            folder.path.stat()
+        except SpoolCorrupt as error:
             if not folder.is_watched():
-                problem = error if isinstance(error, SpoolCorrupt) else SpoolCorrupt(folder.index, "it is missing")
-                self._leave(folder, problem)
+                self._leave(folder, error)
                 return
             journal = Journal()
         self._guard(folder)
@@ -301,24 +301,7 @@ class Keeper:
         if not (self._storage.max_total_bytes or self._storage.max_age_seconds):
             return
         await asyncio.shield(self._scanning)
-        while True:
-            self._job_ended.clear()
-            try:
-                ended = self._catalog.ended()
-                others = 0
-                for job_id in self._catalog.unended():
-                    with contextlib.suppress(FileNotFoundError):  # it was not started, or removed
-                        others += disk_bytes(self._shelf.folder(job_id).path)
-                chosen = choose_removals(ended, others, self._storage, time.time_ns())
-                for job_id in chosen:
-                    await self._remove(self._shelf.folder(job_id))
-                wait = seconds_until_next(ended[len(chosen) :], self._storage, time.time_ns())
-            except Exception as error:  # a full disk, say, also of whoever is to be told
-                log.error("old jobs could not be removed", error=str(error))
-                wait = _PAUSES_SECONDS[-1]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._job_ended.wait()
+        await Retention(self._shelf, self._storage, self._remove).run(self._job_ended)
 
     async def _remove(self, folder: JobFolder) -> None:
         told = self._tell_removal(folder.path.name)
@@ -326,6 +309,8 @@ class Keeper:
             await self._shelf.remove(folder)
         except FileNotFoundError:
             pass  # somebody else removed it
+        except FormatTooNew:
+            raise
         except SpoolCorrupt:
             await self._shelf.remove_damaged(folder)
         else:
