@@ -1,0 +1,109 @@
+"""Disks of a test's own: file systems in image files, mounted through loop devices."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+_SIZE_BYTES = 400 << 20
+# Blocks of 4 KiB, as on any real disk; nothing is left for the kernel to initialize in the background.
+_MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
+    "xfs": ("mkfs.xfs", "-q", "-f"),
+}
+FILE_SYSTEMS = tuple(_MAKE)
+_TOOLS = ("cp", "gcc", "losetup", "mount", "pkg-config", "umount")
+_RELEASE_SECONDS = 30.0
+_PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+
+def find_obstacle() -> str:
+    """Return why no recorded disk can be made here; empty if one can be."""
+    if os.geteuid() != 0:
+        return "only root may mount a disk to cut the power of"
+    for device in ("/dev/fuse", "/dev/loop-control"):
+        if not os.path.exists(device):
+            return f"there is no {device} here"
+    for tool in _TOOLS:
+        if shutil.which(tool, path=_PATH) is None:
+            return f"there is no {tool} here"
+    if subprocess.run(["pkg-config", "--exists", "fuse3"], check=False).returncode != 0:
+        return "libfuse3-dev is not installed here"
+    return ""
+
+
+def find_obstacle_of(kind: str) -> str:
+    """Return why a file system cannot be used here; empty if it can be."""
+    tool = _MAKE[kind][0]
+    return "" if shutil.which(tool, path=_PATH) is not None else f"there is no {tool} here"
+
+
+def make_image(kind: str, image: Path) -> None:
+    """Make an image file with an empty file system in it."""
+    with image.open("wb") as file:
+        file.truncate(_SIZE_BYTES)
+    _run(*_MAKE[kind], str(image))
+
+
+def copy_image(source: Path, target: Path) -> None:
+    """Copy an image file; blocks of zeros take no room in the copy."""
+    _run("cp", "--reflink=auto", "--sparse=always", str(source), str(target))
+
+
+@contextlib.contextmanager
+def loop_device(image: Path) -> Iterator[Path]:
+    """Attach a loop device to an image for as long as the context lasts."""
+    device = _run("losetup", "--show", "--find", str(image))
+    try:
+        yield Path(device)
+    finally:
+        _run("losetup", "--detach", device)
+
+
+@contextlib.contextmanager
+def mounted(device: Path, mountpoint: Path) -> Iterator[Path]:
+    """Mount a device for as long as the context lasts, and then wait until it is released."""
+    mountpoint.mkdir(exist_ok=True)
+    _run("mount", str(device), str(mountpoint))
+    try:
+        yield mountpoint
+    finally:
+        _unmount(mountpoint)
+
+
+def sync_file_system(mountpoint: Path) -> None:
+    """Force everything on a file system to its disk."""
+    _run("sync", "--file-system", str(mountpoint))
+
+
+def _unmount(mountpoint: Path) -> None:
+    limit = time.monotonic() + _RELEASE_SECONDS
+    while True:
+        try:
+            _run("umount", str(mountpoint))
+        except DiskFailed:
+            if time.monotonic() > limit:
+                _run("umount", "--lazy", str(mountpoint))
+                raise
+        else:
+            return
+        time.sleep(0.02)  # nothing tells when the last process of a daemon has let go
+
+
+class DiskFailed(Exception):
+    """A command about a disk failed."""
+
+    def __init__(self, command: tuple[str, ...], problem: str) -> None:
+        super().__init__(f"{' '.join(command)} failed: {problem}")
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | {"PATH": _PATH}
+    )
+    if done.returncode != 0:
+        raise DiskFailed(command, done.stderr.strip())
+    return done.stdout.strip()

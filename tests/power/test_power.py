@@ -1,0 +1,94 @@
+"""The power is cut at any write, and what clients had been told is so afterwards."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.daemon import Daemon
+from tests.power.cuts import Cut, Replay, choose_cuts
+from tests.power.disk import (
+    FILE_SYSTEMS,
+    copy_image,
+    find_obstacle_of,
+    loop_device,
+    make_image,
+    mounted,
+    sync_file_system,
+)
+from tests.power.inspection import Inspection
+from tests.power.ledger import Story
+from tests.power.recorder import Recording, recorded_image
+from tests.power.scene import FRIEND, Scene
+from tests.power.verdict import Count, Verdict
+from tests.power.views import view_by_daemon, view_by_engine
+
+_DAEMON_EVERY = 10  # of so many cuts, one is looked at through a whole daemon
+_SHOWN = 30
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+async def test_what_was_told_is_there_after_a_power_cut(
+    kind: str, recorder: Path, tmp_path: Path, cut_count: int, seed: int, verdicts: dict[str, Verdict]
+) -> None:
+    if obstacle := find_obstacle_of(kind):
+        pytest.skip(obstacle)
+    verdict = verdicts[kind] = Verdict()
+    base, log = tmp_path / "base", tmp_path / "log"
+    seconds = min(60.0, 20.0 + cut_count / 5)
+    first, stories = await record_scene(kind, recorder, tmp_path, seconds)
+    recording = Recording(log)
+    try:
+        told = [size for story in stories for size in story.told_at()]
+        replay = Replay(recording, base)
+        for number, cut in enumerate(choose_cuts(recording, told, first, cut_count, seed)):
+            began = time.monotonic()
+            replay.make(cut, tmp_path / "cut")
+            await inspect_cut(tmp_path, cut, stories, verdict, by_daemon=number % _DAEMON_EVERY == 0)
+            verdict.cut_seconds.append(time.monotonic() - began)
+        replay.finish()
+        assert base.read_bytes() == (tmp_path / "image").read_bytes(), "the records are not all that was written"
+    finally:
+        recording.close()
+    problems = "\n".join(verdict.problems[:_SHOWN])
+    assert not verdict.problems, f"{len(verdict.problems)} problems with seed {seed}\n{problems}"
+
+
+async def record_scene(kind: str, recorder: Path, folder: Path, seconds: float) -> tuple[int, list[Story]]:
+    """Run a daemon and jobs on a new disk, whose records go to `log`; `base` is the disk before.
+
+    Returns:
+        The size of the record log when the scene began, and what clients were told.
+    """
+    image, log = folder / "image", folder / "log"
+    make_image(kind, image)
+    copy_image(image, folder / "base")
+    (folder / "recorded").mkdir()
+    with (
+        recorded_image(recorder, image, log, folder / "recorded") as file,
+        loop_device(file) as device,
+        mounted(device, folder / "mounted") as mountpoint,
+    ):
+        daemon = Daemon(mountpoint / "state")
+        try:
+            daemon.pki.issue_client(FRIEND)
+            daemon.start()
+            sync_file_system(mountpoint)  # the daemon itself had been there for long
+            first = log.stat().st_size
+            scene = Scene(daemon, log)
+            await scene.play(seconds)
+        finally:
+            await asyncio.to_thread(daemon.close)
+    return first, scene.stories
+
+
+async def inspect_cut(folder: Path, cut: Cut, stories: list[Story], verdict: Verdict, *, by_daemon: bool) -> None:
+    """Look at every job on the disk `cut`, as it is when the machine is up again."""
+    verdict.counts[Count.CUTS] += 1
+    verdict.counts[Count.DAEMONS] += by_daemon
+    with loop_device(folder / "cut") as device, mounted(device, folder / "mounted") as mountpoint:
+        view = view_by_daemon if by_daemon else view_by_engine
+        async with view(mountpoint / "state") as seen:
+            await Inspection(seen, cut, verdict).inspect(stories)

@@ -1,0 +1,89 @@
+"""What was counted after the cuts of one disk, and what of it is a violation."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Count(StrEnum):
+    """What is counted, in the order of the table. What begins with "!" must not happen."""
+
+    CUTS = "cuts"
+    DAEMONS = "of them looked at through a daemon"
+    ENDS = "ends that had been told"
+    END_MISSING = "! missing"
+    END_UNREADABLE = "! unreadable"
+    END_OTHER = "! ended in another way"
+    END_INCOMPLETE = "! log incomplete"
+    RAN = "other jobs that had run"
+    RAN_UNREADABLE = "! unreadable or torn"
+    LOST = "lost"
+    ENDED = "ended, and not told"
+    SPAWNS = "spawns that had been told, of these"
+    SPAWN_MISSING = "! gone"
+    SHARES = "shares that had been told"
+    SHARE_MISSING = "! not shared"
+    READS = "reads of logs"
+    WRONG_BYTES = "! bytes that were not printed"
+    HOLES = "! holes, or bytes out of place"
+    WRONG_SUMMARY = "! wrong size, digest or end"
+    FAILED = "! failed otherwise, or had no end"
+    UNLIKE_LIST = "! not as the list has it"
+    LEFTOVERS = "unreadable, of spawns not told"
+
+
+@dataclass
+class Verdict:
+    """The counts of all cuts of one disk.
+
+    Attributes:
+        problems: a sentence for each violation.
+        lost_seconds: of each job that ran when the power was cut, how much of its last output was gone.
+        cut_seconds: how long it took to look at each cut.
+        promised: what is counted as a violation; the others are only told.
+    """
+
+    promised: frozenset[Count] = frozenset(Count)
+    counts: Counter[Count] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    lost_seconds: list[float] = field(default_factory=list)
+    cut_seconds: list[float] = field(default_factory=list)
+
+    def violate(self, count: Count, sentence: str) -> None:
+        """Count a violation."""
+        self.counts[count] += 1
+        if count in self.promised:
+            self.problems.append(f"{count.removeprefix('! ')}: {sentence}")
+
+
+def format_table(verdicts: Mapping[str, Verdict]) -> str:
+    """Return the counts of several disks as a table."""
+    rows: list[Sequence[str]] = [("", *verdicts)]
+    for count in Count:
+        indent = "  " if count.startswith("!") or count in (Count.LOST, Count.ENDED, Count.DAEMONS) else ""
+        rows.append((f"{indent}{count}", *(str(verdict.counts[count]) for verdict in verdicts.values())))
+    measures = (
+        ("seconds of output that lost jobs had lost", "lost_seconds", 1),
+        ("seconds that each cut took", "cut_seconds", 2),
+    )
+    for title, name, digits in measures:
+        cells = [_summarize(getattr(verdict, name), digits) for verdict in verdicts.values()]
+        rows.append((f"{title} (median, 99 %, most)", *cells))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _summarize(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "-"
+    ordered = sorted(values)
+    most = ordered[-1]
+    late = ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+    return ", ".join(f"{value:.{digits}f}" for value in (statistics.median(ordered), late, most))
