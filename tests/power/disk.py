@@ -49,8 +49,8 @@ def make_image(kind: str, image: Path) -> None:
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Copy an image file; blocks of zeros take no room in the copy."""
-    _run("cp", "--reflink=auto", "--sparse=always", str(source), str(target))
+    """Copy an image file; what is a hole in it is one in the copy."""
+    _run("cp", "--reflink=auto", "--sparse=auto", str(source), str(target))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Comparing what a reader sees after a cut with what clients had been told before it."""
 
+import asyncio
 import bisect
 import random
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from tests.power.ledger import Story
 from tests.power.verdict import Count, Verdict
 from tests.power.views import End, Hole, Log, Missing, Piece, Unreadable, View
 
+_AT_ONCE = 6  # reads: a daemon answers while its client takes in
 _LONG_BYTES = 10_000
 _SHORT_SHARE = 0.1  # of the short logs that are read from an offset, too
 
@@ -48,17 +50,25 @@ class Inspection:
     async def inspect(self, stories: Sequence[Story]) -> None:
         """Look at all jobs of a scene."""
         listed = await self._view.listed()
-        for story in stories:
-            damaged = await self._inspect_job(story)
-            in_list = listed.pop(story.id, None)
-            if damaged is False and in_list is not False:
-                self._violate(Count.UNLIKE_LIST, story, "it can be read, and the list does not have it so")
-            if damaged is None and in_list is not None:
-                self._violate(Count.UNLIKE_LIST, story, "the list has it, and it is not there")
-            if story.shared_at is not None and story.shared_at <= self._cut.position:
-                await self._inspect_share(story)
-        for job_id in listed:
+        slots = asyncio.Semaphore(_AT_ONCE)
+
+        async def inspect_one(story: Story) -> None:
+            async with slots:
+                damaged = await self._inspect_job(story)
+                self._compare_with_list(story, damaged=damaged, in_list=listed.get(story.id))
+                if story.shared_at is not None and story.shared_at <= self._cut.position:
+                    await self._inspect_share(story)
+
+        await asyncio.gather(*(inspect_one(story) for story in stories))
+        for job_id in listed.keys() - {story.id for story in stories}:
             self._verdict.violate(Count.UNLIKE_LIST, f"job {job_id} is in the list, and was never started")
+
+    def _compare_with_list(self, story: Story, *, damaged: bool | None, in_list: bool | None) -> None:
+        """Compare what a read found with the list: each is None where the job is not there."""
+        if damaged is False and in_list is not False:
+            self._violate(Count.UNLIKE_LIST, story, "it can be read, and the list does not have it so")
+        if damaged is None and in_list is not None:
+            self._violate(Count.UNLIKE_LIST, story, "the list has it, and it is not there")
 
     async def _inspect_job(self, story: Story) -> bool | None:
         """Look at one job; return whether it is damaged, None if it is not there."""
@@ -78,9 +88,9 @@ class Inspection:
             return None
         except Unreadable as error:
             if told_end:
-                self._violate(Count.END_UNREADABLE, story, str(error))
+                self._violate(Count.END_UNREADABLE, story, _shorten(error))
             elif ran:
-                self._violate(Count.RAN_UNREADABLE, story, str(error))
+                self._violate(Count.RAN_UNREADABLE, story, _shorten(error))
             else:
                 counts[Count.LEFTOVERS] += 1
             return True
@@ -192,3 +202,8 @@ def _find_wrong(printed: bytes, piece: Piece) -> str | None:
     at = next((number for number, (got, wanted) in pairs if got != wanted), len(right))
     blank = piece.data.count(0, at)
     return f"from byte {piece.offset + at} on, {len(piece.data) - at} bytes, {blank} of them NUL"
+
+
+def _shorten(error: Unreadable) -> str:
+    """Return what is said about a damaged job, from the name of its file on."""
+    return str(error).rpartition("/jobs/")[2]

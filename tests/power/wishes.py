@@ -60,7 +60,7 @@ def lasting(number: int) -> Wish:
 
 def over_limit(number: int) -> Wish:
     """Return a job that prints more than is kept, and ends."""
-    story, request = _printing("over its limit", number, lines=20_000, pause_seconds=0.05, count=60)
+    story, request = _printing("over its limit", number, lines=20_000, pause_seconds=0.05, count=40)
     story.limited = True
     request.max_log_bytes = MIN_LOG_BYTES
     return story, request
