@@ -14,6 +14,7 @@ from tests.power.verdict import Count, Verdict
 from tests.power.views import End, Hole, Log, Missing, Piece, Unreadable, View
 
 _AT_ONCE = 6  # reads: a daemon answers while its client takes in
+_MOST_LOST_SECONDS = 10.0  # the interval, and as long again for a disk that is busy
 _LONG_BYTES = 10_000
 _SHORT_SHARE = 0.1  # of the short logs that are read from an offset, too
 
@@ -186,7 +187,10 @@ class Inspection:
             return
         number = bisect.bisect_right(story.arrivals, kept, key=lambda arrival: arrival[0])
         lost_since = story.arrivals[number][1] if number < len(story.arrivals) else self._cut.time_ns
-        self._verdict.lost_seconds.append(max(0, self._cut.time_ns - lost_since) / 1e9)
+        seconds = max(0, self._cut.time_ns - lost_since) / 1e9
+        self._verdict.lost_seconds.append(seconds)
+        if seconds > _MOST_LOST_SECONDS:
+            self._violate(Count.LATE, story, f"{seconds:.1f} s")
 
     def _violate(self, count: Count, story: Story, sentence: str) -> None:
         where = f"record {self._cut.count}, {self._cut.variant}"

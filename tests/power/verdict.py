@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+_SHOWN = 6
+
 
 class Count(StrEnum):
     """What is counted, in the order of the table. What begins with "!" must not happen."""
@@ -31,6 +33,7 @@ class Count(StrEnum):
     WRONG_SUMMARY = "! wrong size, digest or end"
     FAILED = "! failed otherwise, or had no end"
     UNLIKE_LIST = "! not as the list has it"
+    LATE = "! jobs that lost more than 10 s of output"
     LEFTOVERS = "unreadable, of spawns not told"
 
 
@@ -39,7 +42,7 @@ class Verdict:
     """The counts of all cuts of one disk.
 
     Attributes:
-        problems: a sentence for each violation.
+        problems: a sentence for each violation, by what is violated.
         lost_seconds: of each job that ran when the power was cut, how much of its last output was gone.
         cut_seconds: how long it took to look at each cut.
         promised: what is counted as a violation; the others are only told.
@@ -47,7 +50,7 @@ class Verdict:
 
     promised: frozenset[Count] = frozenset(Count)
     counts: Counter[Count] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[Count, list[str]] = field(default_factory=dict)
     lost_seconds: list[float] = field(default_factory=list)
     cut_seconds: list[float] = field(default_factory=list)
 
@@ -55,7 +58,15 @@ class Verdict:
         """Count a violation."""
         self.counts[count] += 1
         if count in self.promised:
-            self.problems.append(f"{count.removeprefix('! ')}: {sentence}")
+            self.problems.setdefault(count, []).append(sentence)
+
+    def describe_problems(self) -> str:
+        """Return the violations for people, some of each kind; empty if there is none."""
+        lines = []
+        for count, sentences in self.problems.items():
+            lines.append(f"{len(sentences)} × {count.name}: {count.removeprefix('! ')}")
+            lines += [f"    {sentence}" for sentence in sentences[:_SHOWN]]
+        return "\n".join(lines)
 
 
 def format_table(verdicts: Mapping[str, Verdict]) -> str:
