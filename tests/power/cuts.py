@@ -39,6 +39,9 @@ class Cut:
     variant: Variant
     seed: int
 
+    def __str__(self) -> str:
+        return f"record {self.count} ({self.variant})"
+
 
 def choose_cuts(recording: Recording, told: Collection[int], first: int, count: int, seed: int) -> list[Cut]:
     """Choose places to cut at, in order: half of them right after a client was told something, half anywhere.

@@ -16,8 +16,16 @@ _MAKE = {
 }
 FILE_SYSTEMS = tuple(_MAKE)
 _TOOLS = ("cp", "gcc", "losetup", "mount", "pkg-config", "umount")
+_COMMAND_SECONDS = 120.0
 _RELEASE_SECONDS = 30.0
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+
+class DiskFailed(Exception):
+    """A command about a disk failed."""
+
+    def __init__(self, command: tuple[str, ...], problem: str) -> None:
+        super().__init__(f"{' '.join(command)} failed: {problem}")
 
 
 def find_obstacle() -> str:
@@ -35,14 +43,12 @@ def find_obstacle() -> str:
     return ""
 
 
-def find_obstacle_of(kind: str) -> str:
-    """Return why a file system cannot be used here; empty if it can be."""
-    tool = _MAKE[kind][0]
-    return "" if shutil.which(tool, path=_PATH) is not None else f"there is no {tool} here"
-
-
 def make_image(kind: str, image: Path) -> None:
-    """Make an image file with an empty file system in it."""
+    """Make an image file with an empty file system in it.
+
+    Raises:
+        DiskFailed: this and all else here, where it cannot be done.
+    """
     with image.open("wb") as file:
         file.truncate(_SIZE_BYTES)
     _run(*_MAKE[kind], str(image))
@@ -93,17 +99,14 @@ def _unmount(mountpoint: Path) -> None:
         time.sleep(0.02)  # nothing tells when the last process of a daemon has let go
 
 
-class DiskFailed(Exception):
-    """A command about a disk failed."""
-
-    def __init__(self, command: tuple[str, ...], problem: str) -> None:
-        super().__init__(f"{' '.join(command)} failed: {problem}")
-
-
 def _run(*command: str) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | {"PATH": _PATH}
-    )
+    environment = os.environ | {"PATH": _PATH}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_COMMAND_SECONDS, env=environment
+        )
+    except FileNotFoundError as error:
+        raise DiskFailed(command, "it is not installed") from error
     if done.returncode != 0:
         raise DiskFailed(command, done.stderr.strip())
     return done.stdout.strip()

@@ -50,7 +50,7 @@ class Inspection:
 
     async def inspect(self, stories: Sequence[Story]) -> None:
         """Look at all jobs of a scene."""
-        listed = await self._view.listed()
+        listed = await self._list()
         slots = asyncio.Semaphore(_AT_ONCE)
 
         async def inspect_one(story: Story) -> None:
@@ -64,10 +64,18 @@ class Inspection:
         for job_id in listed.keys() - {story.id for story in stories}:
             self._verdict.violate(Count.UNLIKE_LIST, f"job {job_id} is in the list, and was never started")
 
+    async def _list(self) -> dict[str, bool]:
+        try:
+            return await self._view.listed()
+        except Exception as error:  # whatever it is, it is no list
+            self._verdict.violate(Count.FAILED, f"the list at {self._cut}: {error!r}")
+            return {}
+
     def _compare_with_list(self, story: Story, *, damaged: bool | None, in_list: bool | None) -> None:
         """Compare what a read found with the list: each is None where the job is not there."""
         if damaged is False and in_list is not False:
-            self._violate(Count.UNLIKE_LIST, story, "it can be read, and the list does not have it so")
+            listed = "does not have it" if in_list is None else "says that it is damaged"
+            self._violate(Count.UNLIKE_LIST, story, f"it can be read, and the list before {listed}")
         if damaged is None and in_list is not None:
             self._violate(Count.UNLIKE_LIST, story, "the list has it, and it is not there")
 
@@ -90,8 +98,10 @@ class Inspection:
         except Unreadable as error:
             if told_end:
                 self._violate(Count.END_UNREADABLE, story, _shorten(error))
-            elif ran:
+            elif told_spawn:
                 self._violate(Count.RAN_UNREADABLE, story, _shorten(error))
+            elif ran:
+                self._violate(Count.UNTOLD_UNREADABLE, story, _shorten(error))
             else:
                 counts[Count.LEFTOVERS] += 1
             return True
@@ -193,8 +203,7 @@ class Inspection:
             self._violate(Count.LATE, story, f"{seconds:.1f} s")
 
     def _violate(self, count: Count, story: Story, sentence: str) -> None:
-        where = f"record {self._cut.count}, {self._cut.variant}"
-        self._verdict.violate(count, f"{story.kind} {story.id} at {where}: {sentence}")
+        self._verdict.violate(count, f"{story.kind} {story.id} at {self._cut}: {sentence}")
 
 
 def _find_wrong(printed: bytes, piece: Piece) -> str | None:

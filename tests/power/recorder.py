@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.power.disk import DiskFailed
+
 _SOURCE = Path(__file__).with_name("recorder.c")
 _HEADER = struct.Struct("=4Q")
 _STOP_SECONDS = 30
@@ -93,6 +95,9 @@ def recorded_image(recorder: Path, image: Path, log: Path, mountpoint: Path) -> 
 
     Yields:
         The file to write to.
+
+    Raises:
+        DiskFailed: it cannot be mounted here.
     """
     # In a session of its own: Ctrl-C must not take the disk away from under a mounted file system.
     command = [recorder, image, log, mountpoint]
@@ -100,7 +105,8 @@ def recorded_image(recorder: Path, image: Path, log: Path, mountpoint: Path) -> 
     try:
         assert process.stdout is not None
         with process.stdout as said:
-            assert said.readline() == b"ready\n", "the recorder could not be mounted"
+            if said.readline() != b"ready\n":
+                raise DiskFailed(("recorder", str(image)), "it could not be mounted")
         yield mountpoint / "img"
     finally:
         process.terminate()

@@ -68,6 +68,7 @@ async def inspect(
     listed: dict[str, bool] | None = None,
     change: Callable[[Story], Story] = lambda story: story,
 ) -> Verdict:
+    """Look at one job after a cut."""
     verdict = Verdict()
     view = FakeView(log, {ID: False} if listed is None else listed)
     await Inspection(view, CUT, verdict).inspect([change(story(told_end=told_end))])
@@ -135,3 +136,20 @@ async def test_released_output_is_a_hole_only_at_the_beginning_of_a_limited_log(
     released = Log([Hole(0, 4), piece(4, PRINTED[4:])], TRUE_END)
     assert set((await inspect(released, told_end=True)).problems) == {Count.HOLES}
     assert not (await inspect(released, told_end=True, change=limit)).problems
+
+
+async def test_a_damaged_job_counts_by_what_had_been_told_of_it_and_by_whether_it_had_run() -> None:
+    def forget(story: Story) -> Story:
+        story.spawned_at = 101
+        return story
+
+    def start_later(story: Story) -> Story:
+        story.started_ns = 2_500_000_000
+        return forget(story)
+
+    listed = {ID: True}
+    untold = await inspect(Unreadable("x"), told_end=False, listed=listed, change=forget)
+    assert set(untold.problems) == {Count.UNTOLD_UNREADABLE}
+    unstarted = await inspect(Unreadable("x"), told_end=False, listed=listed, change=start_later)
+    assert not unstarted.problems
+    assert unstarted.counts[Count.LEFTOVERS] == 1

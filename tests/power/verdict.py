@@ -20,10 +20,11 @@ class Count(StrEnum):
     END_OTHER = "! ended in another way"
     END_INCOMPLETE = "! log incomplete"
     RAN = "other jobs that had run"
-    RAN_UNREADABLE = "! unreadable or torn"
+    RAN_UNREADABLE = "! unreadable, id told"
+    UNTOLD_UNREADABLE = "! unreadable, id not told"
     LOST = "lost"
     ENDED = "ended, and not told"
-    SPAWNS = "spawns that had been told, of these"
+    SPAWNS = "of these, ids that had been told"
     SPAWN_MISSING = "! gone"
     SHARES = "shares that had been told"
     SHARE_MISSING = "! not shared"
@@ -34,7 +35,7 @@ class Count(StrEnum):
     FAILED = "! failed otherwise, or had no end"
     UNLIKE_LIST = "! not as the list has it"
     LATE = "! jobs that lost more than 10 s of output"
-    LEFTOVERS = "unreadable, of spawns not told"
+    LEFTOVERS = "unreadable jobs that had not run"
 
 
 @dataclass
