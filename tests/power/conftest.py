@@ -1,10 +1,12 @@
 """How many cuts there are (`--cuts`), and the table of what was counted, at the end of the run."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.power.disk import find_obstacle
+from tests.power.disk import DiskFailed, find_obstacle, memory
 from tests.power.recorder import compile_recorder
 from tests.power.verdict import Verdict, format_table
 
@@ -37,6 +39,17 @@ def recorder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if obstacle := find_obstacle():
         pytest.skip(obstacle)
     return compile_recorder(tmp_path_factory.mktemp("recorder"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, for images of disks."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(memory(tmp_path / "memory"))
+        except DiskFailed as error:
+            pytest.skip(str(error))
+        yield path
 
 
 @pytest.fixture

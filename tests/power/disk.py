@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _SIZE_BYTES = 400 << 20
+_MEMORY_BYTES = 2 << 30
 # Blocks of 4 KiB, as on any real disk; nothing is left for the kernel to initialize in the background.
 _MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
@@ -74,6 +75,17 @@ def mounted(device: Path, mountpoint: Path) -> Iterator[Path]:
     """Mount a device for as long as the context lasts, and then wait until it is released."""
     mountpoint.mkdir(exist_ok=True)
     _run("mount", str(device), str(mountpoint))
+    try:
+        yield mountpoint
+    finally:
+        _unmount(mountpoint)
+
+
+@contextlib.contextmanager
+def memory(mountpoint: Path) -> Iterator[Path]:
+    """Keep files in memory for as long as the context lasts: a flush of a disk in an image costs nothing there."""
+    mountpoint.mkdir()
+    _run("mount", "-t", "tmpfs", "-o", f"size={_MEMORY_BYTES},mode=700", "workerd-test", str(mountpoint))
     try:
         yield mountpoint
     finally:

@@ -43,13 +43,13 @@ async def test_what_was_told_is_there_after_a_power_cut(
     kind: str,
     durability: Durability,
     recorder: Path,
-    tmp_path: Path,
+    folder: Path,
     cut_count: int,
     seed: int,
     verdicts: dict[str, Verdict],
 ) -> None:
     try:
-        with recorded_disk(kind, recorder, tmp_path):
+        with recorded_disk(kind, recorder, folder):
             pass
     except DiskFailed as error:
         pytest.skip(f"no recorded disk can be made here: {error}")
@@ -58,20 +58,20 @@ async def test_what_was_told_is_there_after_a_power_cut(
         if cut_count < _FEWEST_CUTS:
             pytest.skip("too few cuts were asked for to make some of them under --durability exit")
     verdict = verdicts[f"{kind}, {durability}"] = Verdict(_PROMISED[durability])
-    base, log = tmp_path / "base", tmp_path / "log"
+    base, log = folder / "base", folder / "log"
     seconds = min(45.0, 20.0 + cut_count / 8)
-    first, stories = await record_scene(kind, durability, recorder, tmp_path, seconds)
+    first, stories = await record_scene(kind, durability, recorder, folder, seconds)
     recording = Recording(log)
     try:
         told = [size for story in stories for size in story.told_at()]
         replay = Replay(recording, base)
         for number, cut in enumerate(choose_cuts(recording, told, first, cut_count, seed)):
             began = time.monotonic()
-            replay.make(cut, tmp_path / "cut")
-            await inspect_cut(tmp_path, cut, stories, verdict, by_daemon=number % _DAEMON_EVERY == 0)
+            replay.make(cut, folder / "cut")
+            await inspect_cut(folder, cut, stories, verdict, by_daemon=number % _DAEMON_EVERY == 0)
             verdict.cut_seconds.append(time.monotonic() - began)
         replay.finish()
-        assert base.read_bytes() == (tmp_path / "image").read_bytes(), "the records are not all that was written"
+        assert base.read_bytes() == (folder / "image").read_bytes(), "the records are not all that was written"
     finally:
         recording.close()
     if problems := verdict.describe_problems():
