@@ -118,7 +118,7 @@ def faults(session: nox.Session) -> None:
 def damage(session: nox.Session) -> None:
     """Damage every kind of file, over 1,000 times: minutes. `nox -s damage -- --mutations 100` does less of it."""
     install_to_run(session, "tests")
-    session.run("pytest", "tests/damage", *session.posargs)
+    session.run("pytest", "tests/damage", "--show-capture=no", *session.posargs)
 
 
 @nox.session

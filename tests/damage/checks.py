@@ -7,7 +7,8 @@ from random import Random
 
 from tests.damage.faces import BOTH, DamageReported, End, Face, Hole, Missing, Piece, Row
 from tests.damage.truth import Truth
-from tests.damage.violations import Findings, Rule
+from tests.damage.violations import Findings, Rule, difference
+from workerctl.exit_codes import ExitCode
 from workerd.engine.job import Stream
 
 _RANDOM_READS = 4
@@ -70,7 +71,7 @@ class Checker:
             elif row.owner not in ("", truth.owner.id):
                 self._found.add(rule, truth.label, f"{where} has it as of {row.owner}")
             elif row.value is not None and row.value != truth.row:
-                self._found.add(rule, truth.label, f"{where} has {row.value} instead of {truth.row}")
+                self._found.add(rule, truth.label, f"{where} has it {difference(row.value, truth.row)}")
         for job_id in by_id:
             self._found.add(Rule.LISTED, "", f"{where} has a job {job_id} that should not be there")
 
@@ -104,19 +105,22 @@ class Checker:
             status = await self._face.status(truth.id, truth.owner)
             if status != truth.status:
                 rule = Rule.STATUS if truth.label in self._damaged else Rule.NEIGHBOURS
-                self._found.add(rule, truth.label, f"its status is {status} instead of {truth.status}")
+                self._found.add(rule, truth.label, f"its status is {difference(status, truth.status)}")
 
-    async def check_read(
-        self, truth: Truth, offset: int, streams: Collection[Stream] = BOTH, *, follow: bool
-    ) -> None:
+    async def check_exit_code(self, truth: Truth) -> None:
+        """Check that the command line exits as documented where a job is damaged."""
+        async with self._limited(truth, "the exit code of status"):
+            code = await self._face.exit_code(truth.id, truth.owner)
+            if code not in (None, ExitCode.OK, ExitCode.LOG_DAMAGED):
+                self._found.add(Rule.ERROR, truth.label, f"`workerctl status` exits with {code}")
+
+    async def check_read(self, truth: Truth, offset: int, streams: Collection[Stream] = BOTH, *, follow: bool) -> None:
         """Check that a reading gives the true bytes and the true end, or says that the job is damaged."""
         how = f"read from {offset} of {sorted(map(int, streams))}{' with follow' if follow else ''}"
         async with self._limited(truth, how):
             await self._read(truth, offset, streams, how, follow=follow)
 
-    async def _read(
-        self, truth: Truth, offset: int, streams: Collection[Stream], how: str, *, follow: bool
-    ) -> None:
+    async def _read(self, truth: Truth, offset: int, streams: Collection[Stream], how: str, *, follow: bool) -> None:
         log, position, end = truth.log, offset, None
         is_damaged = truth.label in self._damaged
         async with aclosing(self._face.read(truth.id, truth.owner, offset, streams, follow=follow)) as events:
@@ -143,7 +147,7 @@ class Checker:
             self._found.add(rule, truth.label, f"{how}: it stopped at byte {position} of {log.size}")
         elif end != log.end:
             rule = Rule.END if is_damaged else Rule.NEIGHBOURS
-            self._found.add(rule, truth.label, f"{how}: it ended so: {end} instead of {log.end}")
+            self._found.add(rule, truth.label, f"{how}: its end is {difference(end, log.end)}")
 
     async def check_key(self, truth: Truth, folder: Path) -> None:
         """Check that a spawn with the job's key is answered in time, and starts nothing while the job is there."""

@@ -1,6 +1,5 @@
 """The options of a run, its scene, and its figures at the end."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def figures(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+def figures(request: pytest.FixtureRequest) -> list[str]:
     """Lines that are printed at the end of the run."""
     lines = request.config.stash[FIGURES] = []
-    yield lines
+    return lines
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -44,7 +44,7 @@ class Script:
         value: the exit code or the signal.
         paced: whether each write waits until the one before was captured, so that the order of the streams is known.
         limited: whether its log has a limit, and its beginning is released.
-        shared: whether it is shared with the other user.
+        rights: those that the other user is given.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Script:
     value: int = 0
     paced: bool = False
     limited: bool = False
-    shared: bool = False
+    rights: tuple[str, ...] = ()
     owner: str = USER
 
     def printed(self, stream: Stream) -> bytes:
@@ -93,7 +93,7 @@ def scripts() -> list[Script]:
 
 def _plain() -> Iterator[Script]:
     yield Script("silent")
-    yield Script("silent-shared", shared=True)
+    yield Script("silent-shared", rights=("status",))
     yield Script("greets", ((_OUT, b"hello\n"),))
     yield Script("prints-one-byte", ((_OUT, b"x"),))
     yield Script("complains", ((_ERR, b"a warning\nand another\n"),))
@@ -135,7 +135,9 @@ def _released() -> Iterator[Script]:
 
 def _of_owners() -> Iterator[Script]:
     for number in range(3):
-        yield Script(f"shared-{number}", ((_OUT, _lines(number, 40)),), shared=True)
+        yield Script(
+            f"shared-{number}", ((_OUT, _lines(number, 40)),), rights=("stop", "stream-log", "remove")[number:]
+        )
     for number in range(4):
         yield Script(f"of-another-{number}", ((_OUT, _lines(number, 70)),), value=number, owner=OTHER_USER)
 

@@ -1,5 +1,6 @@
 """The seeded plan of a run: which file is damaged how, and which mutations share a copy of the scene."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from tests.damage.mutations import Operation
 RUNNING = tuple(f"running-{number}" for number in range(4))
 """The labels of jobs that run in a copy while it is damaged; the last is left alone."""
 _PER_COPY = 12
+_SWAPS = 0.15
 _SHARES = {"running": 0.07, "catalog": 0.08, "audit": 0.08, "state": 0.04}
 """How much of a run concerns what besides the files of ended jobs."""
 
@@ -97,9 +99,11 @@ def _of_jobs(numbers: Iterator[int], victims: Sequence[Victim], random: Random) 
             yield _surrounded(pending, random)
             pending, used, free = [], set(), kinds[kind]
         chosen = random.sample(free, min(2, len(free)))
-        mutation = Mutation(number, _operations(random), *chosen)
-        if mutation.operations[0] is not Operation.SWAP_FILES:
-            mutation = Mutation(number, _without_swap(mutation.operations), chosen[0])
+        operations = _without_swap(_operations(random))
+        if len(chosen) == 2 and random.random() < _SWAPS:
+            mutation = Mutation(number, (Operation.SWAP_FILES, *operations), *chosen)
+        else:
+            mutation = Mutation(number, operations, chosen[0])
         pending.append(mutation)
         used |= mutation.jobs
     if pending:
@@ -118,7 +122,7 @@ def _surrounded(mutations: Sequence[Mutation], random: Random) -> Batch:
 
 def _running(numbers: Iterator[int], random: Random) -> Iterator[Batch]:
     """Plan damage to running jobs; which of their files is drawn when the files are there."""
-    while several := [number for number, _ in zip(numbers, RUNNING[:-1], strict=False)]:
+    while several := list(itertools.islice(numbers, len(RUNNING) - 1)):
         mutations = [
             Mutation(number, _without_swap(_operations(random)), Victim("jobs", label, ""))
             for number, label in zip(several, RUNNING, strict=False)

@@ -1,8 +1,8 @@
 """Print what a script says and end as it says: `printer.py SCRIPT`, a JSON object.
 
-    steps   pairs of a descriptor and base64 text, each one write; descriptor 0 waits until the FIFO of that path opens
-    paced   whether to wait after each write until it has been taken out of its pipe
-    ending  a pair: "exit" and a code, "kill" and a signal, or "wait" and anything, to wait for a signal
+steps   pairs of a descriptor and base64 text, each one write; descriptor 0 waits until the FIFO of that path opens
+paced   whether to wait after each write until it has been taken out of its pipe
+ending  a pair: "exit" and a code, "kill" and a signal, or "wait" and anything, to wait for a signal
 """
 
 import array

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from tests.daemon import USER
 from tests.damage import trail
 from tests.damage.checks import Checker
-from tests.damage.faces import Face, daemon_on, engine_on
+from tests.damage.daemon_face import daemon_on
+from tests.damage.engine_face import engine_on
+from tests.damage.faces import Face
 from tests.damage.files import Victim, copy_state, damage, find_victims
 from tests.damage.mutations import Operation
 from tests.damage.plan import Batch, Mutation
@@ -19,7 +22,6 @@ from tests.damage.scene import Scene
 from tests.damage.truth import Truth
 from tests.damage.violations import Findings, Rule
 from tests.damage.watchdog import watching_loop
-from tests.daemon import USER
 from workerd.engine.errors import EngineError
 
 _OPEN_SECONDS = 30.0
@@ -32,6 +34,7 @@ class BatchRun:
 
     Attributes:
         done: what was done to what, by the numbers of the mutations.
+        kinds: the kinds of file and the operations, by the same.
     """
 
     scene: Scene
@@ -40,7 +43,7 @@ class BatchRun:
     folder: Path
     findings: Findings = field(default_factory=Findings)
     done: dict[int, str] = field(default_factory=dict)
-    kinds: list[tuple[str, str]] = field(default_factory=list)
+    kinds: dict[int, tuple[str, Operation]] = field(default_factory=dict)
 
     @property
     def state(self) -> Path:
@@ -98,7 +101,7 @@ class BatchRun:
             swapped = self._path(other, labels) if other is not None and operation is Operation.SWAP_FILES else None
             description = damage(operation, self._path(victim, labels), swapped, random)
             if description is not None:
-                self.kinds.append((victim.kind, operation))
+                self.kinds[mutation.number] = (victim.kind, operation)
                 self.done[mutation.number] = f"{victim}: {description}" + (f" ({other})" if swapped else "")
                 return mutation.jobs if swapped else {victim.job} - {""}
         self.done[mutation.number] = f"{victim}: nothing could be done to it"
@@ -111,7 +114,9 @@ class BatchRun:
     @asynccontextmanager
     async def _open(self, kind: str) -> AsyncIterator[Face | None]:
         """Open the copy; None, and a violation, when that fails without a clear reason where one is allowed."""
-        opening: AbstractAsyncContextManager[Face] = engine_on(self.state) if kind == "engine" else daemon_on(self.state)
+        opening: AbstractAsyncContextManager[Face] = (
+            engine_on(self.state) if kind == "engine" else daemon_on(self.state)
+        )
         self.findings.checks += 1
         async with AsyncExitStack() as stack:
             face = None
@@ -156,6 +161,7 @@ class BatchRun:
             truths |= {label: job.later for label, job in running.items()}
             checker = self._checker(face, truths, damaged)
             await asyncio.gather(*(checker.check_job(job.later, Random(0)) for job in running.values()))
+        await asyncio.gather(*(checker.check_exit_code(truths[label]) for label in sorted(damaged)))
         chosen = damaged | ({*running} if running else {sorted(truths)[self.seed % len(truths)]})
         await asyncio.gather(*(checker.check_key(truths[label], self.folder) for label in sorted(chosen)))
         await asyncio.gather(*(checker.check_status(truths[label]) for label in sorted(chosen)))
@@ -190,7 +196,7 @@ class BatchRun:
 
 
 def _is_clear(error: BaseException) -> bool:
-    """Return whether an error at the start is one that was raised on purpose, or a daemon's last words without a trace."""
+    """Return whether an error at the start was raised on purpose, or is a daemon's last words without a traceback."""
     if isinstance(error, AssertionError):
         return "Traceback" not in str(error)
     return isinstance(error, EngineError)

@@ -13,7 +13,8 @@ from typing import Any
 
 import xxhash
 
-from tests.damage.faces import EngineFace, Piece
+from tests.damage.engine_face import EngineFace
+from tests.damage.faces import Piece
 from tests.damage.jobs import Script
 from tests.damage.plan import RUNNING
 from tests.damage.scene import parent_of
@@ -39,6 +40,9 @@ class _KnownEnd:
         sizes = (other.stdout.size_bytes, other.stderr.size_bytes)
         return (self.sizes, self.digests) == (sizes, (other.stdout.xxh3_128, other.stderr.xxh3_128))
 
+    def __hash__(self) -> int:
+        return hash(self.digests)
+
 
 @dataclass(frozen=True, eq=False)
 class _KnownJob:
@@ -55,6 +59,9 @@ class _KnownJob:
             and self.end == other.status.end
             and (other.stdout_bytes, other.stderr_bytes) == self.end.sizes
         )
+
+    def __hash__(self) -> int:
+        return hash(self.before.id)
 
 
 @dataclass(slots=True)

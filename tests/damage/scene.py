@@ -5,20 +5,23 @@ import os
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from worker_api.worker.v1 import JobState
 
-from tests.damage.faces import DaemonFace, Face, daemon_on, engine_on
+from tests.daemon import Daemon
+from tests.damage.daemon_face import DaemonFace, daemon_on
+from tests.damage.engine_face import engine_on
+from tests.damage.faces import Face
 from tests.damage.files import copy_state
 from tests.damage.jobs import ADMIN, OTHER_USER, Ending, Script, scripts
 from tests.damage.truth import Truth, ask_for_truth, check_against_script
-from tests.daemon import USER, Daemon
 from tests.waiting import eventually
 from workerctl.client import Client
-from workerd.engine.job import User
+from workerd.engine.job import Job, User
 
 _AT_A_TIME = 4
-_RIGHTS = ("status", "stop", "stream-log")
+_CALLS = 1000
 
 
 @dataclass(slots=True)
@@ -61,18 +64,16 @@ async def _learn(scene: Scene, face: Face) -> None:
     expected = {script.label: script for script in scripts()}
     truths = scene.truths[face.name] = {}
     for row in await face.rows(None):
-        value: object = row.value
-        label, owner = _name_and_owner(value)
+        label, owner = _name_and_owner(row.value)
         scene.users[owner.name] = owner
-        truths[label] = await ask_for_truth(face, label, row.id, owner, value)
+        truths[label] = await ask_for_truth(face, label, row.id, owner, row.value)
         check_against_script(truths[label], expected.pop(label))
     assert not expected, f"not listed: {sorted(expected)}"
 
 
-def _name_and_owner(row: object) -> tuple[str, User]:
-    described = getattr(row, "spec", row)
-    name, owner = getattr(described, "name"), getattr(described, "owner")
-    return name, User(owner.id, owner.name)
+def _name_and_owner(row: Any) -> tuple[str, User]:
+    described = row.spec if isinstance(row, Job) else row
+    return described.name, User(described.owner.id, described.owner.name)
 
 
 async def _make(state: Path, work: Path) -> None:
@@ -87,7 +88,8 @@ async def _make(state: Path, work: Path) -> None:
             async with gate:
                 await _run(face, script, folder)
 
-        await face.client(OTHER_USER).whoami()  # the daemon knows by name only who has been there
+        for _ in range(_CALLS):  # so that the audit trail has several files
+            await face.client(OTHER_USER).whoami()
         async with asyncio.TaskGroup() as tasks:
             for script in scripts():
                 tasks.create_task(run(script))
@@ -104,8 +106,8 @@ async def _run(face: DaemonFace, script: Script, folder: Path) -> None:
         else:
             os.kill(parent_of((await client.status(job_id)).pid), signal.SIGKILL)
     await eventually(lambda: _has_ended(client, job_id))
-    if script.shared:
-        await client.share(job_id, OTHER_USER if script.owner == USER else USER, _RIGHTS)
+    if script.rights:
+        await client.share(job_id, OTHER_USER, script.rights)
 
 
 async def _has_printed(client: Client, job_id: str, script: Script) -> bool:

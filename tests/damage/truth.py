@@ -124,7 +124,7 @@ def check_against_script(truth: Truth, script: Script) -> None:
         assert [(p.stream, p.data) for p in log.pieces] == [*script.steps], script.label
     if isinstance(log.end, JobEnd):
         assert _is_as_said(log.end.cause, script), (script.label, log.end)
-    assert (len(truth.rights) > 0) == script.shared, script.label
+    assert sorted(right for _, right in truth.rights) == sorted(script.rights), script.label
 
 
 def _is_as_said(cause: Cause, script: Script) -> bool:

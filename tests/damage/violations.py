@@ -2,6 +2,7 @@
 
 import asyncio
 import enum
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from tests.damage.faces import DamageReported, Missing
 
 LIMIT_SECONDS = 10.0
 """How long any call may take."""
+_CONTEXT, _MOST_TEXT = 40, 300
 
 
 class Rule(enum.StrEnum):
@@ -30,6 +32,23 @@ class Rule(enum.StrEnum):
     RIGHTS = "nobody gains a right that was not given"
     NEIGHBOURS = "other jobs are untouched"
     TRAIL = "a verification finds what was done to the trail"
+
+
+def difference(told: object, true: object) -> str:
+    """Describe where two values differ."""
+    one, other = repr(told), repr(true)
+    if one == other:
+        return f"{one} instead of a value that looks the same"
+    start = _common(one, other)
+    common = _common(one[start:][::-1], other[start:][::-1])
+    before = one[max(0, start - _CONTEXT) : start]
+    parts = (text[start : len(text) - common][:_MOST_TEXT] for text in (one, other))
+    return f"after {before!r} " + " instead of ".join(map(repr, parts))
+
+
+def _common(one: str, other: str) -> int:
+    """Count the characters at the beginning that are equal."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 @dataclass(frozen=True, slots=True)
