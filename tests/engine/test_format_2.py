@@ -17,7 +17,6 @@ from tests.older import unpack
 from tests.waiting import eventually
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import InvalidArgument, JobNotFound
-from workerd.engine.folder import JobFolder
 from workerd.engine.job import Cause, Exited, JobEnd, JobSpec, JobState, Killed, Lost, Share, Stopped, TimedOut, User
 from workerd.engine.reader import Gap, Output
 
@@ -84,9 +83,9 @@ def ids(state: Path) -> dict[str, str]:
     return {spec["name"]: spec["id"] for spec in specs}
 
 
-def contents(folder: JobFolder) -> dict[str, bytes]:
+def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder; a FIFO has no bytes."""
-    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.path.iterdir()}
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in folder.iterdir()}
 
 
 def check_bytes(log: Log, left: Left, kept_from: int, start: int = 0) -> None:
@@ -155,12 +154,12 @@ async def test_its_status_tells_what_was_asked_and_with_whom_it_is_shared(state:
 
 @pytest.mark.parametrize("name", ENDED)
 async def test_its_folder_stays_as_it_was(state: Path, name: str) -> None:
-    folder = JobFolder(state / "jobs" / ids(state)[name])
+    folder = state / "jobs" / ids(state)[name]
     before = contents(folder)
     async with Engine(state) as engine:
         await engine.wait_scanned()
-        await read_log(engine, folder.path.name)
-        engine.status(folder.path.name)
+        await read_log(engine, folder.name)
+        engine.status(folder.name)
     assert contents(folder) == before
 
 

@@ -8,6 +8,7 @@ ids are those of that day. All else comes out the same.
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -110,7 +111,7 @@ async def make_jobs(daemon: Daemon) -> dict[str, str]:
         await client.share(ids["running"], FRIEND[0], ["stop"])
         for name in ("lost", "lost-released"):
             await kill_supervisor(client, ids[name])
-        with open(daemon.folder(ids["fault"]).path / "control", "wb") as control:
+        with open(daemon.state / "jobs" / ids["fault"] / "control", "wb") as control:
             control.write(b"no order\n")
         for name in ("stopped", "fault"):
             await client.stop(ids[name])
@@ -140,14 +141,14 @@ def main() -> None:
         try:
             ids = asyncio.run(make_jobs(daemon))
             for name in ENDING:
-                told = daemon.folder(ids[name]).path / "told"
+                told = state / "jobs" / ids[name] / "told"
                 wait_until(told.exists, f"the end of {name} was not told")
-            untold = daemon.folder(ids["untold"])
-            status = msgspec.json.decode((untold.path / "status").read_bytes())
+            untold = state / "jobs" / ids["untold"]
+            status = msgspec.json.decode((untold / "status").read_bytes())
             daemon.stop(signal.SIGKILL)
             let_go(status["pid"])
-            with untold.wait_lock():
-                pass
+            with open(untold / "lock", "rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # its supervisor has left
             subprocess.run([*_TAR, "-cf", archive, "-C", state, "jobs"], check=True)
         finally:
             daemon.close()

@@ -1,7 +1,4 @@
-"""A daemon of format 2 that is killed, and today's in its place: jobs run on under the supervisors of before.
-
-The older code comes out of the repository's history.
-"""
+"""A daemon of format 2 that is killed, and today's in its place: jobs run on under the supervisors of before."""
 
 import asyncio
 import contextlib
@@ -19,7 +16,7 @@ from worker_api.worker.v1 import JobEnd, JobState, SpawnRequest, Stream
 
 from tests.conftest import PROGRAMS
 from tests.daemon import USER, Daemon
-from tests.older import FORMAT_2, HistoryMissing, OlderCode, check_out
+from tests.older import OlderCode
 from tests.programs import steady
 from tests.waiting import LIMIT_SECONDS, eventually, wait_until
 from workerctl.client import Client
@@ -31,15 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 FRIEND, STRANGER = "anna", "bob"
 COUNT = 8
 CUT_AFTER_BYTES = 20_000
-
-
-@pytest.fixture(scope="module")
-def older(tmp_path_factory: pytest.TempPathFactory) -> OlderCode:
-    """The last code of format 2."""
-    try:
-        return check_out(FORMAT_2, tmp_path_factory.mktemp("older") / "tree")
-    except HistoryMissing as error:
-        pytest.skip(f"the code of {FORMAT_2[:7]} is not in the history here: {error}")
 
 
 @pytest.fixture(params=["1", "2"], ids=["one process", "several processes"])
