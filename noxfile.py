@@ -131,6 +131,16 @@ def peers(session: nox.Session) -> None:
 
 
 @nox.session
+def power(session: nox.Session) -> None:
+    """Cut the power at any write, as root: minutes. `nox -s power -- --cuts 25` is short, `--seed 7` repeats a run."""
+    install_to_run(session, "tests")
+    tools = {"fusermount3": "fuse3", "gcc": "gcc", "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs"}
+    headers = {} if Path("/usr/include/fuse3/fuse.h").exists() else {"fuse.h": "libfuse3-dev"}
+    install_tools(session, tools | {"pkg-config": "pkg-config"} | headers, "the tests that need it are skipped")
+    session.run("pytest", "tests/power", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure: minutes. `nox -s bench -- --only live --output live.json`; `-- --profile live` shows where time goes."""
     install_to_run(session, "bench")

@@ -16,13 +16,15 @@ def small_disk(disk: Path, size_bytes: int, ballast_bytes: int, kind: str = "tmp
 
     Args:
         disk: where; made here.
-        kind: `tmpfs` (tmpfs(5)), or `ext4` in a file beside.
+        kind: `tmpfs` (tmpfs(5)), `ext4` in a file beside, or `ramfs`, which has no size and releases no part of a file.
     """
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk to fill")
     disk.mkdir()
     if kind == "tmpfs":
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes},mode=700", "workerd-test", str(disk)]
+    elif kind == "ramfs":
+        mount = ["mount", "-t", "ramfs", "-o", "mode=700", "workerd-test", str(disk)]
     else:
         image = disk.with_name("image")
         with image.open("wb") as file:

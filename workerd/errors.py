@@ -193,6 +193,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.LimitMet: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
+    engine.CatalogIncomplete: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.Draining: (Status.UNAVAILABLE, ErrorReason.DRAINING),
     IdentityInvalid: (Status.UNAUTHENTICATED, ErrorReason.IDENTITY_INVALID),
     CertificateRevoked: (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED),

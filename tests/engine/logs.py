@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import sys
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from tests.conftest import PROGRAMS
 from workerd.engine.engine import Engine, Start
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, Stream, User
-from workerd.engine.reader import Gap, Output
+from workerd.engine.reader import Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
 
 ME = User("11111111-1111-4111-8111-111111111111", "acrimon")
@@ -92,6 +94,26 @@ def program(name: str, *arguments: str, **fields: object) -> SpawnRequest:
 async def run(engine: Engine, request: SpawnRequest) -> Log:
     """Run a job to its end."""
     return await asyncio.wait_for(read_log(engine, await engine.spawn(request)), 60)
+
+
+def wait_unlocked(folder: JobFolder) -> None:
+    """Wait until a job's supervisor, or whoever looks after what it left, has gone."""
+    with folder.lock.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, bytes]]:
+    """Read a complete log from an offset on, without an engine."""
+    events: list[tuple[Stream, bytes]] = []
+    with LogReader(folder) as reader:
+        reader.seek(offset)
+        while not reader.complete:
+            before = reader.position
+            for event in reader.read():
+                assert isinstance(event, Output), event
+                events.append((event.stream, event.data))
+            assert reader.complete or not reader.exhausted or reader.position > before, "the log has no end"
+    return events
 
 
 def has_ended(pid: int) -> bool:

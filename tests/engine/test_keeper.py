@@ -220,10 +220,10 @@ async def test_a_scan_that_failed_is_made_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.05,))
     mark, failures = Catalog.mark_complete, [CatalogFailed(tmp_path, "no room"), OSError("no descriptor")]
 
-    def fail(catalog: Catalog) -> None:
+    def fail(catalog: Catalog, generation: int) -> None:
         if failures:
             raise failures.pop()
-        mark(catalog)
+        mark(catalog, generation)
 
     monkeypatch.setattr(Catalog, "mark_complete", fail)
     async with Engine(tmp_path) as engine, asyncio.timeout(30):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from tests.daemon import Daemon
+from tests.daemon import Daemon, end_jobs
 from tests.engine.logs import log_events, read_log, run, shell
+from tests.small_disk import small_disk
 from workerd.engine import linux
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import InvalidArgument, StorageUnfit
@@ -73,6 +74,38 @@ async def test_a_file_system_that_cannot_release_parts_of_a_file_is_refused_unle
             pass
     async with Engine(tmp_path, Storage(max_log_bytes=0)) as engine:
         assert (await run(engine, shell("echo hi"))).stdout == b"hi\n"
+
+
+async def test_a_limit_that_the_file_system_cannot_keep_is_refused_at_spawn(tmp_path: Path) -> None:
+    """Ramfs releases no part of a file (EOPNOTSUPP); a supervisor would find that out in the middle of a job."""
+    with small_disk(tmp_path / "disk", 0, 0, "ramfs"):
+        state = tmp_path / "disk" / "state"
+        try:
+            async with Engine(state, Storage(max_log_bytes=0)) as engine:
+                for _ in range(2):
+                    with pytest.raises(InvalidArgument, match="max_log_bytes cannot be kept to: the file system"):
+                        await engine.spawn(shell("true", max_log_bytes=MIN_LOG_BYTES))
+                assert list((state / "jobs").iterdir()) == []
+                assert (await run(engine, shell("echo hi"))).stdout == b"hi\n"
+        finally:
+            end_jobs(state)
+
+
+async def test_the_file_system_is_asked_once_whether_it_can_keep_limits(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def ask(directory: Path) -> bool:
+        asked.append(directory)
+        return True
+
+    monkeypatch.setattr("workerd.engine.spawner.can_limit_logs", ask)
+    await run(engine, shell("true"))
+    assert asked == []
+    for _ in range(2):
+        await run(engine, shell("true", max_log_bytes=MIN_LOG_BYTES))
+    assert len(asked) == 1
 
 
 async def test_no_job_may_ask_for_more_than_is_allowed(tmp_path: Path) -> None:

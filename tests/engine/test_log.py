@@ -11,7 +11,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.logs import ME, Log, log_events, program, read_log, run, shell
+from tests.engine.logs import ME, Log, log_events, program, read_log, run, shell, wait_unlocked
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import InvalidArgument, SpoolCorrupt
 from workerd.engine.folder import JobFolder
@@ -158,11 +158,11 @@ async def test_binary_output_is_not_altered(engine: Engine) -> None:
 @pytest.mark.parametrize("number", [1, 2, 3])
 async def test_a_damaged_log_is_an_error_wherever_the_damage_is(tmp_path: Path, number: int, *, follow: bool) -> None:
     async with Engine(tmp_path) as engine:
-        job_id = await engine.spawn(shell("echo 1; sleep 0.2; echo 2 >&2; sleep 0.2; echo 3"))
+        much = "head -c 3000 /dev/zero"  # more than the journal keeps a copy of
+        job_id = await engine.spawn(shell(f"{much}; sleep 0.2; {much} >&2; sleep 0.2; {much}"))
         await read_log(engine, job_id)
     folder = JobFolder(tmp_path / "jobs" / job_id)
-    with folder.wait_lock():  # its supervisor closes the log as it leaves, which would wake readers
-        pass
+    wait_unlocked(folder)  # its supervisor closes the log as it leaves, which would wake readers
     data = bytearray(folder.index.read_bytes())
     data[number * RECORD_SIZE + 9] ^= 1
     folder.index.write_bytes(data)

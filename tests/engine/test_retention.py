@@ -2,19 +2,26 @@
 
 import asyncio
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import random
+import shutil
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.daemon import end_jobs
+from tests.engine.catalogs import Filling, draw_id, enter_many
 from tests.engine.logs import ME, read_log, shell, wait_for_output
 from tests.waiting import eventually
 from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
-from workerd.engine.retention import choose_removals, seconds_until_next
+from workerd.engine.folder import JobFolder
+from workerd.engine.retention import Retention, must_go, seconds_until_next
+from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, disk_bytes
 
 SECOND = 10**9
@@ -38,8 +45,17 @@ def test_the_jobs_that_ended_first_go_first(
     storage: Storage, others: int, chosen: list[str], wait: float | None
 ) -> None:
     now = 40 * SECOND
-    assert choose_removals(ENDED, others, storage, now) == chosen
-    assert seconds_until_next(ENDED[len(chosen) :], storage, now) == wait
+    left = [*ENDED]
+    while left and must_go(left[0], others + sum(job.disk_bytes for job in left), storage, now):
+        left.pop(0)
+    assert [job.id for job in ENDED if job not in left] == chosen
+    assert seconds_until_next(left[0] if left else None, storage, now) == wait
+
+
+def test_running_jobs_are_measured_again_a_minute_after_the_last_time() -> None:
+    storage = Storage(max_total_bytes=1000)
+    assert seconds_until_next(None, storage, 40 * SECOND, 45.0) == 15.0
+    assert seconds_until_next(None, storage, 40 * SECOND, 1000.0) == 0.1
 
 
 async def removed(engine: Engine, job_id: str) -> None:
@@ -85,6 +101,122 @@ async def test_the_total_is_kept_to_also_by_an_engine_that_comes_later(tmp_path:
         await removed(engine, jobs[1])
         assert {path.name for path in (tmp_path / "jobs").iterdir()} == set(jobs[2:])
         assert len((await read_log(engine, jobs[2])).stdout) == 1_000_000
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    """A shelf of its own, without jobs."""
+    with Shelf(tmp_path / "state") as shelf:
+        yield shelf
+
+
+class Remover:
+    """Removes folders, but for some that cannot be removed."""
+
+    def __init__(self, stuck: Collection[str] = ()) -> None:
+        self.stuck = stuck
+        self.asked: list[str] = []
+
+    async def remove(self, folder: JobFolder) -> None:
+        self.asked.append(folder.path.name)
+        if folder.path.name in self.stuck:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder.path))
+        shutil.rmtree(folder.path)
+
+
+def enter(shelf: Shelf, seed: int, count: int, disk_bytes: int) -> list[str]:
+    """Enter jobs that have ended, in this order, each with a folder."""
+    source = random.Random(seed)
+    now = time.time_ns()
+    rows = [(draw_id(source), "", now + number, now + number, disk_bytes) for number in range(count)]
+    for row in rows:
+        (shelf.jobs / row[0]).mkdir()
+    enter_many(shelf.catalog_file, rows)
+    return [row[0] for row in rows]
+
+
+async def test_a_damaged_job_goes_by_its_age_and_by_the_total_like_any_other(shelf: Shelf, seed: int) -> None:
+    old, large, last = (draw_id(random.Random(seed + number)) for number in range(3))
+    now = time.time_ns()
+    for job_id, changed_ns in ((old, 5), (large, now - SECOND), (last, now)):
+        (shelf.jobs / job_id).mkdir()
+        shelf.catalog.mark_damaged(job_id, "", changed_ns, 1000)
+    remover = Remover()
+    wait = await Retention(shelf, Storage(max_age_seconds=3600), remover.remove).remove_what_must_go()
+    assert remover.asked == [old]
+    assert wait == pytest.approx(3599, abs=30)
+    await Retention(shelf, Storage(max_total_bytes=1000), remover.remove).remove_what_must_go()
+    assert remover.asked == [old, large]
+    assert [job.id for job in shelf.catalog.ended()] == [last]
+
+
+async def test_a_job_that_cannot_be_removed_keeps_none_of_the_others_and_none_goes_for_it(
+    shelf: Shelf, seed: int
+) -> None:
+    ids = enter(shelf, seed, 5, 1000)
+    remover = Remover(stuck=ids[:1])
+    retention = Retention(shelf, Storage(max_total_bytes=3000), remover.remove)
+    assert await retention.remove_what_must_go() == pytest.approx(30, abs=5), "it is tried again"
+    assert remover.asked == ids[:2]
+    assert [job.id for job in shelf.catalog.ended()] == [ids[0], *ids[2:]]
+    await retention.remove_what_must_go()
+    assert remover.asked == ids[:2], "not tried again at each end of a job"
+
+
+async def test_a_job_whose_folder_was_deleted_by_hand_is_forgotten(shelf: Shelf, seed: int) -> None:
+    """Or its bytes would count for ever, and others would go for them."""
+    ids = enter(shelf, seed, 4, 1000)
+    shutil.rmtree(shelf.jobs / ids[0])
+    await Retention(shelf, Storage(max_total_bytes=2000), Remover().remove).remove_what_must_go()
+    assert [job.id for job in shelf.catalog.ended()] == ids[2:]
+
+
+async def test_no_more_goes_than_must_though_users_remove_jobs_at_the_same_time(shelf: Shelf, seed: int) -> None:
+    ids = enter(shelf, seed, 200, 1000)
+
+    class Helped(Remover):
+        async def remove(self, folder: JobFolder) -> None:
+            await super().remove(folder)
+            if len(self.asked) == 1:
+                for job_id in ids[100:]:
+                    shelf.catalog.remove(job_id)
+
+    remover = Helped()
+    await Retention(shelf, Storage(max_total_bytes=100_000), remover.remove).remove_what_must_go()
+    assert remover.asked == ids[:1]
+
+
+async def test_running_jobs_are_measured_once_a_minute_and_not_at_each_end(
+    shelf: Shelf, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measure(folder: Path) -> int:
+        measured.append(folder.name)
+        return 5000
+
+    monkeypatch.setattr("workerd.engine.retention.disk_bytes", measure)
+    ids = enter(shelf, seed, 3, 1000)
+    running = Filling(seed + 1, 300).specs
+    for spec in running:
+        shelf.catalog.add(spec)
+    retention = Retention(shelf, Storage(max_total_bytes=300 * 5000 + 1500), Remover().remove)
+    for _ in range(5):
+        await retention.remove_what_must_go()
+    assert sorted(measured) == sorted(spec.id for spec in running)
+    assert shelf.catalog.total_bytes() == 300 * 5000 + 1000
+    assert [job.id for job in shelf.catalog.ended()] == ids[2:]
+    shelf.catalog.mark_ended(running[0], time.time_ns(), 10)
+    assert shelf.catalog.total_bytes() == 299 * 5000 + 1010, "a job that has ended does not count twice"
+
+
+async def test_a_running_job_whose_folder_cannot_be_read_does_not_keep_old_ones(shelf: Shelf, seed: int) -> None:
+    ids = enter(shelf, seed, 2, 1000)
+    spec = Filling(seed + 1).specs[0]
+    shelf.catalog.add(spec)
+    (shelf.jobs / spec.id).touch()
+    await Retention(shelf, Storage(max_total_bytes=1000), Remover().remove).remove_what_must_go()
+    assert [job.id for job in shelf.catalog.ended()] == ids[1:]
 
 
 async def test_the_total_is_kept_to_though_a_job_that_counts_vanishes(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Stream
-from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output, measure
+from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output, _Batch, measure
 from workerd.engine.record import RECORD_SIZE, Record
 from workerd.engine.spool import SpoolWriter
 
@@ -131,8 +131,8 @@ def test_a_reader_that_is_overtaken_finds_a_gap_and_goes_on(tmp_path: Path, mome
             writer.append(Stream.STDOUT, memoryview(b"c" * 500))
 
     class Overtaken(LogReader):
-        def _records(self) -> Iterator[Record]:
-            yield from super()._records()
+        def _records(self, batch: _Batch) -> Iterator[Record]:
+            yield from super()._records(batch)
             if moment == "after the records, before the bytes" and self.position == 500:
                 overtake()
 

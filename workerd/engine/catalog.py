@@ -1,46 +1,48 @@
-"""The catalogue: which jobs there are, in SQLite, so that listing need not open every folder.
+"""The catalogue: which jobs there are, in SQLite, so that a list need not open every folder.
 
-It holds nothing that the folders do not say. Somebody may delete it at any time: it is then begun anew, and is not
-complete before every folder has been entered again.
+It holds nothing that the folders do not say. It may be deleted or damaged at any time: it is then made again, empty at
+first, and is not complete before every folder has been entered.
 """
 
-import fcntl
+import itertools
 import json
-import os
-import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from workerd.engine.errors import CatalogBusy, CatalogFailed
-from workerd.engine.files import private
+from workerd.engine.catalog_schema import BUILDING, COMPLETE, SCHEMA, TOTAL_FITS
+from workerd.engine.database import Database
+from workerd.engine.errors import CatalogIncomplete
 from workerd.engine.job import JobSpec
 
-_BUILDING, _COMPLETE = 4, 5  # PRAGMA user_version; any other is not ours, or older
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-DROP TABLE IF EXISTS jobs;
-CREATE TABLE jobs (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, name TEXT NOT NULL, created_ns INTEGER NOT NULL,
-    ended_ns INTEGER NOT NULL DEFAULT 0, disk_bytes INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID, STRICT;
-CREATE INDEX newest ON jobs (owner, created_ns DESC, id DESC);
-CREATE INDEX newest_of_all ON jobs (created_ns DESC, id DESC);
-CREATE INDEX ended ON jobs (ended_ns);
-CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
-PRAGMA user_version = {_BUILDING};
-COMMIT;
-"""
 _OTHERS = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM json_each(?7))"
+# Rows are updated, not replaced: REPLACE fires no trigger for the row that goes (sqlite.org/lang_conflict.html).
 _ADD = f"""
-INSERT OR REPLACE INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4
-WHERE (?5 = 0 OR ({_OTHERS}) < ?5) AND (?6 = 0 OR ({_OTHERS} AND owner = ?2) < ?6) RETURNING id
+INSERT INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4
+WHERE (?5 = 0 OR ({_OTHERS}) < ?5) AND (?6 = 0 OR ({_OTHERS} AND owner = ?2) < ?6)
+ON CONFLICT (id) DO UPDATE SET owner = ?2, name = ?3, created_ns = ?4, ended_ns = 0, disk_bytes = 0 RETURNING id
 """
-_BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
+_ADD_FOUND = "INSERT INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
+_MARK_ENDED = """
+INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+ON CONFLICT (id) DO UPDATE SET owner = ?2, name = ?3, created_ns = ?4, ended_ns = ?5, disk_bytes = ?6
+"""
+_MARK_DAMAGED = """
+INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, '', ?3, ?3, ?4)
+ON CONFLICT (id) DO UPDATE SET owner = iif(owner = '', ?2, owner), ended_ns = ?3, disk_bytes = ?4
+"""
+# The sign keeps SQLite from looking at all unended jobs for each size (sqlite.org/optoverview.html).
+_NOTE_SIZES = """
+UPDATE jobs SET disk_bytes = sizes.value FROM json_each(?1) AS sizes
+WHERE jobs.id = sizes.key AND +ended_ns = 0 AND disk_bytes <> sizes.value
+"""
+_ENDED = "SELECT id, ended_ns, disk_bytes FROM jobs WHERE (ended_ns, id) > (?, ?) ORDER BY ended_ns, id LIMIT ?"
 _LATEST = 2**63 - 1
-_ROWS = 256
+_FIRST_ROWS, _ROWS = 16, 256
+_JOB_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,20 @@ class EndedJob:
 class Catalog:
     """One row for each job.
 
+    A method that writes, or counts, is repeated on the new catalogue when it finds the old one damaged. One that reads
+    jobs is not: what it would return is not all.
+
+    Attributes:
+        generation: a number that changes when the catalogue is made again, and its rows may be missing.
+
     Raises:
-        CatalogFailed: from every method, when the database does not do what it is asked to, as on a full disk.
-        CatalogBusy: the same, when another program holds it.
+        CatalogFailed: from every method, when the database cannot do what is asked, as on a full disk.
+        CatalogBusy: from every method, when another program holds it.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._open()
+        self._database = Database(path, SCHEMA, (BUILDING, COMPLETE))
 
     def __enter__(self) -> Self:
         return self
@@ -72,13 +80,43 @@ class Catalog:
     ) -> None:
         self._database.close()
 
-    def is_complete(self) -> bool:
-        """Tell whether every job has been entered since the catalogue was begun."""
-        return bool(self._execute("PRAGMA user_version")[0][0] == _COMPLETE)
+    @property
+    def generation(self) -> int:
+        """A number that changes when the catalogue is made again."""
+        self._database.follow()
+        return self._database.generation
 
-    def mark_complete(self) -> None:
-        """Note that every job has been entered."""
-        self._execute(f"PRAGMA user_version = {_COMPLETE}")
+    def find_damage(self) -> str | None:
+        """Check the whole file, and return what is wrong with it; None if nothing is.
+
+        It takes time that grows with the number of jobs, and may be called on any thread.
+        """
+        return self._database.find_damage(TOTAL_FITS)
+
+    def reset(self, problem: str) -> None:
+        """Begin the catalogue again because it is damaged; the argument says how."""
+        self._database.reset(problem)
+
+    def is_complete(self) -> bool:
+        """Return whether every job has been entered since the catalogue was begun."""
+        return bool(self._execute("PRAGMA user_version")[0][0] == COMPLETE)
+
+    def mark_incomplete(self) -> None:
+        """Note that jobs may be missing, so that lists wait for `mark_complete`."""
+        self._execute(f"PRAGMA user_version = {BUILDING}")
+
+    def mark_complete(self, generation: int) -> None:
+        """Note that every job has been entered.
+
+        Args:
+            generation: the catalogue's, before the first was entered.
+
+        Raises:
+            CatalogIncomplete: it has been made again since then.
+        """
+        if self.generation != generation:
+            raise CatalogIncomplete(self._path)
+        self._execute(f"PRAGMA user_version = {COMPLETE}")
 
     def add(self, spec: JobSpec, *, most: int = 0, most_of_owner: int = 0, besides: Collection[str] = ()) -> bool:
         """Enter a job that has just been made, as not ended, unless too many others have not.
@@ -98,38 +136,55 @@ class Catalog:
 
     def add_found(self, spec: JobSpec) -> None:
         """Enter a job that was found in its folder, as not ended unless it is known to have."""
-        self._execute(
-            "INSERT OR IGNORE INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?)",
-            (spec.id, spec.owner.id, spec.name, spec.created_ns),
-        )
+        self._execute(_ADD_FOUND, (spec.id, spec.owner.id, spec.name, spec.created_ns))
 
     def mark_ended(self, spec: JobSpec, ended_ns: int, disk_bytes: int) -> None:
         """Note that a job will not change any more, entering it if need be."""
-        self._execute(
-            "INSERT OR REPLACE INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?, ?, ?, ?, ?, ?)",
-            (spec.id, spec.owner.id, spec.name, spec.created_ns, ended_ns, disk_bytes),
-        )
+        self._execute(_MARK_ENDED, (spec.id, spec.owner.id, spec.name, spec.created_ns, ended_ns, disk_bytes))
 
     def mark_damaged(self, job_id: str, owner_id: str, changed_ns: int, disk_bytes: int) -> None:
-        """Note a job whose folder cannot be read as one that will not change any more, entering it if need be."""
-        self._execute(
-            "INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, '', ?3, ?3, ?4)"
-            " ON CONFLICT (id) DO UPDATE SET ended_ns = excluded.ended_ns, disk_bytes = excluded.disk_bytes",
-            (job_id, owner_id, changed_ns, disk_bytes),
-        )
+        """Note that a job's folder cannot be read, entering it if need be: for lists and retention it has ended.
+
+        What an earlier row says of its owner, its label and its beginning is kept.
+
+        Args:
+            job_id: the job's.
+            owner_id: the owner's; empty if unknown.
+            changed_ns: when the folder was last changed, nanoseconds since the epoch; it stands for the end.
+            disk_bytes: the folder's.
+        """
+        self._execute(_MARK_DAMAGED, (job_id, owner_id, min(max(changed_ns, 1), _LATEST - 1), disk_bytes))
+
+    def note_sizes(self, disk_bytes: Mapping[str, int]) -> None:
+        """Note how much of the disk jobs take that have not ended, by id; those that have are passed over."""
+        self._execute(_NOTE_SIZES, (json.dumps(disk_bytes),))
+
+    def total_bytes(self) -> int:
+        """Return how much of the disk all jobs take together, as far as it was noted."""
+        rows = self._read("SELECT disk_bytes FROM total", (), _is_integer)
+        return sum(size for (size,) in rows)
 
     def remove(self, job_id: str) -> None:
         """Take a job out."""
         self._execute("DELETE FROM jobs WHERE id = ?", (job_id,))
 
-    def ended(self) -> list[EndedJob]:
-        """Give all jobs known to have ended, those that ended first at the beginning."""
-        rows = self._execute("SELECT id, ended_ns, disk_bytes FROM jobs WHERE ended_ns > 0 ORDER BY ended_ns, id")
-        return [EndedJob(*row) for row in rows]
+    def ended(self, after: tuple[int, str] | None = None) -> Iterator[EndedJob]:
+        """Walk the jobs known to have ended, those that ended first at the beginning. Others may be removed meanwhile.
+
+        Args:
+            after: the end and the id of the job after which to begin; None for the start.
+        """
+        position = after or (1, "")
+        for limit in itertools.chain((_FIRST_ROWS,), itertools.repeat(_ROWS)):
+            rows = self._read(_ENDED, (*position, limit), _is_job_id, _is_integer, _is_integer)
+            yield from itertools.starmap(EndedJob, rows)
+            if len(rows) < limit:
+                return
+            position = (rows[-1][1], rows[-1][0])
 
     def unended(self) -> list[str]:
-        """Give the ids of all jobs not known to have ended."""
-        return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0")]
+        """Return the ids of all jobs not known to have ended."""
+        return [job_id for (job_id,) in self._read("SELECT id FROM jobs WHERE ended_ns = 0", (), _is_job_id)]
 
     def count_unended(self, owner: str | None = None, besides: Collection[str] = ()) -> int:
         """Count the jobs not known to have ended.
@@ -146,18 +201,25 @@ class Catalog:
         return int(self._execute(query, values)[0][0])
 
     def owner(self, job_id: str) -> str | None:
-        """Tell the id of a job's owner; None if the job is not entered."""
-        rows = self._execute("SELECT owner FROM jobs WHERE id = ?", (job_id,))
+        """Return the id of a job's owner; None if the job is not entered.
+
+        Raises:
+            CatalogIncomplete: it may be one of those that have not been entered again yet.
+        """
+        rows = self._read("SELECT owner FROM jobs WHERE id = ?", (job_id,), _is_text)
+        if not rows and not self.is_complete():
+            raise CatalogIncomplete(self._path)
         return str(rows[0][0]) if rows else None
 
     def unended_of(self, owner: str) -> list[str]:
-        """Give the ids of an owner's jobs not known to have ended."""
-        return [job_id for (job_id,) in self._execute("SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?", (owner,))]
+        """Return the ids of an owner's jobs not known to have ended."""
+        query = "SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?"
+        return [job_id for (job_id,) in self._read(query, (owner,), _is_job_id)]
 
     def newest(
         self, owner: str | None, *, before: tuple[int, str] | None, name: str, only_unended: bool
     ) -> Iterator[tuple[int, str]]:
-        """Walk the jobs, newest first.
+        """Walk the jobs of a complete catalogue, newest first.
 
         Args:
             owner: only those of the owner with this id; None for everybody's.
@@ -167,6 +229,9 @@ class Catalog:
 
         Yields:
             The positions of the jobs: creation time in nanoseconds since the epoch, and id.
+
+        Raises:
+            CatalogIncomplete: it is not complete, or has been made again since the first job.
         """
         position: tuple[int, str] | None = before or (_LATEST, "")
         while position is not None:
@@ -180,63 +245,45 @@ class Catalog:
                 values.append(name)
             if only_unended:
                 query += " AND ended_ns = 0"
-            rows = self._execute(f"{query} ORDER BY created_ns DESC, id DESC LIMIT {_ROWS}", values)
+            query += f" ORDER BY created_ns DESC, id DESC LIMIT {_ROWS}"
+            rows = self._read(query, values, _is_integer, _is_job_id)
+            if not self.is_complete():
+                raise CatalogIncomplete(self._path)
             yield from rows
             position = rows[-1] if len(rows) == _ROWS else None
 
     def _execute(self, statement: str, values: Sequence[str | int] = ()) -> list[Any]:
+        """Execute a statement, again on the new catalogue if the old one is damaged."""
         try:
-            if not self._is_in_place():
-                self._database.close()
-                self._open()
-            return self._database.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise self._failure(error) from error
+            return self._database.execute(statement, values)
+        except CatalogIncomplete:
+            return self._database.execute(statement, values)
 
-    def _failure(self, error: sqlite3.Error) -> CatalogFailed:
-        # The low byte is the primary code (sqlite.org/rescode.html); not every error comes from SQLite itself.
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-            return CatalogBusy(self._path, _BUSY_SECONDS)
-        return CatalogFailed(self._path, str(error))
+    def _read(self, query: str, values: Sequence[str | int], *checks: Callable[[Any], bool]) -> list[Any]:
+        """Read jobs.
 
-    def _is_in_place(self) -> bool:
-        """Tell whether the file is still the one that was opened."""
-        try:
-            return os.path.samestat(os.stat(self._path), self._opened)
-        except FileNotFoundError:
-            return False
+        Args:
+            query: reads them.
+            values: its parameters.
+            checks: one for each column; what does not pass is damaged.
 
-    def _open(self) -> None:
-        # Of several processes that find the file gone, one begins it anew.
-        with open(self._path.with_suffix(".lock"), "wb", opener=private) as lock:
-            os.fchmod(lock.fileno(), 0o600)  # whoever may read it may hold it, and the daemon up (flock(2))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                if not self._path.exists():
-                    self._clear()
-                try:
-                    self._database = _connect(self._path)
-                except sqlite3.OperationalError:
-                    raise
-                except sqlite3.DatabaseError:  # a power cut may corrupt it
-                    self._clear()
-                    self._database = _connect(self._path)
-            except sqlite3.Error as error:
-                raise self._failure(error) from error
-            self._opened = os.stat(self._path)
-
-    def _clear(self) -> None:
-        """Remove the file with its companions, which are worth nothing without it (sqlite.org/tempfiles.html)."""
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._path.touch(mode=0o600)
+        Raises:
+            CatalogIncomplete: the catalogue is damaged, and has been made again.
+        """
+        rows = self._database.execute(query, values)
+        if not all(check(value) for row in rows for check, value in zip(checks, row, strict=True)):
+            self.reset("a row has a value that no job has")
+            raise CatalogIncomplete(self._path)
+        return rows
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SECONDS)
-    # What a power cut takes from it, the folders give back: no transaction needs to wait for the disk.
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("PRAGMA synchronous = OFF")
-    if database.execute("PRAGMA user_version").fetchone()[0] not in (_BUILDING, _COMPLETE):
-        database.executescript(_SCHEMA)
-    return database
+def _is_integer(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str
+
+
+def _is_job_id(value: object) -> bool:
+    return type(value) is str and _JOB_ID.fullmatch(value) is not None

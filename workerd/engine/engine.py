@@ -23,7 +23,7 @@ from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import CHUNK_BYTES, Extent, Gap, LogReader, Output, measure
-from workerd.engine.recovery import complete, is_complete
+from workerd.engine.recovery import complete, has_end, is_complete
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
@@ -144,7 +144,7 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
         """
-        folder = self._folder(self.spec(job_id).id)
+        folder = self._folder(parse_job_id(job_id))
         with contextlib.ExitStack() as stack:
             with _found(job_id):
                 changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
@@ -153,8 +153,9 @@ class Engine:
                 changed.clear()
                 try:
                     job = self.status(job_id)
-                except SpoolCorrupt:  # it may run all the same
-                    folder.order_stop(StopOrder(by, grace_seconds))
+                except SpoolCorrupt as error:  # it may run all the same
+                    if not isinstance(error, FormatTooNew):
+                        folder.order_stop(StopOrder(by, grace_seconds))
                     raise
                 if job.ended:
                     return job
@@ -176,17 +177,18 @@ class Engine:
         folder = self._folder(job_id)
         with _found(job_id):
             journal = folder.read()
-            if journal.rest and not journal.ended and folder.is_locked():
+            if journal.rest and not journal.ended and (journal.is_broken or folder.is_locked()):
                 raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
             if journal.spec is None or journal.status is None:
-                folder.read_status()  # which finds out whether the rest of the journal is gone
+                if not folder.is_locked() and has_end(folder):
+                    raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
                 raise JobNotFound(job_id)
             status = journal.status
             if status.end is not None and not self._complete(folder, journal):
                 status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
             extent = _measure(folder)
-            if not journal.ended and extent.ended and not folder.read().ended:
-                raise SpoolCorrupt(folder.journal, "the log says that the job has ended, and nothing says how")
+            if extent.ended and not journal.ended and not folder.read().ended:  # the end is in the journal first
+                raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
         return Job(
             spec=journal.spec,
             status=status,

@@ -20,10 +20,12 @@ EngineError
 ├── StateDirectoryInUse
 ├── JobNotEnded
 ├── SpoolCorrupt
+│   ├── NeverForced
 │   └── FormatTooNew
 ├── StorageUnfit
 ├── CatalogFailed
-│   └── CatalogBusy
+│   ├── CatalogBusy
+│   └── CatalogIncomplete
 └── WatchesExhausted
 """
 
@@ -218,6 +220,13 @@ class SpoolCorrupt(EngineError):
         super().__init__(f"{path} cannot be read: {problem}")
 
 
+class NeverForced(SpoolCorrupt):
+    """The power was cut before what was asked for was on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "the power was cut before it was on the disk")
+
+
 class FormatTooNew(SpoolCorrupt):
     """A file was written by a newer workerd. It is left untouched."""
 
@@ -260,6 +269,13 @@ class CatalogBusy(CatalogFailed):
 
     def __init__(self, path: Path, waited_seconds: float) -> None:
         super().__init__(path, f"another program has held it for {waited_seconds:g} s: try again")
+
+
+class CatalogIncomplete(CatalogFailed):
+    """The catalogue was deleted or damaged, and the jobs are being entered again."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "it is being made again from the jobs' folders: try again")
 
 
 class WatchesExhausted(EngineError):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -22,19 +23,26 @@ def private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-@contextlib.contextmanager
-def damage(path: Path) -> Iterator[None]:
-    """Raise `SpoolCorrupt` for what the system says of a file that is no regular one, or cannot be read off the disk.
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file that nobody else may read.
 
-    Args:
-        path: of the file that is opened or read.
+    Returns:
+        A descriptor, which is close-on-exec.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        SpoolCorrupt: what is there is no regular file.
     """
     try:
-        yield
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a FIFO must not be waited for
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise
         raise SpoolCorrupt(path, str(error.strerror)) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SpoolCorrupt(path, "it is no regular file")
+    return descriptor
 
 
 def read_whole(path: Path) -> bytes:
@@ -44,8 +52,13 @@ def read_whole(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         SpoolCorrupt: it is no regular file, or cannot be read off the disk.
     """
-    with damage(path), open(path, "rb", opener=_regular) as file:
-        return file.read()
+    with open(open_regular(path), "rb") as file:
+        try:
+            return file.read()
+        except OSError as error:
+            if error.errno not in _DAMAGE:
+                raise
+            raise SpoolCorrupt(path, str(error.strerror)) from error
 
 
 @contextlib.contextmanager
@@ -76,7 +89,3 @@ def sync_names(folder: Path) -> None:
     """Wait until the names in a folder, and its own in the one above, are on the disk."""
     sync_path(folder)
     sync_path(folder / "..")
-
-
-def _regular(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in its place must not be waited for

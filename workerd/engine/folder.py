@@ -23,12 +23,12 @@ from pathlib import Path
 
 import msgspec
 
-from workerd.engine.errors import FormatTooNew, SpoolCorrupt
-from workerd.engine.files import damage, read_whole, replacing
+from workerd.engine.errors import FormatTooNew, NeverForced, SpoolCorrupt
+from workerd.engine.files import open_regular, read_whole, replacing
 from workerd.engine.identity import Version
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
-from workerd.engine.journal import Journal, JournalWriter, Specified, Told, parse
+from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse
 from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
@@ -105,8 +105,7 @@ class JobFolder:
             SpoolCorrupt: it is no regular file.
         """
         codec: Codec = OldCodec() if self.is_old else CheckedCodec(self.job_id)
-        with damage(self.index):
-            return IndexFile(self.index, codec, flags)
+        return IndexFile(self.index, codec, flags)
 
     def create(self, spec: JobSpec, spool: str, identity: Path) -> int:
         """Make the folder, with its lock held.
@@ -140,6 +139,7 @@ class JobFolder:
         Raises:
             FileNotFoundError: there is no such job.
             FormatTooNew: a newer workerd made it.
+            NeverForced: a power cut took what was asked for, which nobody had been told then.
             SpoolCorrupt: it is damaged.
         """
         looks = 0
@@ -155,9 +155,12 @@ class JobFolder:
             looks += 1
             if not journal.rest or looks == _LOOKS:  # what does not check may be a record that is being written
                 break
+        journal.is_broken = journal.rest > 0 and goes_on(data, self.job_id, journal.size)
         if journal.spec is None:
             if (version := self._version()) > FORMAT_VERSION:
                 raise FormatTooNew(self.spec, version)
+            if not journal.is_broken and is_cut_off(data):
+                raise NeverForced(self.journal)
             raise SpoolCorrupt(self.journal, "its first record does not check")
         return journal
 
@@ -173,22 +176,8 @@ class JobFolder:
 
         Returns:
             None when no supervisor has taken the job on yet: then nothing of it has been executed.
-
-        Raises:
-            SpoolCorrupt: a supervisor has, and what the journal had of that is gone; or as `read` does.
         """
-        journal = self.read()
-        if journal.status is None and (journal.is_broken or self._has_log()):
-            journal = self.read()  # again: a supervisor may have taken it on between the two looks
-            if journal.status is None:
-                raise SpoolCorrupt(self.journal, f"what it has from byte {journal.size} on does not check")
-        return journal.status
-
-    def _has_log(self) -> bool:
-        """Return whether there is more of a log than a supervisor makes before it takes the job on."""
-        with contextlib.suppress(FileNotFoundError, SpoolCorrupt), self.open_index() as index:
-            return index.count() > 1 or self.output.stat().st_size > 0
-        return False
+        return self.read().status
 
     def read_owner(self) -> User | None:
         """Read whose job it is, whatever else is damaged.
@@ -277,8 +266,7 @@ class JobFolder:
         """
         path = self.lock
         try:
-            with damage(path):
-                descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
+            descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
         except FileNotFoundError:
             self.path.stat()
             raise SpoolCorrupt(path, "it is missing") from None
@@ -294,8 +282,7 @@ class JobFolder:
     def is_locked(self) -> bool:
         """Return whether somebody watches over the job."""
         try:
-            with damage(self.lock):
-                descriptor = _lock(self.lock, os.O_RDONLY)
+            descriptor = _lock(self.lock, os.O_RDONLY)
         except (FileNotFoundError, SpoolCorrupt):
             return False
         if descriptor is None:
@@ -347,7 +334,7 @@ class JobFolder:
 
 
 def _lock(path: Path, flags: int) -> int | None:
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    descriptor = open_regular(path, flags)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException as error:

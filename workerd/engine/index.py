@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.files import open_regular
 from workerd.engine.job import FORMAT_VERSION
 from workerd.engine.record import RECORD_SIZE, Codec, Kind, Record
 
@@ -33,12 +34,13 @@ class IndexFile:
 
     Raises:
         FileNotFoundError: there is no such file.
+        SpoolCorrupt: what is there is no regular file.
     """
 
     def __init__(self, path: Path, codec: Codec, flags: int = os.O_RDONLY) -> None:
         self.path = path
         self.codec = codec
-        self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        self.descriptor = open_regular(path, flags)
 
     def __enter__(self) -> Self:
         return self
@@ -136,5 +138,5 @@ class IndexFile:
 
     def end(self) -> Record | None:
         """Return the end record; None when the last record is another."""
-        record = self.read(self.count() - 1)
+        record = self.read(max(0, self.count() - 1))
         return record if record is not None and record.kind is Kind.END else None

@@ -30,6 +30,7 @@ _ROOM = 12 << 10  # what is set aside at first: some states, the end with a tail
 _END_ROOM = 8 << 10  # what all other records leave for the end
 _SEEDS = 2**64
 _LONGEST_FAULT = 4000
+_LAST_BYTES = 16 << 10  # of a damaged journal: what follows what was asked for is shorter
 TAIL_BYTES = 2048
 
 
@@ -186,18 +187,7 @@ def parse(data: bytes, job_id: str) -> Journal:
             break
         journal.size = start + length
     journal.rest = len(data) - journal.size if any(view[journal.size :]) else 0
-    journal.is_broken = journal.spec is not None and journal.rest > 0 and _goes_on(view, seed, journal.size)
     return journal
-
-
-def _goes_on(view: memoryview, seed: int, size: int) -> bool:
-    """Return whether any record checks after the bytes that do."""
-    for offset in range(size + 1, len(view) - _HEAD.size):
-        length, check = _HEAD.unpack_from(view, offset)
-        payload = view[offset + _HEAD.size : offset + _HEAD.size + length]
-        if 0 < length == len(payload) and checksum(payload, (seed + offset) % _SEEDS) == check:
-            return True
-    return False
 
 
 @contextlib.contextmanager
@@ -208,6 +198,32 @@ def _if_possible() -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
             raise
+
+
+def goes_on(data: bytes, job_id: str, size: int) -> bool:
+    """Return whether any record checks after those that do: a journal was damaged then, and not cut off.
+
+    Args:
+        data: the whole file.
+        size: how many bytes check, from the beginning.
+    """
+    seed = job_seed(job_id)
+    for offset in range(max(size + 1, len(data) - _LAST_BYTES), len(data) - _HEAD.size):
+        length, check = _HEAD.unpack_from(data, offset)
+        payload = memoryview(data)[offset + _HEAD.size : offset + _HEAD.size + length]
+        if 0 < length == len(payload) and checksum(payload, (seed + offset) % _SEEDS) == check:
+            return True
+    return False
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Return whether a journal ends, or has only zeros, before the end of its first record.
+
+    Args:
+        data: the whole file.
+    """
+    whole = data.rstrip(b"\0")
+    return len(whole) < _HEAD.size or len(whole) < _HEAD.size + _HEAD.unpack_from(whole)[0]
 
 
 class JournalWriter:

@@ -15,7 +15,6 @@ import contextlib
 import fcntl
 import itertools
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import TracebackType
@@ -30,15 +29,15 @@ from workerd.engine.errors import (
     CatalogFailed,
     FormatTooNew,
     JobIdMalformed,
+    NeverForced,
     SpoolCorrupt,
     StateDirectoryInUse,
 )
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
-from workerd.engine.reader import measure
-from workerd.engine.recovery import recover
-from workerd.engine.retention import choose_removals, seconds_until_next
+from workerd.engine.recovery import has_end, has_output, is_complete, recover
+from workerd.engine.retention import Retention
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 
@@ -96,6 +95,9 @@ class Keeper:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
             self._catalog = stack.enter_context(self._shelf).catalog
+            if (problem := await asyncio.to_thread(self._catalog.find_damage)) is not None:
+                self._catalog.reset(problem)
+            self._catalog.mark_incomplete()
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
             stack.callback(self._drain.unlink, missing_ok=True)
@@ -170,10 +172,7 @@ class Keeper:
         try:
             for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
                 try:
-                    try:
-                        await self._end(folder)
-                    except SpoolCorrupt as error:
-                        self._leave(folder, error)
+                    await self._end_or_leave(folder)
                 except FileNotFoundError:  # somebody removed the job
                     if not folder.path.exists():
                         return
@@ -188,6 +187,12 @@ class Keeper:
             del self._guards[folder.path.name]
             self._changed.set()
 
+    async def _end_or_leave(self, folder: JobFolder) -> None:
+        try:
+            await self._end(folder)
+        except SpoolCorrupt as error:
+            self._leave(folder, error)
+
     async def _end(self, folder: JobFolder) -> None:
         """Wait until nobody watches over a job any more, and bring it to its end.
 
@@ -197,8 +202,7 @@ class Keeper:
         """
         lock = await self._shelf.wait_lock(folder)
         try:
-            if folder.read_status() is None:
-                await self._clear(folder)
+            if await self._clear(folder):
                 return
             # In a thread: what is left of the job may take its time to end, and a log its time to be read.
             if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
@@ -216,11 +220,25 @@ class Keeper:
         self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 
-    async def _clear(self, folder: JobFolder) -> None:
-        """Remove what is left of a spawn that ended before anything was executed; nobody will take it up."""
-        if folder.output.exists() and folder.output.stat().st_size:
-            raise SpoolCorrupt(folder.path, "it has not been started, though it has printed something")
+    async def _clear(self, folder: JobFolder) -> bool:
+        """Remove what is left of a spawn that ended before anything was executed; return whether it was that.
+
+        Raises:
+            SpoolCorrupt: the folder is damaged.
+        """
+        try:
+            journal = folder.read()
+            if journal.status is not None or has_output(folder):
+                return False
+            problem = SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+            is_damaged = journal.is_broken
+        except NeverForced as error:
+            problem = error
+            is_damaged = has_output(folder)
+        if is_damaged or has_end(folder):
+            raise problem
         await self._shelf.forget(folder)
+        return True
 
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it; again later, if that fails."""
@@ -237,6 +255,7 @@ class Keeper:
     async def _try_scan(self) -> bool:
         """Take up every job that is there; return whether that could be done."""
         try:
+            generation = self._catalog.generation
             ended = {job.id for job in self._catalog.ended()}
             gone = ended.union(self._catalog.unended())
             with os.scandir(self._shelf.jobs) as entries:
@@ -254,7 +273,7 @@ class Keeper:
             for job_id in gone:
                 if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
                     self._catalog.remove(job_id)
-            self._catalog.mark_complete()
+            self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
             log.error("the jobs could not be taken up yet", error=str(error))
             return False
@@ -263,14 +282,14 @@ class Keeper:
     async def _take_up(self, folder: JobFolder) -> None:
         try:
             journal = folder.read()
-            if journal.ended and measure(folder).ended and self._shelf.try_tell_end(folder):
+            if journal.ended and is_complete(folder, journal) and self._shelf.try_tell_end(folder):
                 self._enter_ended(folder)
                 return
-        except (FileNotFoundError, SpoolCorrupt) as error:
-            folder.path.stat()
+        except NeverForced:
+            journal = Journal()
+        except SpoolCorrupt as error:
             if not folder.is_watched():
-                problem = error if isinstance(error, SpoolCorrupt) else SpoolCorrupt(folder.index, "it is missing")
-                self._leave(folder, problem)
+                self._leave(folder, error)
                 return
             journal = Journal()
         self._guard(folder)
@@ -282,24 +301,7 @@ class Keeper:
         if not (self._storage.max_total_bytes or self._storage.max_age_seconds):
             return
         await asyncio.shield(self._scanning)
-        while True:
-            self._job_ended.clear()
-            try:
-                ended = self._catalog.ended()
-                others = 0
-                for job_id in self._catalog.unended():
-                    with contextlib.suppress(FileNotFoundError):  # it was not started, or removed
-                        others += disk_bytes(self._shelf.folder(job_id).path)
-                chosen = choose_removals(ended, others, self._storage, time.time_ns())
-                for job_id in chosen:
-                    await self._remove(self._shelf.folder(job_id))
-                wait = seconds_until_next(ended[len(chosen) :], self._storage, time.time_ns())
-            except Exception as error:  # a full disk, say, also of whoever is to be told
-                log.error("old jobs could not be removed", error=str(error))
-                wait = _PAUSES_SECONDS[-1]
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await self._job_ended.wait()
+        await Retention(self._shelf, self._storage, self._remove).run(self._job_ended)
 
     async def _remove(self, folder: JobFolder) -> None:
         told = self._tell_removal(folder.path.name)
@@ -307,6 +309,8 @@ class Keeper:
             await self._shelf.remove(folder)
         except FileNotFoundError:
             pass  # somebody else removed it
+        except FormatTooNew:
+            raise
         except SpoolCorrupt:
             await self._shelf.remove_damaged(folder)
         else:

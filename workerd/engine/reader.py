@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from workerd.engine.errors import InvalidArgument, SpoolCorrupt
-from workerd.engine.files import damage
+from workerd.engine.files import open_regular
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Stream
 from workerd.engine.record import RECORD_SIZE, Kind, Record, checksum
@@ -69,8 +69,7 @@ class LogReader:
         with contextlib.ExitStack() as undo:
             try:
                 self._index = undo.enter_context(folder.open_index())
-                with damage(folder.output):
-                    self._output = os.open(folder.output, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._output = open_regular(folder.output)
             except FileNotFoundError as error:
                 folder.path.stat()
                 raise SpoolCorrupt(Path(error.filename), "it is missing") from None

@@ -45,8 +45,6 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
         TimeoutError: what is left of the job does not end.
     """
     journal = folder.read()
-    if journal.status is None:
-        raise SpoolCorrupt(folder.path, "its program was never executed")
     if journal.ended:
         complete(folder, journal)
         return False
@@ -57,10 +55,12 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
             if index.end() is not None:
                 raise SpoolCorrupt(folder.path, "the log says that the job has ended, and nothing says how")
             first = _first_kept(index)
-            _kill_what_is_left(journal, folder.job_id, spool)
+            if journal.is_broken:
+                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+            _kill_what_is_left(folder, journal, spool)
             survey = _survey(index, output, first)
             _cut(index, output, survey)
-            end = _lost(journal.status, survey)
+            end = _lost(journal.status or JobStatus(state=JobState.STARTING), survey)
             if folder.is_old:
                 write_old_status(folder.path, end)
             else:
@@ -102,11 +102,13 @@ def complete(folder: JobFolder, journal: Journal) -> None:
 
 
 def is_complete(folder: JobFolder, journal: Journal) -> bool:
-    """Return whether the log of a job that has ended says so and is as long as the job's end says."""
+    """Return whether the log of a job that has ended says so, is as long as the job's end says, and has its tail."""
     try:
         with folder.open_index() as index:
             end = index.end()
-            return end is not None and end.offset == _log_size(journal) <= os.stat(folder.output).st_size
+            if end is None or not end.offset == _log_size(journal) <= os.stat(folder.output).st_size:
+                return False
+        return journal.tail is None or all(_has(*part) for part in _parts(folder, journal.tail))
     except (FileNotFoundError, SpoolCorrupt):
         return False
 
@@ -117,10 +119,26 @@ def _log_size(journal: Journal) -> int:
     return journal.status.end.stdout.size_bytes + journal.status.end.stderr.size_bytes
 
 
+def has_end(folder: JobFolder) -> bool:
+    """Return whether the log has its end."""
+    try:
+        with folder.open_index() as index:
+            return index.end() is not None
+    except FileNotFoundError:
+        return False
+
+
+def has_output(folder: JobFolder) -> bool:
+    """Return whether the log has any output."""
+    try:
+        return os.stat(folder.output).st_size > 0
+    except FileNotFoundError:
+        return False
+
+
 def _restore(folder: JobFolder, tail: LogTail) -> None:
     """Write the last of a log where it belongs."""
-    parts = ((folder.output, tail.output_offset, tail.output), (folder.index, tail.index_offset, tail.index))
-    for path, offset, data in parts:
+    for path, offset, data in _parts(folder, tail):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, offset + len(data))
@@ -129,18 +147,33 @@ def _restore(folder: JobFolder, tail: LogTail) -> None:
             os.close(descriptor)
 
 
-def _kill_what_is_left(journal: Journal, job_id: str, spool: str) -> None:
+def _parts(folder: JobFolder, tail: LogTail) -> tuple[tuple[Path, int, bytes], ...]:
+    return (folder.output, tail.output_offset, tail.output), (folder.index, tail.index_offset, tail.index)
+
+
+def _has(path: Path, offset: int, data: bytes) -> bool:
+    """Return whether a file has some bytes where they belong."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, len(data), offset) == data
+    finally:
+        os.close(descriptor)
+
+
+def _kill_what_is_left(folder: JobFolder, journal: Journal, spool: str) -> None:
     """End the processes of a job whose supervisor has vanished, if it is certain that they are this job's."""
     supervisor = journal.supervisor
-    if supervisor is None:
-        _kill_what_is_left_of_old(journal, job_id)
+    if folder.is_old:
+        _kill_what_is_left_of_old(journal, folder.job_id)
         return
+    if supervisor is None:
+        return  # a power cut took what the journal had of it, and the job with it
     if supervisor.boot != boot_id() or journal.spool != spool:
         return  # nothing is left; or this is a copy, and what is there belongs to the original
     if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
         problem = f"its supervisor, process {supervisor.pid}, lives and holds another file"
-        raise SpoolCorrupt(Path(job_id, "journal"), problem)
-    mark = job_mark(spool, job_id)
+        raise SpoolCorrupt(folder.journal, problem)
+    mark = job_mark(spool, folder.job_id)
     if Path(supervisor.cgroup).name == mark:
         _kill_cgroup(Path(supervisor.cgroup))
     else:

@@ -1,6 +1,7 @@
 """What a caller asks for when it spawns a job, and what it may not ask for."""
 
 import math
+from collections.abc import Callable
 
 import msgspec
 
@@ -43,11 +44,13 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
     run_as: str = ""
     spawned_by: User | None = None
 
-    def check(self, storage: Storage) -> None:
+    def check(self, storage: Storage, can_limit_logs: Callable[[], bool]) -> None:
         """Check that a job could be so.
 
         Args:
             storage: what the engine allows.
+            can_limit_logs: return whether the file system of the state directory can keep a log to a limit; called
+                only for a request that has one.
 
         Raises:
             InvalidArgument: naming the first field that is impossible.
@@ -69,6 +72,9 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("max_log_bytes", f"is less than {MIN_LOG_BYTES}, which a log needs at least")
         if 0 < storage.max_log_bytes < self.max_log_bytes:
             raise InvalidArgument("max_log_bytes", f"is more than the {storage.max_log_bytes} that this daemon allows")
+        if self.max_log_bytes and not can_limit_logs():
+            problem = "cannot be kept to: the file system of the daemon's state directory releases no part of a file"
+            raise InvalidArgument("max_log_bytes", f"{problem}: give no limit, or choose another state directory")
         for name in self.envs:
             if not name or "=" in name:
                 raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")

@@ -5,6 +5,7 @@ A spawn is a task of the engine's own, so that a caller who goes away leaves no 
 
 import asyncio
 import contextlib
+import functools
 import os
 import time
 import uuid
@@ -28,7 +29,7 @@ from workerd.engine.job import JobSpec, JobState, User
 from workerd.engine.launcher import Launcher
 from workerd.engine.request import SpawnRequest
 from workerd.engine.shelf import Shelf
-from workerd.engine.storage import Storage
+from workerd.engine.storage import Storage, can_limit_logs
 
 log = structlog.get_logger()
 _FINISH_SECONDS = 5.0
@@ -68,7 +69,7 @@ class Spawner:
             LauncherFailed: the supervisor failed.
             OSError: the state directory cannot be used.
         """
-        request.check(self._storage)
+        request.check(self._storage, lambda: self._can_limit_logs)
         key = request.request_key
         job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
         task = self._spawning.get(job_id)
@@ -79,6 +80,10 @@ class Spawner:
             task.add_done_callback(lambda done: self._spawned(job_id, done))
         await asyncio.shield(task)
         return job_id
+
+    @functools.cached_property
+    def _can_limit_logs(self) -> bool:
+        return can_limit_logs(self._shelf.directory)
 
     async def aclose(self) -> None:
         """Wait for the jobs that are being started; those that take too long are left to the next daemon."""

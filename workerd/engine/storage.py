@@ -43,6 +43,17 @@ def check_file_system(directory: Path) -> None:
     Raises:
         StorageUnfit: they cannot.
     """
+    if (problem := _refusal(directory)) is not None:
+        raise StorageUnfit(directory, problem)
+
+
+def can_limit_logs(directory: Path) -> bool:
+    """Return whether parts of a file in a directory can be released, as a log with a limit needs it."""
+    return _refusal(directory) is None
+
+
+def _refusal(directory: Path) -> str | None:
+    """Release a part of a file; return why the file system does not do that, if it does not."""
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(1 << 16))
         file.flush()
@@ -51,7 +62,8 @@ def check_file_system(directory: Path) -> None:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            raise StorageUnfit(directory, str(error.strerror)) from error
+            return str(error.strerror)
+    return None
 
 
 def disk_bytes(folder: Path) -> int:
