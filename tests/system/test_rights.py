@@ -164,7 +164,7 @@ async def test_what_is_wrong_with_a_job_is_its_owner_s_affair(
         stub_of(shared_daemon, USER) as owners,
         stub_of(shared_daemon, other) as stub,
     ):
-        job_id = await spawn(owner, "true")
+        job_id = await spawn(owner, "head", "-c", "5000", "/dev/zero")  # more than a journal could mend
         _ = [event async for event in owner.stream_log(job_id)]
         folder = shared_daemon.folder(job_id)
         journal = folder.journal.read_bytes()
