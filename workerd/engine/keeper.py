@@ -207,6 +207,8 @@ class Keeper:
             # In a thread: what is left of the job may take its time to end, and a log its time to be read.
             if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
                 log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+            if fault := folder.read_fault():
+                log.warning("a job's supervisor reported a problem", job=folder.path.name, problem=fault)
         finally:
             os.close(lock)
         await self._shelf.tell_end(folder)
