@@ -115,6 +115,13 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def damage(session: nox.Session) -> None:
+    """Damage every kind of file, over 1,000 times: minutes. `nox -s damage -- --mutations 100` does less of it."""
+    install_to_run(session, "tests")
+    session.run("pytest", "tests/damage", "--show-capture=no", *session.posargs)
+
+
+@nox.session
 def hostile(session: nox.Session) -> None:
     """Attack a daemon, with 100,000 frames and all else: minutes. `nox -s hostile -- --seed 7` repeats a run."""
     install_to_run(session, "tests")

@@ -1,0 +1,1 @@
+"""Damage to the files of a state directory, and what is told of it: `nox -s damage`."""

@@ -1,0 +1,1 @@
+"""What earlier versions left on the disk, written by their own daemons."""
