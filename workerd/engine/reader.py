@@ -152,6 +152,11 @@ class LogReader:
                 start = max(batch.position, record.offset)
                 first = batch.spans[0].start if batch.spans else start
                 end = min(record.end_offset, first + most_bytes)
+                if (
+                    batch.spans and end < record.end_offset
+                ):  # it is read once, and checked: from its beginning next time
+                    batch.exhausted = False
+                    break
                 if end > start:
                     batch.take(self._next + batch.count, record, start, end)
                     batch.position = end
