@@ -9,7 +9,7 @@ from benchmarks.bench import Bench
 from benchmarks.check import require
 from benchmarks.figure import Benchmark, Figure, Goal, Reading, Sides
 from benchmarks.service import run, run_to_end
-from tests.daemon import Daemon, multiply
+from tests.daemon import Daemon, multiply, wait_unlocked
 
 _PAGE = 50
 _LISTS = 20
@@ -30,8 +30,8 @@ def with_ended_jobs(bench: Bench, count: int) -> Iterator[Daemon]:
 
         job_id = run(make_one())
         daemon.stop()
-        with daemon.folder(job_id).wait_lock():
-            multiply(daemon.folder(job_id), count - 1)
+        wait_unlocked(daemon.folder(job_id))
+        multiply(daemon.folder(job_id), count - 1)
         for catalogue in daemon.state.glob("catalog.*"):
             catalogue.unlink()
         daemon.start()

@@ -136,8 +136,14 @@ def end_jobs(state: Path) -> None:
     for path in (state / "jobs").glob("*"):
         folder = JobFolder(path)
         folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
-        with contextlib.suppress(FileNotFoundError), folder.lock.open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            wait_unlocked(folder)
+
+
+def wait_unlocked(folder: JobFolder) -> None:
+    """Wait until nobody watches over a job any more: its supervisor has gone."""
+    with folder.lock.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def multiply(model: JobFolder, count: int) -> None:

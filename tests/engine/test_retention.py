@@ -17,6 +17,7 @@ from tests.daemon import end_jobs
 from tests.engine.catalogs import Filling, draw_id, enter_many
 from tests.engine.logs import ME, read_log, shell, wait_for_output
 from tests.waiting import eventually
+from workerd.engine import identity
 from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
@@ -130,6 +131,8 @@ async def test_the_total_is_kept_to_also_by_an_engine_that_comes_later(tmp_path:
 @pytest.fixture
 def shelf(tmp_path: Path) -> Iterator[Shelf]:
     """A shelf of its own, without jobs."""
+    (tmp_path / "state").mkdir()
+    identity.establish(tmp_path / "state" / "spool")
     with Shelf(tmp_path / "state") as shelf:
         yield shelf
 

@@ -71,7 +71,7 @@ class World:
     def state(self, job_id: str | None) -> dict[str, bytes]:
         """Tell which jobs there are, and what is written down of one: all that a call could change."""
         jobs = {path.name: b"" for path in (self.daemon.state / "jobs").iterdir()}
-        files = [] if job_id is None else [self.daemon.folder(job_id).path / name for name in ("status", "shares")]
+        files = [] if job_id is None else [self.daemon.folder(job_id).path / name for name in ("journal", "shares")]
         return jobs | {path.name: path.read_bytes() for path in files if path.exists()}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from worker_api.worker.v1 import SpawnRequest
 
-from tests.daemon import Daemon, multiply, running_daemon
+from tests.daemon import Daemon, multiply, running_daemon, wait_unlocked
 
 COUNT = 10_000
 START_SECONDS = 2.0
@@ -61,8 +61,7 @@ async def test_ten_thousand_ended_jobs_do_not_delay_the_first_answer(state: Path
             job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", "echo out; echo err >&2"]))
             async for _ in client.stream_log(job_id):
                 pass
-        with daemon.folder(job_id).wait_lock():
-            pass
+        wait_unlocked(daemon.folder(job_id))
         daemon.stop()
         empty = start(daemon)  # for comparison: Python's own start is in it
         daemon.stop()

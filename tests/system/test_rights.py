@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import statistics
 import time
 import uuid
@@ -32,7 +33,6 @@ from tests.daemon import USER, Daemon
 from workerctl.client import Client
 from workerctl.events import Output
 from workerctl.transport import WorkerChannel
-from workerd.engine.job import FORMAT_VERSION
 
 SPINNER = ("sh", "-c", "echo secret; exec sleep 1000")
 _numbers = itertools.count()
@@ -154,7 +154,7 @@ async def test_another_user_s_job_is_told_just_like_one_that_does_not_exist(
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("damage", ["spec", "status", "newer", "shares", "half made"])
+@pytest.mark.parametrize("damage", ["journal", "state", "cut", "index", "newer", "shares", "half made"])
 async def test_what_is_wrong_with_a_job_is_its_owner_s_affair(
     shared_daemon: Daemon, other: str, damage: str, call: Callable[[WorkerServiceStub, str], Awaitable[None]]
 ) -> None:
@@ -164,24 +164,37 @@ async def test_what_is_wrong_with_a_job_is_its_owner_s_affair(
         stub_of(shared_daemon, USER) as owners,
         stub_of(shared_daemon, other) as stub,
     ):
-        job_id = await spawn(owner, "true")
+        job_id = await spawn(owner, "head", "-c", "5000", "/dev/zero")  # more than a journal could mend
         _ = [event async for event in owner.stream_log(job_id)]
         folder = shared_daemon.folder(job_id)
+        journal = folder.journal.read_bytes()
+        first = 8 + int.from_bytes(journal[:4], "little")  # where its first record ends
         match damage:
-            case "spec" | "status" | "shares":
+            case "journal" | "index" | "shares":
                 (folder.path / damage).write_bytes(b"[damaged")
+            case "state":
+                folder.journal.write_bytes(journal[:first] + b"[damaged" + journal[first + 8 :])
+            case "cut":
+                os.truncate(folder.journal, first)
             case "newer":
-                newer = folder.spec.read_bytes().replace(b'"format":%d' % FORMAT_VERSION, b'"format":1000')
-                assert b"1000" in newer
-                folder.spec.write_bytes(newer)
+                folder.journal.write_bytes(b"of another kind")
+                folder.spec.unlink()  # which is one file for all jobs
+                folder.spec.write_bytes(b'{"format":1000}')
             case "half made":
-                folder.status.unlink()
+                os.truncate(folder.journal, first)
+                folder.output.unlink()
+                folder.index.unlink()
         denied, missing = await failure(call(stub, job_id), job_id), await failure(call(stub, nobody_s), nobody_s)
         assert denied == missing
         assert denied[0] is Status.NOT_FOUND
-        if damage in ("spec", "status", "newer"):
+        if damage in ("shares", "half made"):
+            return
+        if call is remove and damage != "newer":
+            await call(owners, job_id)
+            assert not folder.path.exists()
+        else:
             code, _, _ = await failure(call(owners, job_id), job_id)
-            assert code is Status.DATA_LOSS
+            assert code is (Status.PERMISSION_DENIED if call is explain else Status.DATA_LOSS)
 
 
 async def test_no_time_tells_another_user_s_job_from_one_that_does_not_exist(shared_daemon: Daemon, other: str) -> None:

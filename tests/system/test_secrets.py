@@ -89,14 +89,14 @@ async def test_a_secret_is_in_no_other_answer_and_no_process_but_the_jobs(daemon
     assert secret not in daemon.errors()
 
 
-async def test_on_the_disk_a_secret_is_in_the_spec_alone(daemon: Daemon) -> None:
+async def test_on_the_disk_a_secret_is_in_the_journal_alone(daemon: Daemon) -> None:
     secret = uuid.uuid4().hex
     async with daemon.client() as client:
         job_id = await spawn(client, secret)
         assert (await client.status(job_id, show_envs=True)).envs["TOKEN"] == secret
     files = [path for path in daemon.state.rglob("*") if path.is_file()]
-    assert [path for path in files if secret.encode() in path.read_bytes()] == [daemon.folder(job_id).spec]
-    assert daemon.folder(job_id).spec.stat().st_mode & 0o777 == 0o600
+    assert [path for path in files if secret.encode() in path.read_bytes()] == [daemon.folder(job_id).journal]
+    assert daemon.folder(job_id).journal.stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_spawn_that_fails_tells_no_secret(daemon: Daemon) -> None:

@@ -36,7 +36,7 @@ from workerd.engine.errors import (
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
-from workerd.engine.recovery import has_end, has_output, is_complete, recover
+from workerd.engine.recovery import is_complete, recover
 from workerd.engine.retention import Retention
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
@@ -204,7 +204,7 @@ class Keeper:
         """
         lock = await self._shelf.wait_lock(folder)
         try:
-            if await self._clear(folder):
+            if await self._shelf.clear(folder):
                 return
             # In a thread: what is left of the job may take its time to end, and a log its time to be read.
             if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
@@ -221,26 +221,6 @@ class Keeper:
             raise SpoolCorrupt(folder.path, "it has no end, though the log has")
         self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
-
-    async def _clear(self, folder: JobFolder) -> bool:
-        """Remove what is left of a spawn that ended before anything was executed; return whether it was that.
-
-        Raises:
-            SpoolCorrupt: the folder is damaged.
-        """
-        try:
-            journal = folder.read()
-            if journal.status is not None or has_output(folder):
-                return False
-            problem = SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
-            is_damaged = journal.is_broken
-        except NeverForced as error:
-            problem = error
-            is_damaged = has_output(folder)
-        if is_damaged or has_end(folder):
-            raise problem
-        await self._shelf.forget(folder)
-        return True
 
     async def _scan(self) -> None:
         """Take up every job that is there, whoever started it; again later, if that fails."""
@@ -300,8 +280,9 @@ class Keeper:
             journal = Journal()
         except SpoolCorrupt as error:
             if not folder.is_watched():
-                self._leave(folder, error)
-                return
+                with contextlib.suppress(CatalogFailed):  # the guard tries again
+                    self._leave(folder, error)
+                    return
             journal = Journal()
         self._guard(folder)
         if journal.spec is not None and journal.status is not None:

@@ -29,9 +29,9 @@ def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[
         SpoolCorrupt: with whom it is shared cannot be read.
     """
     with folder.wait_held():
+        before = folder.read_shares()
         if folder.read_status() is None:  # it has not begun, and may be taken away without being held
             raise FileNotFoundError(folder.path)
-        before = folder.read_shares()
         others = [share for share in before if share.user.id != user.id]
         if rights and len(others) >= MAX_USERS:
             raise InvalidArgument("user", f"is one too many: share a job with {MAX_USERS} users at most")

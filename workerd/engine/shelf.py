@@ -21,10 +21,11 @@ import structlog
 
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
+from workerd.engine.recovery import has_end, has_output
 from workerd.engine.watcher import REPLACED, Watcher
 
 log = structlog.get_logger()
@@ -114,6 +115,29 @@ class Shelf:
     async def forget(self, folder: JobFolder) -> None:
         """Remove a job, at one stroke for whoever looks. Nobody else may lock or remove its folder meanwhile."""
         await self._delete(self._take_away(folder))
+
+    async def clear(self, folder: JobFolder) -> bool:
+        """Remove what is left of a spawn that ended before anything was executed; return whether it was that.
+
+        The caller holds the job's lock.
+
+        Raises:
+            SpoolCorrupt: the folder is damaged.
+        """
+        try:
+            journal = folder.read()
+        except NeverForced:
+            if has_end(folder) or has_output(folder):
+                raise
+        else:
+            if journal.status is not None:
+                return False
+            if journal.is_broken or has_end(folder):
+                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+            if has_output(folder):
+                return False
+        await self.forget(folder)
+        return True
 
     async def remove(self, folder: JobFolder, created_ns: int | None = None) -> None:
         """Remove a job that has ended.
@@ -221,10 +245,16 @@ class Shelf:
 
         Raises:
             FileNotFoundError: the job was removed.
+            SpoolCorrupt: there is nothing that could be locked.
         """
         if folder.is_old:
             folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
-        with self.watcher.watch(folder.lock) as closed:
+        with contextlib.ExitStack() as stack:
+            try:
+                closed = stack.enter_context(self.watcher.watch(folder.lock))
+            except FileNotFoundError:
+                folder.path.stat()
+                raise SpoolCorrupt(folder.lock, "it is missing") from None
             while True:
                 closed.clear()
                 # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c), and

@@ -135,15 +135,19 @@ class Spawner:
                 if status is not None and (status.state is not JobState.STARTING or not folder.is_locked()):
                     return None
                 if status is None and (left := folder.try_lock()) is not None:
-                    await self._forget_left(folder, left)
+                    if not await self._clear(folder, left):
+                        return None
                 else:
                     await changed.wait()
 
-    async def _forget_left(self, folder: JobFolder, lock: int) -> None:
-        """Remove what another spawn left that was cut off before its program was executed."""
+    async def _clear(self, folder: JobFolder, lock: int) -> bool:
+        """Remove what another spawn left, if it was given up before its program was executed; return whether it was.
+
+        Raises:
+            SpoolCorrupt: the folder is damaged.
+        """
         try:
-            if folder.read_status() is None:
-                await self._shelf.forget(folder)
+            return await self._shelf.clear(folder)
         finally:
             os.close(lock)
 
