@@ -52,8 +52,13 @@ _MEND_SECONDS = 30.0
 class Page:
     """Some jobs, newest first, and the position to go on from; None when there are no more."""
 
-    jobs: tuple[Job | DamagedJob, ...]
+    rows: tuple[Job | DamagedJob, ...]
     next: tuple[int, str] | None
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs that can be read."""
+        return tuple(row for row in self.rows if isinstance(row, Job))
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +454,7 @@ class Engine:
             is_visible: tells by a job's id whether it may be in the list; it may raise JobNotFound.
         """
         await self.wait_scanned()
-        jobs: list[Job | DamagedJob] = []
+        rows: list[Job | DamagedJob] = []
         position = after
         only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
         for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
@@ -458,16 +463,16 @@ class Engine:
             try:
                 if not is_visible(job_id):
                     continue
-                job = self._row(job_id, created_ns)
+                row = self._row(job_id, created_ns)
             except JobNotFound:  # being made, or being removed
                 continue
-            if states and (JobState.DAMAGED if isinstance(job, DamagedJob) else job.status.state) not in states:
+            if states and (JobState.DAMAGED if isinstance(row, DamagedJob) else row.status.state) not in states:
                 continue
-            if len(jobs) == size:
-                return Page(tuple(jobs), position)
-            jobs.append(job)
+            if len(rows) == size:
+                return Page(tuple(rows), position)
+            rows.append(row)
             position = place
-        return Page(tuple(jobs), None)
+        return Page(tuple(rows), None)
 
     def _row(self, job_id: str, created_ns: int) -> Job | DamagedJob:
         try:
