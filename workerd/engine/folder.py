@@ -198,19 +198,20 @@ class JobFolder:
         return self._version() > FORMAT_VERSION
 
     @contextlib.contextmanager
-    def telling(self, lock: int) -> Iterator[None]:
+    def telling(self, lock: int, journal: Journal) -> Iterator[None]:
         """Note that the job's end has been told, once that has been done within the context.
 
         Room for the note is made sure of first: a full disk must not have the end told over and over.
 
         Args:
             lock: as `try_lock` returns it.
+            journal: the job's, as it stands.
         """
         if self.is_old:
             yield
             mark_old_told(self.path)
         else:
-            writer = JournalWriter(lock, self.job_id, self.read().size)
+            writer = JournalWriter(lock, self.job_id, journal.size)
             writer.keep_room_to_tell()
             yield
             writer.append(Told())
