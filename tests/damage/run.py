@@ -41,7 +41,7 @@ class BatchRun:
     batch: Batch
     seed: int
     folder: Path
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings
     done: dict[int, str] = field(default_factory=dict)
     kinds: dict[int, tuple[str, Operation]] = field(default_factory=dict)
 
