@@ -1,6 +1,10 @@
 """The keeper, and engines of several processes, with a catalogue that is damaged."""
 
+import asyncio
+import sqlite3
 from pathlib import Path
+
+import pytest
 
 from tests.daemon import Daemon, end_jobs
 from tests.engine.catalogs import damage_all, settle
@@ -43,6 +47,27 @@ async def test_a_job_that_the_log_of_the_catalogue_lost_is_listed_by_every_engin
             page = await other.list_jobs(ME.id, states=(), name="", size=10, after=None)
             assert [job.id for job in page.jobs] == [job_id]
     finally:
+        end_jobs(tmp_path)
+
+
+async def test_a_keeper_starts_and_completes_the_catalogue_later_while_another_program_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workerd.engine.keeper._PAUSES_SECONDS", (0.05,))
+    monkeypatch.setattr("workerd.engine.database._BUSY_SECONDS", 0.05)
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("exec sleep 1000"))
+        await engine.wait_scanned()
+    holder = sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        async with Engine(tmp_path) as engine, asyncio.timeout(30):
+            assert not engine.status(job_id).ended
+            holder.execute("COMMIT")
+            page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+            assert [job.id for job in page.jobs] == [job_id]
+    finally:
+        holder.close()
         end_jobs(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -124,6 +125,51 @@ def test_no_call_fails_for_good_whatever_is_damaged_while_it_is_open(path: Path,
             filling.fill(catalog)
             assert filling.answers(catalog) == answers
             assert catalog.find_damage() is None
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "byte"),
+    [
+        (b"disk_bytes INTEGER", 12, b"\xff"),  # a message that quotes it is not UTF-8
+        (b"CREATE TABLE jobs", 3, b"#"),
+        (b"SQLite format 3", 18, b"\x09"),  # the file is of a version that may only be read
+        (b"SQLite format 3", 0, b"?"),
+    ],
+)
+def test_a_damaged_schema_or_header_is_noticed_when_the_catalogue_is_opened_or_used(
+    path: Path, seed: int, text: bytes, at: int, byte: bytes
+) -> None:
+    filling = Filling(seed)
+    with Catalog(path) as catalog:
+        filling.fill(catalog)
+        answers = filling.answers(catalog)
+    data = path.read_bytes()
+    place = data.index(text) + at
+    path.write_bytes(data[:place] + byte + data[place + 1 :])
+    with Catalog(path) as catalog:
+        catalog.remove(filling.specs[0].id)
+        assert not catalog.is_complete()
+        filling.fill(catalog)
+        assert filling.answers(catalog) == answers
+
+
+def test_an_id_that_is_no_job_id_is_damage_and_no_path(path: Path, seed: int) -> None:
+    """Retention removes the folders that the catalogue names."""
+    filling = Filling(seed)
+    reads: list[Callable[[Catalog], object]] = [
+        lambda catalog: [*catalog.ended()],
+        lambda catalog: [*catalog.newest(None, before=None, name="", only_unended=False)],
+    ]
+    for read in reads:
+        with Catalog(path) as catalog:
+            filling.fill(catalog)
+            database = sqlite3.connect(path)
+            database.execute("UPDATE jobs SET id = '../pki' WHERE id = ?", (filling.specs[1].id,))
+            database.commit()
+            database.close()
+            with pytest.raises(CatalogIncomplete):
+                read(catalog)
+            assert not catalog.is_complete()
 
 
 def test_a_read_of_a_damaged_catalogue_says_so_and_a_write_is_repeated_on_the_new_one(path: Path, seed: int) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.retention import Retention, must_go, seconds_until_next
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, disk_bytes
+from workerd.engine.tree import parent_of
 
 SECOND = 10**9
 ENDED = [EndedJob("a", 10 * SECOND, 500), EndedJob("b", 20 * SECOND, 300), EndedJob("c", 30 * SECOND, 200)]
@@ -85,6 +87,28 @@ async def test_ended_jobs_grow_old_and_are_removed(tmp_path: Path) -> None:
                 return not list((tmp_path / "removed").iterdir())
 
             await eventually(deleted)
+    finally:
+        end_jobs(tmp_path)
+
+
+async def test_a_job_that_is_damaged_while_it_runs_is_removed_when_it_is_too_old(tmp_path: Path) -> None:
+    """Though no job ends that would have the keeper look again."""
+    try:
+        async with Engine(tmp_path, Storage(max_age_seconds=1)) as engine:
+            job_id = await engine.spawn(shell("echo up; exec sleep 1000"))
+            await wait_for_output(engine, job_id, b"up")
+            await engine.wait_scanned()
+            supervisor = parent_of(engine.status(job_id).status.pid)
+            assert supervisor
+            folder = engine._shelf.folder(job_id)
+            with folder.journal.open("r+b") as journal:
+                journal.write(b"?" * 40)
+            os.kill(supervisor, signal.SIGKILL)
+
+            async def gone() -> bool:
+                return not folder.path.exists()
+
+            await eventually(gone)
     finally:
         end_jobs(tmp_path)
 

@@ -129,6 +129,8 @@ class Database:
                 if database.execute(expectation).fetchone() != (1,):
                     return "what is derived from its rows does not fit them"
         except _ERRORS as error:
+            if not self._path.exists():
+                return "it was deleted"
             if not self._shows_damage(error):
                 raise self._failure(error) from error
             return str(error)

@@ -292,8 +292,10 @@ class JobFolder:
 
     def is_watched(self) -> bool:
         """Return whether somebody watches over the job, also where its lock was taken away from it."""
-        if self.is_locked():
-            return True
+        return self.is_locked() or self.has_supervisor()
+
+    def has_supervisor(self) -> bool:
+        """Return whether a supervisor takes orders for the job."""
         try:
             os.close(os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError:  # no supervisor has it open for reading, or it is no FIFO

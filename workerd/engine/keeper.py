@@ -15,10 +15,10 @@ import contextlib
 import fcntl
 import itertools
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import asyncinotify
 import structlog
@@ -44,6 +44,8 @@ from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, 
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
 _ORPHANS_SECONDS = (0.01, 0.1, 0.5, 2.0, 5.0)
+_TURN = 64
+T = TypeVar("T")
 
 
 class Keeper:
@@ -85,6 +87,7 @@ class Keeper:
         self._changed = asyncio.Event()
         self._job_ended = asyncio.Event()
         self._rescanning: asyncio.Task[None] | None = None
+        self._is_catalog_checked = False
 
     async def __aenter__(self) -> Self:
         directory = self._shelf.directory
@@ -95,9 +98,8 @@ class Keeper:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
             self._catalog = stack.enter_context(self._shelf).catalog
-            if (problem := await asyncio.to_thread(self._catalog.find_damage)) is not None:
-                self._catalog.reset(problem)
-            self._catalog.mark_incomplete()
+            with contextlib.suppress(CatalogFailed):  # the first scan does it again
+                self._catalog.mark_incomplete()
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
             stack.callback(self._drain.unlink, missing_ok=True)
@@ -207,6 +209,8 @@ class Keeper:
             # In a thread: what is left of the job may take its time to end, and a log its time to be read.
             if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
                 log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+            if fault := folder.read_fault():
+                log.warning("a job's supervisor reported a problem", job=folder.path.name, problem=fault)
         finally:
             os.close(lock)
         await self._shelf.tell_end(folder)
@@ -235,11 +239,12 @@ class Keeper:
     async def _try_scan(self) -> bool:
         """Take up every job that is there; return whether that could be done."""
         try:
+            await self._check_catalog()
             generation = self._catalog.generation
-            ended = {job.id for job in self._catalog.ended()}
+            ended = {job.id async for job in _in_turns(self._catalog.ended())}
             gone = ended.union(self._catalog.unended())
             with os.scandir(self._shelf.jobs) as entries:
-                for entry in entries:
+                async for entry in _in_turns(entries):
                     gone.discard(entry.name)
                     if entry.name in ended or not _is_job_id(entry.name):
                         continue
@@ -250,7 +255,7 @@ class Keeper:
                     except Exception as error:  # one damaged folder must not keep the others from being taken up
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
-            for job_id in gone:
+            async for job_id in _in_turns(gone):
                 if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
                     self._catalog.remove(job_id)
             self._catalog.mark_complete(generation)
@@ -258,6 +263,14 @@ class Keeper:
             log.error("the jobs could not be taken up yet", error=str(error))
             return False
         return True
+
+    async def _check_catalog(self) -> None:
+        """Check the catalogue as the keeper found it: a power cut may have damaged it, or taken its last rows."""
+        if not self._is_catalog_checked:
+            self._catalog.mark_incomplete()
+            if (problem := await asyncio.to_thread(self._catalog.find_damage)) is not None:
+                self._catalog.reset(problem)
+            self._is_catalog_checked = True
 
     async def _take_up(self, folder: JobFolder) -> None:
         try:
@@ -318,12 +331,21 @@ class Keeper:
             self._catalog.mark_damaged(
                 folder.path.name, "" if owner is None else owner.id, changed_ns, disk_bytes(folder.path)
             )
+            self._job_ended.set()
 
     def _finish(self, *tasks: asyncio.Task[None]) -> None:
         for task in (*tasks, self._scanning, *self._guards.values()):
             task.cancel()
         if self._rescanning is not None:
             self._rescanning.cancel()
+
+
+async def _in_turns(items: Iterable[T]) -> AsyncIterator[T]:
+    """Iterate over very many items, and let other tasks have a turn now and then."""
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number % _TURN == 0:
+            await asyncio.sleep(0)
 
 
 def _is_job_id(name: str) -> bool:

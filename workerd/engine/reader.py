@@ -92,8 +92,8 @@ class LogReader:
 
     def size(self) -> int:
         """Return the size of the combined output as it stands, in bytes."""
-        last = self._index.last_output()
-        return 0 if last is None else last.end_offset
+        end, last = self._index.end(), self._index.last_output()
+        return end.offset if end is not None else 0 if last is None else last.end_offset
 
     def seek(self, offset: int) -> None:
         """Make the byte at an offset the next one to read.

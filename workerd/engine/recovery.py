@@ -224,7 +224,8 @@ def _first_kept(index: IndexFile) -> int:
         whole = range(1, index.count())
         if whole and index.read(1) is not None:
             return 1  # and the header is written again
-        if any(index.read(number) is not None for number in whole):
+        is_blank = not any(index.read_batch(0, 1))
+        if not is_blank and any(index.read(number) is not None for number in whole):
             raise
         return 0
 
