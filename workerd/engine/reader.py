@@ -152,9 +152,7 @@ class LogReader:
                 start = max(batch.position, record.offset)
                 first = batch.spans[0].start if batch.spans else start
                 end = min(record.end_offset, first + most_bytes)
-                if (
-                    batch.spans and end < record.end_offset
-                ):  # it is read once, and checked: from its beginning next time
+                if batch.spans and end < record.end_offset:  # next time, whole: it is read once, and checked
                     batch.exhausted = False
                     break
                 if end > start:
