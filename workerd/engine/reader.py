@@ -308,6 +308,9 @@ def measure(folder: JobFolder) -> Extent:
     with folder.open_index() as index:
         _, kept = index.kept_from()
         last, end = index.last_output(), index.end()
+        size = kept if last is None else last.end_offset
+        if end is not None and end.offset != size:
+            raise SpoolCorrupt(folder.index, f"the log ends at byte {end.offset}, and nothing is known beyond {size}")
         if last is None:
-            return Extent(ended=end is not None)
+            return Extent(kept_from=kept, ended=end is not None)
         return Extent(last.stream_size(Stream.STDOUT), last.stream_size(Stream.STDERR), kept, end is not None)
