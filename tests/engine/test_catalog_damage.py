@@ -87,6 +87,25 @@ def test_the_check_finds_nothing_in_a_catalogue_that_is_sound(path: Path, seed: 
         assert catalog.find_damage() is None
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP INDEX by_end",
+        "UPDATE total SET disk_bytes = disk_bytes + 1",
+        "DELETE FROM total",
+        "INSERT INTO total VALUES (0)",
+        "CREATE TABLE others (id INTEGER)",
+    ],
+)
+def test_the_check_finds_what_is_sound_for_sqlite_and_not_ours(path: Path, seed: int, statement: str) -> None:
+    with Catalog(path) as catalog:
+        Filling(seed).fill(catalog)
+        database = sqlite3.connect(path, isolation_level=None)
+        database.execute(statement)
+        database.close()
+        assert catalog.find_damage() is not None
+
+
 @pytest.mark.parametrize("round_number", range(3))
 def test_no_call_fails_for_good_whatever_is_damaged_while_it_is_open(path: Path, seed: int, round_number: int) -> None:
     """What SQLite notices has the catalogue made again; after it has been filled it answers as before."""
@@ -151,6 +170,18 @@ def test_a_damaged_schema_or_header_is_noticed_when_the_catalogue_is_opened_or_u
         assert not catalog.is_complete()
         filling.fill(catalog)
         assert filling.answers(catalog) == answers
+
+
+def test_a_text_that_is_not_utf_8_is_damage(path: Path, seed: int) -> None:
+    filling = Filling(seed)
+    with Catalog(path) as catalog:
+        filling.fill(catalog)
+    owner = filling.specs[0].owner.id
+    path.write_bytes(path.read_bytes().replace(owner.encode(), b"\xff" + owner.encode()[1:]))
+    with Catalog(path) as catalog:
+        with pytest.raises(CatalogIncomplete):
+            catalog.owner(filling.specs[0].id)
+        assert not catalog.is_complete()
 
 
 def test_an_id_that_is_no_job_id_is_damage_and_no_path(path: Path, seed: int) -> None:
@@ -245,6 +276,58 @@ def test_one_process_makes_it_again_and_the_others_go_on_with_the_new_one(path: 
             filling.fill(catalog)
             assert filling.answers(catalog) == answers
         assert Catalog(path).find_damage() is None
+
+
+def test_a_catalogue_that_another_process_has_made_again_is_not_made_again_once_more(path: Path, seed: int) -> None:
+    """Both find the damage at the same time, and the second may come when the first has entered jobs."""
+    filling = Filling(seed)
+    with Catalog(path) as first, Catalog(path) as second:
+        first.reset("as a test wants it")
+        filling.fill(first)
+        second.reset("as a test wants it")
+        assert second.is_complete()
+        assert filling.answers(second) == filling.answers(first)
+
+
+def test_an_emptied_file_that_is_in_use_keeps_no_other_process_from_opening_the_catalogue(
+    path: Path, seed: int
+) -> None:
+    """Those who have it open hold a lock on it, and may not look at it for long."""
+    filling = Filling(seed)
+    with Catalog(path) as first:
+        filling.fill(first)
+        settle(path)
+        write_elsewhere(path, 0, b"", 0)
+        with Catalog(path) as second:
+            filling.fill(second)
+            assert filling.answers(first) == filling.answers(second)
+
+
+def test_the_last_to_leave_an_emptied_file_takes_no_rows_of_the_new_one_away(path: Path, seed: int) -> None:
+    """SQLite then removes the write-ahead log at the path, which is that of the new file."""
+    filling = Filling(seed)
+    with Catalog(path) as catalog:
+        filling.fill(catalog)
+        answers = filling.answers(catalog)
+    with Catalog(path) as first, other_process(path) as evaluate:  # the log is empty
+        assert evaluate("catalog.is_complete()") == "True"
+        write_elsewhere(path, 0, b"", 0)
+        # As in the moment before the first finds it.
+        assert evaluate("catalog._database._database.execute('SELECT * FROM jobs')") == "DatabaseError"
+        with pytest.raises(CatalogIncomplete):
+            list(first.ended())
+        filling.fill(first)
+        settle(path)
+        evaluate("catalog.is_complete()")
+        first.remove(filling.specs[0].id)
+        filling.fill(first)
+        assert evaluate("len([*catalog.ended()])") == str(len([*first.ended()]))
+        assert evaluate(f"catalog.remove({filling.specs[1].id!r})") == "None"
+        assert filling.specs[1].id not in [job.id for job in first.ended()]
+        filling.fill(first)
+        with Catalog(path) as third:
+            assert [filling.answers(each) for each in (first, third)] == [answers] * 2
+            assert third.find_damage() is None
 
 
 def test_a_full_disk_is_no_damage(path: Path, seed: int) -> None:

@@ -10,8 +10,6 @@ The bytes of all jobs together are kept in a table of one row, by triggers.
 BUILDING, COMPLETE = 6, 7  # PRAGMA user_version; any other is not ours, or older
 SCHEMA = """
 BEGIN IMMEDIATE;
-DROP TABLE IF EXISTS jobs;
-DROP TABLE IF EXISTS total;
 CREATE TABLE jobs (
     created_ns INTEGER NOT NULL, id TEXT NOT NULL, owner TEXT NOT NULL, name TEXT NOT NULL,
     ended_ns INTEGER NOT NULL DEFAULT 0, disk_bytes INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (created_ns, id)
@@ -30,4 +28,7 @@ CREATE TRIGGER removed AFTER DELETE ON jobs WHEN OLD.disk_bytes <> 0
     BEGIN UPDATE total SET disk_bytes = disk_bytes - OLD.disk_bytes; END;
 """
 SCHEMA += f"PRAGMA user_version = {BUILDING}; COMMIT"
-TOTAL_FITS = "SELECT (SELECT max(disk_bytes) FROM total) = (SELECT ifnull(sum(disk_bytes), 0) FROM jobs)"
+TOTAL_FITS = """
+SELECT (SELECT count(*) FROM total) = 1
+    AND (SELECT disk_bytes FROM total) = (SELECT ifnull(sum(disk_bytes), 0) FROM jobs)
+"""

@@ -73,7 +73,7 @@ class Database:
     def close(self) -> None:
         """Close it."""
         if not self._is_in_place():
-            with contextlib.suppress(OSError), self._locked():  # the folder may have gone, too
+            with contextlib.suppress(OSError), self._locked():  # OSError: the folder may have gone, too
                 self._leave()
         self._database.close()
 
@@ -194,47 +194,55 @@ class Database:
         return None
 
     def _open(self) -> sqlite3.Connection:
-        """Open what is at the path, made before if need be."""
+        """Open what is at the path, or a new file if that is damaged or is not one of ours."""
+        database = None
         try:
-            if not self._path.exists() or self._path.is_dir():
-                self._clear("")
-            try:
-                database = self._prepare()
-            except _ERRORS as error:
-                if not self._shows_damage(error):
-                    raise
-                self._clear(str(error))
-                database = self._prepare()
+            if self._path.exists():
+                try:
+                    database = self._open_present()
+                except _ERRORS as error:
+                    if not self._shows_damage(error):
+                        raise
+                    self._clear(str(error))
+            if database is None:
+                database = self._make()
         except _ERRORS as error:
             raise self._failure(error) from error
         self._opened = os.stat(self._path)
         self.generation += 1
         return database
 
-    def _prepare(self) -> sqlite3.Connection:
-        database = _connect(self._path)
-        try:
-            # What a power cut takes from it, the folders give back: no transaction needs to wait for the disk.
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = OFF")
+    def _open_present(self) -> sqlite3.Connection | None:
+        """Open the file at the path; return None if it is of another version."""
+        with contextlib.ExitStack() as stack:
+            database = stack.enter_context(contextlib.closing(_connect(self._path)))
             if database.execute("PRAGMA user_version").fetchone()[0] not in self._versions:
-                database.executescript(self._schema)
-        except BaseException:
-            database.close()
-            raise
-        return database
+                return None
+            _set_up(database)
+            stack.pop_all()
+            return database
 
-    def _clear(self, problem: str) -> None:
-        """Replace the file with an empty one, and remove its companions (sqlite.org/tempfiles.html).
+    def _make(self) -> sqlite3.Connection:
+        """Make a file. It has another inode than the one before, which may be in use, and locked."""
+        self._clear()
+        self._path.touch(mode=0o600)
+        with contextlib.ExitStack() as stack:
+            database = stack.enter_context(contextlib.closing(_connect(self._path)))
+            _set_up(database)
+            database.executescript(self._schema)
+            stack.pop_all()
+            return database
+
+    def _clear(self, problem: str = "") -> None:
+        """Remove the file with its companions (sqlite.org/tempfiles.html).
 
         Args:
-            problem: what is wrong with the file, if there is one.
+            problem: what is wrong with the file, if something is.
         """
         if problem:
             log.error("the catalogue is damaged and is made again", path=str(self._path), error=problem)
         for path in self._files():
             _delete(path)
-        self._path.touch(mode=0o600)
 
     def _files(self) -> list[Path]:
         """Return the path of the file, and those of its companions."""
@@ -251,6 +259,12 @@ def _delete(path: Path) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", isolation_level=None, timeout=_BUSY_SECONDS, uri=True)
+
+
+def _set_up(database: sqlite3.Connection) -> None:
+    # What a power cut takes from it, the folders give back: no transaction needs to wait for the disk.
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = OFF")
 
 
 def _primary_code(error: Exception) -> int:
