@@ -159,8 +159,9 @@ def multiply(model: JobFolder, count: int) -> None:
         spec = msgspec.structs.replace(journal.spec, id=copy.job_id, created_ns=created_ns)
         lock = copy.create(spec, journal.spool, model.spec)
         writer = JournalWriter(lock, copy.job_id, copy.journal.stat().st_size)
-        for entry in (Ended(journal.status), *([Told()] if journal.is_told else [])):
-            writer.append(entry)
+        writer.append(Ended(journal.status))
+        if journal.is_told:
+            writer.append(Told())
         os.close(lock)
         copy.output.write_bytes(output)
         codec = CheckedCodec(copy.job_id)

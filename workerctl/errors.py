@@ -135,6 +135,12 @@ class JobNotFound(CallFailed):
     exit_code = ExitCode.NOT_FOUND
 
 
+class JobUnreadable(CallFailed):
+    """The job's files on the daemon's machine are damaged, or of a newer format."""
+
+    exit_code = ExitCode.LOG_DAMAGED
+
+
 class JobTakenAway(JobNotFound):
     """The caller was just reading the job's log, and may not see the job any more.
 
@@ -207,6 +213,7 @@ _OPTIONS = {
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
     ErrorReason.DRAINING: Draining,
     ErrorReason.JOB_NOT_FOUND: JobNotFound,
+    ErrorReason.JOB_UNREADABLE: JobUnreadable,
     ErrorReason.PROGRAM_NOT_FOUND: ProgramNotFound,
     ErrorReason.PROGRAM_NOT_EXECUTABLE: ProgramNotExecutable,
 }

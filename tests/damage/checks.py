@@ -1,5 +1,6 @@
 """The checks of one copy: each compares what a face tells with the truth and notes what is neither true nor damage."""
 
+import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
@@ -89,15 +90,15 @@ class Checker:
                 known = {right for other in self._truths.values() for _, right in other.rights}
                 if any(user in users and right in known for user, right in gained):
                     self._found.add(Rule.RIGHTS, truth.label, f"it is shared with {sorted(gained)}")
-        size = truth.log.size
-        await self.check_read(truth, 0, follow=not runs)
-        if truth.label not in self._damaged:
-            return
-        await self.check_read(truth, 0, follow=False)
-        for number in range(_RANDOM_READS):
-            streams = BOTH if number else frozenset({random.choice([*Stream])})
-            offset = random.choice((size, max(0, size - 1), random.randint(0, size), random.randint(0, size)))
-            await self.check_read(truth, offset, streams, follow=not runs and number % 2 == 1)
+        reads = [self.check_read(truth, 0, follow=not runs)]
+        if truth.label in self._damaged:
+            size = truth.log.size
+            reads.append(self.check_read(truth, 0, follow=False))
+            for number in range(_RANDOM_READS):
+                streams = BOTH if number else frozenset({random.choice([*Stream])})
+                offset = random.choice((size, max(0, size - 1), random.randint(0, size), random.randint(0, size)))
+                reads.append(self.check_read(truth, offset, streams, follow=not runs and number % 2 == 1))
+        await asyncio.gather(*reads)
 
     async def check_status(self, truth: Truth) -> None:
         """Check that the status is true, or says that the job is damaged."""

@@ -10,6 +10,8 @@ FIGURES = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mutations", type=int, default=1100, help="How many mutations there are.")
     parser.addoption("--only", default="", help="Only the mutations with these numbers, with commas between them.")
+    parser.addoption("--limit-seconds", type=float, default=10.0, help="How long any call may take.")
+    parser.addoption("--report", type=Path, default=None, help="Write all problems into this file.")
     parser.addoption("--scene", type=Path, default=None, help="Keep the undamaged state directory here, or use it.")
 
 

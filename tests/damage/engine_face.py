@@ -30,7 +30,7 @@ class EngineFace:
         after = None
         while True:
             page = await self.engine.list_jobs(owner_id, states=(), name="", size=_PAGE, after=after)
-            rows += map(_row, page.jobs)
+            rows += map(_row, page.rows)
             after = page.next
             if after is None:
                 return rows

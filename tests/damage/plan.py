@@ -47,6 +47,7 @@ class Batch:
         keeps_catalog: whether the copy keeps the catalogue, instead of beginning with none.
         reopens: whether the copy is opened a second time.
         runs: whether jobs run while the files are damaged.
+        settles: whether an engine has been on the copy and ended, before anything is damaged.
         is_alone: whether the one mutation may concern all jobs.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     keeps_catalog: bool = True
     reopens: bool = False
     runs: bool = False
+    settles: bool = False
     is_alone: bool = False
 
 
@@ -135,9 +137,12 @@ def _of_state(numbers: Iterator[int], victims: Sequence[Victim], random: Random)
     cycle = _cycle(kinds, random)
     for number in numbers:
         victim = random.choice(kinds[next(cycle)])
-        has_daemon = victim.area == "audit" or random.random() < 0.1
+        settles = victim.area == "catalog" and random.random() < 0.5
+        if settles:  # which files there are then is seen then
+            victim = Victim(victim.area, "", "")
         mutation = Mutation(number, _without_swap(_operations(random)), victim)
-        yield Batch(victim.area, (mutation,), has_daemon=has_daemon, is_alone=victim.area == "state")
+        has_daemon = random.random() < 0.1
+        yield Batch(victim.area, (mutation,), has_daemon=has_daemon, settles=settles, is_alone=victim.area == "state")
 
 
 def _by_kind(victims: Sequence[Victim]) -> dict[str, list[Victim]]:

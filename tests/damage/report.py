@@ -10,7 +10,7 @@ from tests.damage.mutations import Operation
 from tests.damage.plan import Batch
 from tests.damage.run import BatchRun
 from tests.damage.scene import Scene
-from tests.damage.violations import Rule, Violation
+from tests.damage.violations import Findings, Rule, Violation
 
 _ISOLATION_SECONDS = 60.0
 _LINES = 5
@@ -21,10 +21,12 @@ class Report:
 
     Args:
         options: those that repeat the run.
+        limit_seconds: how long any call may take.
     """
 
-    def __init__(self, scene: Scene, options: str, seed: int, folder: Path) -> None:
+    def __init__(self, scene: Scene, options: str, seed: int, folder: Path, limit_seconds: float) -> None:
         self._scene, self._options, self._seed, self._folder = scene, options, seed, folder
+        self._limit_seconds = limit_seconds
         self._found: dict[tuple[int, ...], list[Violation]] = defaultdict(list)
         self._done: dict[int, str] = {}
         self._kinds: dict[int, tuple[str, Operation]] = {}
@@ -63,7 +65,8 @@ class Report:
 
     async def _go(self, batch: Batch) -> BatchRun:
         self._runs += 1
-        run = BatchRun(self._scene, batch, self._seed, self._folder / f"copy-{self._runs}")
+        folder = self._folder / f"copy-{self._runs}"
+        run = BatchRun(self._scene, batch, self._seed, folder, Findings(self._limit_seconds))
         await run.go()
         self._checks += run.findings.checks
         return run
@@ -87,7 +90,8 @@ class Report:
             by_kind[kind][operation] += 1
         for kind, operations in sorted(by_kind.items()):
             done = ", ".join(f"{count} {operation}" for operation, count in sorted(operations.items()))
-            bad = {n for numbers in self._found for n in numbers if self._kinds.get(n, ("",))[0] == kind}
+            alone = [numbers[0] for numbers in self._found if len(numbers) == 1]
+            bad = [number for number in alone if number in self._kinds and self._kinds[number][0] == kind]
             yield f"  {kind}: {operations.total()}, of which {len(bad)} broke a promise ({done})"
         for rule in Rule:
             broken = [numbers for numbers, found in self._found.items() if any(each.rule is rule for each in found)]

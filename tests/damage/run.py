@@ -41,7 +41,7 @@ class BatchRun:
     batch: Batch
     seed: int
     folder: Path
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings
     done: dict[int, str] = field(default_factory=dict)
     kinds: dict[int, tuple[str, Operation]] = field(default_factory=dict)
 
@@ -69,6 +69,9 @@ class BatchRun:
             return await stack.enter_async_context(running_jobs(face, self.scene.users[USER], self.folder))
 
     async def _damage_and_check(self, running: dict[str, RunningJob]) -> None:
+        if self.batch.settles:
+            async with engine_on(self.state) as face:
+                await face.rows(None)
         labels = self.scene.labels | {job.now.id: label for label, job in running.items()}
         if not self.batch.keeps_catalog:
             for path in self.state.glob("catalog.*"):
@@ -94,8 +97,8 @@ class BatchRun:
         random = Random(f"{self.seed} {mutation.number}")
         victim = mutation.victim
         if not victim.name:
-            own = [each for each in find_victims(self.state, dict(labels)) if each.job == victim.job]
-            victim = random.choice(own)
+            found = find_victims(self.state, dict(labels))
+            victim = random.choice([each for each in found if (each.area, each.job) == (victim.area, victim.job)])
         other = mutation.other
         for operation in mutation.operations:
             swapped = self._path(other, labels) if other is not None and operation is Operation.SWAP_FILES else None
@@ -179,9 +182,8 @@ class BatchRun:
     async def _check_trail(self) -> None:
         """Check that a verification finds the damage, and still does after a daemon has gone on with the trail."""
         folder = self.state / "audit"
-        what, lasts = trail.finding(folder)
         self.findings.checks += 2
-        if not what:
+        if not (what := trail.finding(folder)):
             self.findings.add(Rule.TRAIL, "", "a verification finds nothing")
         async with self._open("daemon") as face:
             if face is not None:
@@ -191,8 +193,8 @@ class BatchRun:
                 except Exception as error:
                     if "audit" not in str(error):
                         self.findings.add(Rule.SCANS, "", f"the list failed: {type(error).__name__}: {error}")
-        if lasts and not trail.finding(folder)[0]:
-            self.findings.add(Rule.TRAIL, "", f"the daemon went on, and a verification does not find any more: {what}")
+        if not trail.is_whole(folder, self.scene.pristine / "audit") and not trail.finding(folder):
+            self.findings.add(Rule.TRAIL, "", f"a daemon went on, and a verification does not find any more: {what}")
 
 
 def _is_clear(error: BaseException) -> bool:

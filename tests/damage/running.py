@@ -19,11 +19,11 @@ from tests.damage.jobs import Script
 from tests.damage.plan import RUNNING
 from tests.damage.scene import parent_of
 from tests.damage.truth import KnownLog, Truth
-from tests.damage.violations import LIMIT_SECONDS
 from tests.waiting import eventually
 from workerd.engine.job import Exited, Job, JobEnd, JobState, Stream, User
 
 _CODE = 7
+_FINISH_SECONDS = 10.0
 _LAST = b"the last words\n" * 100
 
 
@@ -76,7 +76,7 @@ class RunningJob:
     async def finish(self) -> bool:
         """Let the job end and wait until its supervisor has gone; return whether it went by itself."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(LIMIT_SECONDS):
+            async with asyncio.timeout(_FINISH_SECONDS):
                 while not self._opened():
                     await asyncio.sleep(0.02)  # nothing tells when a FIFO gets its reader (fifo(7))
                 await eventually(self._has_gone)

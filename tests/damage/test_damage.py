@@ -12,6 +12,7 @@ from tests.damage.report import Report
 from tests.damage.scene import open_scene
 
 _SHOWN = 40
+_RUN_SECONDS = 1400.0
 
 
 @pytest.mark.timeout(1500)
@@ -23,14 +24,16 @@ async def test_damage_is_told_and_harms_nothing_else(
     scene = await open_scene(options.scene or tmp_path / "pristine", tmp_path)
     plan = make_plan(seed, options.mutations, find_victims(scene.pristine, scene.labels))
     only = {int(number) for number in options.only.split(",") if number}
-    report = Report(scene, f"--seed {seed} --mutations {options.mutations}", seed, tmp_path)
+    again = f"--seed {seed} --mutations {options.mutations}"
+    report = Report(scene, again, seed, tmp_path, options.limit_seconds)
     for batch in plan:
+        if time.monotonic() - began > _RUN_SECONDS:
+            figures.append(f"  mutations from {batch.mutations[0].number} on were not made: too little time")
+            break
         if chosen := tuple(mutation for mutation in batch.mutations if not only or mutation.number in only):
             await report.run(replace(batch, mutations=chosen))
     figures += report.figures(time.monotonic() - began)
     problems = list(report.problems())
-    if problems:
-        details = tmp_path / "problems"
-        details.write_text("\n".join(problems) + "\n")
-        figures.append(f"  all problems: {details}")
+    if options.report is not None:
+        options.report.write_text("".join(f"{problem}\n" for problem in problems))
     assert not problems, f"{len(problems)} problems\n" + "\n".join(problems[:_SHOWN])

@@ -113,10 +113,11 @@ async def ask_for_truth(face: Face, label: str, job_id: str, owner: User, row: o
 def check_against_script(truth: Truth, script: Script) -> None:
     """Check that an undamaged job is what its script says."""
     log = truth.log
+    streams = {stream: script.printed(stream) for stream in Stream}
     for piece in log.pieces:
-        printed = script.printed(Stream(piece.stream))
+        printed = streams[Stream(piece.stream)]
         assert printed[piece.stream_offset : piece.stream_offset + len(piece.data)] == piece.data, script.label
-    expected = tuple(len(script.printed(stream)) for stream in Stream)
+    expected = tuple(map(len, streams.values()))
     status = truth.status
     assert (status.stdout_bytes, status.stderr_bytes) == expected == log.sizes(), (script.label, expected, log.sizes())
     assert (log.kept_from > 0) == script.limited, script.label

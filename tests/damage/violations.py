@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 from tests.damage.faces import DamageReported, Missing
 
-LIMIT_SECONDS = 10.0
-"""How long any call may take."""
 _CONTEXT, _MOST_TEXT = 40, 300
 
 
@@ -69,8 +67,13 @@ class Violation:
 
 @dataclass(slots=True)
 class Findings:
-    """The violations of one batch, and how many promises were put to the test."""
+    """The violations of one batch, and how many promises were put to the test.
 
+    Attributes:
+        limit_seconds: how long any call may take.
+    """
+
+    limit_seconds: float
     violations: list[Violation] = field(default_factory=list)
     checks: int = 0
 
@@ -89,13 +92,13 @@ class Findings:
         """
         self.checks += 1
         try:
-            async with asyncio.timeout(LIMIT_SECONDS):
+            async with asyncio.timeout(self.limit_seconds):
                 yield
         except DamageReported as error:
             if not may_be_damaged:
                 self.add(Rule.NEIGHBOURS, label, f"{what} says damaged: {error}")
         except TimeoutError as error:
-            self.add(Rule.HANGS, label, f"{what} took more than {LIMIT_SECONDS:g} s {error}")
+            self.add(Rule.HANGS, label, f"{what} took more than {self.limit_seconds:g} s {error}")
         except Missing:
             self.add(Rule.FOUND if may_be_damaged else Rule.NEIGHBOURS, label, f"{what} says that there is no job")
         except Exception as error:

@@ -109,10 +109,11 @@ def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, byt
         reader.seek(offset)
         while not reader.complete:
             before = reader.position
-            for event in reader.read():
+            read = reader.read()
+            for event in read:
                 assert isinstance(event, Output), event
                 events.append((event.stream, event.data))
-            assert reader.complete or not reader.exhausted or reader.position > before, "the log has no end"
+            assert read or reader.position > before or reader.complete, "the log has no end"
     return events
 
 

@@ -17,7 +17,7 @@ from workerd.engine.reader import Gap, Output
 from workerd.engine.storage import Storage
 
 MUCH = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i; echo error $i >&2; done"
-Damage = Callable[[JobFolder], None]
+Damage = Callable[[JobFolder], object]
 
 
 def overwrite(name: str, offset: int, data: bytes) -> Damage:
@@ -96,15 +96,15 @@ async def test_a_job_that_cannot_be_read_is_listed_as_damaged_and_can_be_removed
             async for _ in log_events(engine, folder.job_id):
                 pass
         page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
-        ids = [job.id for job in page.jobs]
+        ids = [row.id for row in page.rows]
         assert ids == [other, folder.job_id]
-        assert isinstance(page.jobs[0], Job)
-        assert isinstance(page.jobs[1], DamagedJob) and page.jobs[1].damage
+        assert isinstance(page.rows[0], Job)
+        assert isinstance(page.rows[1], DamagedJob) and page.rows[1].damage
         await engine.remove(folder.job_id)
         with pytest.raises(JobNotFound):
             engine.status(folder.job_id)
         page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
-        assert [job.id for job in page.jobs] == [other]
+        assert [row.id for row in page.rows] == [other]
     assert not folder.path.exists()
 
 

@@ -378,7 +378,7 @@ async def test_a_damaged_job_that_the_catalogue_does_not_take_is_entered_later(
             return next(engine._shelf.catalog.ended(), None) is not None
 
         await eventually(entered)
-        [job] = (await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)).jobs
+        [job] = (await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)).rows
         assert isinstance(job, DamagedJob)
         assert (job.id, job.owner) == (folder.job_id, ME)
     assert failures == []

@@ -180,7 +180,7 @@ async def test_a_job_goes_on_when_its_state_directory_is_moved(tmp_path: Path) -
 
 def test_an_end_is_noted_as_told_once_in_the_journal(torn: Written) -> None:
     torn.end(in_tail=True)
-    with torn.folder.telling(torn.lock):
+    with torn.folder.telling(torn.lock, torn.folder.read()):
         assert not torn.folder.read().is_told
     journal = torn.folder.read()
     assert journal.is_told and journal.ended and not journal.rest

@@ -186,7 +186,7 @@ async def test_one_damaged_folder_does_not_keep_the_engine_from_the_others(tmp_p
     (damaged / "spec").write_text("{}")
     async with Engine(tmp_path) as engine:
         page = await engine.list_jobs(None, states=(), name="", size=10, after=None)
-        assert {type(job): job.id for job in page.jobs} == {Job: job_id, DamagedJob: NEVER}
+        assert {type(job): job.id for job in page.rows} == {Job: job_id, DamagedJob: NEVER}
         assert (await read_log(engine, job_id)).stdout == b"fine\n"
         await engine.remove(NEVER)
     assert os.listdir(tmp_path / "jobs") == [job_id]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -71,8 +72,13 @@ class World:
     def state(self, job_id: str | None) -> dict[str, bytes]:
         """Tell which jobs there are, and what is written down of one: all that a call could change."""
         jobs = {path.name: b"" for path in (self.daemon.state / "jobs").iterdir()}
-        files = [] if job_id is None else [self.daemon.folder(job_id).path / name for name in ("journal", "shares")]
-        return jobs | {path.name: path.read_bytes() for path in files if path.exists()}
+        if job_id is None or job_id not in jobs:
+            return jobs
+        folder = self.daemon.folder(job_id)
+        return jobs | {
+            "status": msgspec.json.encode(folder.read_status()),
+            "shares": repr(folder.read_shares()).encode(),
+        }
 
 
 def install_example(folder: Path, patch: pytest.MonkeyPatch) -> None:

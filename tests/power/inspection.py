@@ -3,6 +3,7 @@
 import asyncio
 import bisect
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ class Inspection:
         counts[Count.ENDS] += told_end
         counts[Count.RAN] += ran and not told_end
         counts[Count.SPAWNS] += told_spawn and not told_end
+        began = time.monotonic()
         try:
             log = await self._view.read(story.id)
         except Missing:
@@ -108,6 +110,7 @@ class Inspection:
         except Exception as error:  # whatever it is, it is no answer
             self._violate(Count.FAILED, story, repr(error))
             return False
+        self._verdict.read_seconds.append(time.monotonic() - began)
         served = self._check_bytes(story, log, 0)
         self._check_end(story, log.end, served, told=told_end)
         if log.end is not None and log.end.lost and told_spawn and served.exact:

@@ -45,6 +45,7 @@ class Verdict:
     Attributes:
         problems: a sentence for each violation, by what is violated.
         lost_seconds: of each job that ran when the power was cut, how much of its last output was gone.
+        read_seconds: how long it took to read each log from its beginning.
         cut_seconds: how long it took to look at each cut.
         promised: what is counted as a violation; the others are only told.
     """
@@ -53,6 +54,7 @@ class Verdict:
     counts: Counter[Count] = field(default_factory=Counter)
     problems: dict[Count, list[str]] = field(default_factory=dict)
     lost_seconds: list[float] = field(default_factory=list)
+    read_seconds: list[float] = field(default_factory=list)
     cut_seconds: list[float] = field(default_factory=list)
 
     def violate(self, count: Count, sentence: str) -> None:
@@ -78,6 +80,7 @@ def format_table(verdicts: Mapping[str, Verdict]) -> str:
         rows.append((f"{indent}{count}", *(str(verdict.counts[count]) for verdict in verdicts.values())))
     measures = (
         ("seconds of output that lost jobs had lost", "lost_seconds", 1),
+        ("seconds that reading a log took", "read_seconds", 2),
         ("seconds that each cut took", "cut_seconds", 2),
     )
     for title, name, digits in measures:

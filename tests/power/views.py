@@ -19,7 +19,7 @@ from workerctl.errors import CallFailed
 from workerctl.events import Output as OutputMessage
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import JobNotFound, SpoolCorrupt
-from workerd.engine.job import Cause, Exited, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
+from workerd.engine.job import Cause, DamagedJob, Exited, JobEnd, Killed, Lost, Stopped, Stream, TimedOut
 from workerd.engine.reader import Gap, Output
 
 READ_SECONDS = 20.0
@@ -105,7 +105,7 @@ class EngineView:
         after = None
         while True:
             page = await self._engine.list_jobs(None, states=(), name="", size=1000, after=after)
-            jobs |= {job.id: bool(getattr(job, "damage", "")) for job in page.jobs}
+            jobs |= {row.id: isinstance(row, DamagedJob) for row in page.rows}
             after = page.next
             if after is None:
                 return jobs

@@ -34,7 +34,7 @@ def test_an_interrupt_before_the_job_has_started_stops_it_too(daemon: Daemon) ->
     os.kill(zygote, signal.SIGSTOP)
 
     def taken() -> bool:
-        return any(b'"sleep"' in path.read_bytes() for path in (daemon.state / "jobs").glob("*/spec"))
+        return any(b'"sleep"' in path.read_bytes() for path in (daemon.state / "jobs").glob("*/journal"))
 
     try:
         command = daemon.command("run", "--", "sleep", "1000")

@@ -211,6 +211,10 @@ class Catalog:
             raise CatalogIncomplete(self._path)
         return str(rows[0][0]) if rows else None
 
+    def knows_end(self, job_id: str) -> bool:
+        """Return whether a job is known to have ended, or to be damaged."""
+        return bool(self._execute("SELECT 1 FROM jobs WHERE id = ? AND ended_ns > 0", (job_id,)))
+
     def unended_of(self, owner: str) -> list[str]:
         """Return the ids of an owner's jobs not known to have ended."""
         query = "SELECT id FROM jobs WHERE ended_ns = 0 AND owner = ?"

@@ -142,7 +142,9 @@ class Database:
         return CatalogFailed(self._path, str(error))
 
     def _shows_damage(self, error: Exception) -> bool:
-        """Return whether an error comes from what is in the file."""
+        """Return whether an error comes from what is in the file, or from what has taken its place."""
+        if any(path.is_dir() for path in self._files()):
+            return True
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:  # the module's own: a row with a text that is not UTF-8 is an OperationalError
             return isinstance(error, sqlite3.OperationalError | UnicodeDecodeError)
@@ -160,7 +162,10 @@ class Database:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep the other processes from opening or replacing the file."""
-        with open(self._path.with_suffix(".lock"), "wb", opener=private) as lock:
+        path = self._path.with_suffix(".lock")
+        if path.is_dir():
+            path.rmdir()
+        with open(path, "wb", opener=private) as lock:
             os.fchmod(lock.fileno(), 0o600)  # a process that may read it may hold it, and the daemon up (flock(2))
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -192,7 +197,7 @@ class Database:
         """Open what is at the path, or a new file if that is damaged or is not one of ours."""
         database = None
         try:
-            if self._path.exists():
+            if self._path.is_file():
                 try:
                     database = self._open_present()
                 except _ERRORS as error:
@@ -236,8 +241,20 @@ class Database:
         """
         if problem:
             log.error("the catalogue is damaged and is made again", path=str(self._path), error=problem)
-        for suffix in ("", "-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        for path in self._files():
+            _delete(path)
+
+    def _files(self) -> list[Path]:
+        """Return the path of the file, and those of its companions."""
+        return [self._path.with_name(self._path.name + suffix) for suffix in ("", "-wal", "-shm")]
+
+
+def _delete(path: Path) -> None:
+    """Remove a file, or an empty folder in its place."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        path.rmdir()
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -16,14 +16,26 @@ import msgspec
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
-from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import DamagedJob, Job, JobEnd, JobSpec, JobState, Share, StopOrder, Stream, User, parse_job_id
+from workerd.engine.job import (
+    DamagedJob,
+    Job,
+    JobEnd,
+    JobSpec,
+    JobState,
+    JobStatus,
+    Share,
+    StopOrder,
+    Stream,
+    User,
+    parse_job_id,
+)
 from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import CHUNK_BYTES, Extent, Gap, LogReader, Output, measure
-from workerd.engine.recovery import complete, has_end, is_complete
+from workerd.engine.recovery import complete, has_end, has_output, is_complete
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
@@ -33,14 +45,20 @@ from workerd.engine.watcher import Change, Watcher
 
 log = structlog.get_logger()
 _SCAN_SECONDS = 60.0
+_MEND_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """Some jobs, newest first, and the position to go on from; None when there are no more."""
 
-    jobs: tuple[Job | DamagedJob, ...]
+    rows: tuple[Job | DamagedJob, ...]
     next: tuple[int, str] | None
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs that can be read."""
+        return tuple(row for row in self.rows if isinstance(row, Job))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +194,12 @@ class Engine:
         job_id = parse_job_id(job_id)
         folder = self._folder(job_id)
         with _found(job_id):
-            journal = folder.read()
+            try:
+                journal = folder.read()
+            except NeverForced:
+                if has_end(folder) or has_output(folder):
+                    raise
+                raise JobNotFound(job_id) from None
             if journal.rest and not journal.ended and (journal.is_broken or folder.is_locked()):
                 raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
             if journal.spec is None or journal.status is None:
@@ -186,7 +209,7 @@ class Engine:
             status = journal.status
             if status.end is not None and not self._complete(folder, journal):
                 status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
-            extent = _measure(folder)
+            extent = self._measure(folder, status)
             if extent.ended and not journal.ended and not folder.read().ended:  # the end is in the journal first
                 raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
         return Job(
@@ -196,6 +219,23 @@ class Engine:
             stderr_bytes=extent.stderr,
             kept_from=extent.kept_from,
         )
+
+    def _measure(self, folder: JobFolder, status: JobStatus) -> Extent:
+        """Measure a log. One that a power cut left, and the keeper is about to mend, counts as empty until then."""
+        try:
+            try:
+                return measure(folder)
+            except FileNotFoundError:
+                folder.path.stat()
+                raise SpoolCorrupt(folder.index, "it is missing") from None
+        except SpoolCorrupt:
+            if status.end is not None or not self._is_about_to_be_mended(folder):
+                raise
+            return Extent()
+
+    def _is_about_to_be_mended(self, folder: JobFolder) -> bool:
+        """Return whether a job's supervisor has gone, and the keeper has not come to it yet."""
+        return not folder.has_supervisor() and not self._shelf.catalog.knows_end(folder.job_id)
 
     def _complete(self, folder: JobFolder, journal: Journal) -> bool:
         """See to it that the log of a job that has ended is complete; return False if somebody else is about to.
@@ -350,6 +390,7 @@ class Engine:
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
             with _found(job_id):
+                await self._wait_mended(folder)
                 changed = stack.enter_context(_watch_index(self._shelf.watcher, folder))
                 reader = stack.enter_context(LogReader(folder, frozenset(streams)))
             limit = reader.size()
@@ -375,6 +416,23 @@ class Engine:
             raise AssertionError("a log was complete before its job had ended")
         yield [after.status.end]
 
+    async def _wait_mended(self, folder: JobFolder) -> None:
+        """Wait until the keeper has seen to a log that a power cut left and that cannot be read before."""
+        if self._is_readable(folder):
+            return
+        with self._shelf.watcher.watch(folder.path) as changed, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MEND_SECONDS):
+                while not self._is_readable(folder) and self._is_about_to_be_mended(folder):
+                    await changed.wait()
+                    changed.clear()
+
+    def _is_readable(self, folder: JobFolder) -> bool:
+        try:
+            measure(folder)
+        except (FileNotFoundError, SpoolCorrupt):
+            return False
+        return True
+
     async def list_jobs(
         self,
         owner: str | None,
@@ -396,7 +454,7 @@ class Engine:
             is_visible: tells by a job's id whether it may be in the list; it may raise JobNotFound.
         """
         await self.wait_scanned()
-        jobs: list[Job | DamagedJob] = []
+        rows: list[Job | DamagedJob] = []
         position = after
         only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
         for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
@@ -405,16 +463,16 @@ class Engine:
             try:
                 if not is_visible(job_id):
                     continue
-                job = self._row(job_id, created_ns)
+                row = self._row(job_id, created_ns)
             except JobNotFound:  # being made, or being removed
                 continue
-            if states and (JobState.DAMAGED if isinstance(job, DamagedJob) else job.status.state) not in states:
+            if states and (JobState.DAMAGED if isinstance(row, DamagedJob) else row.status.state) not in states:
                 continue
-            if len(jobs) == size:
-                return Page(tuple(jobs), position)
-            jobs.append(job)
+            if len(rows) == size:
+                return Page(tuple(rows), position)
+            rows.append(row)
             position = place
-        return Page(tuple(jobs), None)
+        return Page(tuple(rows), None)
 
     def _row(self, job_id: str, created_ns: int) -> Job | DamagedJob:
         try:
@@ -432,15 +490,6 @@ def _watch_index(watcher: Watcher, folder: JobFolder) -> Iterator[Change]:
     try:
         with watcher.watch(folder.index) as changed:
             yield changed
-    except FileNotFoundError:
-        folder.path.stat()
-        raise SpoolCorrupt(folder.index, "it is missing") from None
-
-
-def _measure(folder: JobFolder) -> Extent:
-    """Measure the log of a job that has been taken on; its supervisor made the files before."""
-    try:
-        return measure(folder)
     except FileNotFoundError:
         folder.path.stat()
         raise SpoolCorrupt(folder.index, "it is missing") from None

@@ -4,7 +4,7 @@
     control   a FIFO on which the supervisor takes orders to stop; gone when the job has ended
     output    the bytes of both streams, interleaved as they came
     index     which bytes of `output` are whose (`workerd.engine.record`)
-    shares    who besides the owner may do what with the job (JSON), replaced as a whole; absent until it is shared
+    shares    who besides the owner may do what with the job, replaced as a whole; absent until it is shared
     spec      the state directory's identity (`workerd.engine.identity`), linked: earlier versions read the format there
 
 A job is locked, with flock(2), by its supervisor, or by who is about to start one or looks after what one left. A free
@@ -28,11 +28,12 @@ from workerd.engine.files import open_regular, read_whole, replacing
 from workerd.engine.identity import Version
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
-from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse
+from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse, seal, unseal
 from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
+_SHARES = 2**63  # what their checksum has in the place of an offset in the journal
 # Made once, where the zygote is started: every supervisor shares them.
 _decode_version = msgspec.json.Decoder(Version).decode
 _decode_shares = msgspec.json.Decoder(tuple[Share, ...]).decode
@@ -198,27 +199,29 @@ class JobFolder:
         return self._version() > FORMAT_VERSION
 
     @contextlib.contextmanager
-    def telling(self, lock: int) -> Iterator[None]:
+    def telling(self, lock: int, journal: Journal) -> Iterator[None]:
         """Note that the job's end has been told, once that has been done within the context.
 
         Room for the note is made sure of first: a full disk must not have the end told over and over.
 
         Args:
             lock: as `try_lock` returns it.
+            journal: the job's, as it stands.
         """
         if self.is_old:
             yield
             mark_old_told(self.path)
         else:
-            writer = JournalWriter(lock, self.job_id, self.read().size)
+            writer = JournalWriter(lock, self.job_id, journal.size)
             writer.keep_room_to_tell()
             yield
             writer.append(Told())
 
     def write_shares(self, shares: tuple[Share, ...]) -> None:
         """Replace who may do what, as a whole, and wait until that is on the disk: what was taken back stays so."""
+        data = msgspec.json.encode(shares)
         with replacing(self.shares) as file:
-            file.write(msgspec.json.encode(shares))
+            file.write(data if self.is_old else seal(data, self.job_id, _SHARES))
 
     def read_shares(self) -> tuple[Share, ...]:
         """Read who besides the owner may do what with the job.
@@ -232,6 +235,11 @@ class JobFolder:
         except FileNotFoundError:
             self.path.stat()
             return ()
+        if not self.is_old:
+            checked = unseal(data, self.job_id, _SHARES)
+            if checked is None:
+                raise SpoolCorrupt(self.shares, "it does not check")
+            data = checked
         try:
             return _decode_shares(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -292,8 +300,10 @@ class JobFolder:
 
     def is_watched(self) -> bool:
         """Return whether somebody watches over the job, also where its lock was taken away from it."""
-        if self.is_locked():
-            return True
+        return self.is_locked() or self.has_supervisor()
+
+    def has_supervisor(self) -> bool:
+        """Return whether a supervisor takes orders for the job."""
         try:
             os.close(os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError:  # no supervisor has it open for reading, or it is no FIFO

@@ -162,8 +162,18 @@ def encode(entry: Entry, job_id: str, offset: int) -> bytes:
     Args:
         offset: of the record in the file, in bytes.
     """
-    payload = msgspec.json.encode(entry)
-    return _HEAD.pack(len(payload), checksum(payload, (job_seed(job_id) + offset) % _SEEDS)) + payload
+    return seal(msgspec.json.encode(entry), job_id, offset)
+
+
+def seal(payload: bytes, job_id: str, place: int) -> bytes:
+    """Put length and checksum before some bytes that belong to one place of one job."""
+    return _HEAD.pack(len(payload), checksum(payload, (job_seed(job_id) + place) % _SEEDS)) + payload
+
+
+def unseal(data: bytes, job_id: str, place: int) -> bytes | None:
+    """Return the bytes that `seal` was given; None if they do not check."""
+    payload = data[_HEAD.size :]
+    return payload if data == seal(payload, job_id, place) else None
 
 
 def parse(data: bytes, job_id: str) -> Journal:

@@ -204,21 +204,38 @@ class Keeper:
         """
         lock = await self._shelf.wait_lock(folder)
         try:
-            if await self._shelf.clear(folder):
+            journal = self._read_whole(folder) or await self._recover(folder, lock)
+            if journal is None:
                 return
-            # In a thread: what is left of the job may take its time to end, and a log its time to be read.
-            if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
-                log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+            self._shelf.tell_end(folder, lock, journal)
         finally:
             os.close(lock)
-        await self._shelf.tell_end(folder)
-        self._enter_ended(folder)
+        self._enter_ended(folder, journal)
 
-    def _enter_ended(self, folder: JobFolder) -> None:
+    def _read_whole(self, folder: JobFolder) -> Journal | None:
+        """Return the journal of a job whose supervisor has come to the end, and whose log has all that it said."""
+        with contextlib.suppress(NeverForced):
+            journal = folder.read()
+            if journal.ended and is_complete(folder, journal):
+                return journal
+        return None
+
+    async def _recover(self, folder: JobFolder, lock: int) -> Journal | None:
+        """Bring what a supervisor left to an end; return None if nothing had been executed."""
+        if await self._shelf.clear(folder):
+            return None
+        # In a thread: what is left of the job may take its time to end, and a log its time to be read.
+        if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
+            log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
+        return folder.read()
+
+    def _enter_ended(self, folder: JobFolder, journal: Journal) -> None:
         """Enter a job that has come to its end into the catalogue."""
-        journal = folder.read()
         if journal.spec is None or journal.status is None or journal.status.end is None:
             raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        if journal.faults:
+            problem = "".join(journal.faults)
+            log.warning("a job's supervisor reported a problem", job=folder.path.name, problem=problem)
         self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 
@@ -273,8 +290,8 @@ class Keeper:
     async def _take_up(self, folder: JobFolder) -> None:
         try:
             journal = folder.read()
-            if journal.ended and is_complete(folder, journal) and self._shelf.try_tell_end(folder):
-                self._enter_ended(folder)
+            if journal.ended and is_complete(folder, journal) and self._shelf.try_tell_end(folder, journal):
+                self._enter_ended(folder, journal)
                 return
         except NeverForced:
             journal = Journal()

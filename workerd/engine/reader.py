@@ -92,8 +92,8 @@ class LogReader:
 
     def size(self) -> int:
         """Return the size of the combined output as it stands, in bytes."""
-        last = self._index.last_output()
-        return 0 if last is None else last.end_offset
+        end, last = self._index.end(), self._index.last_output()
+        return end.offset if end is not None else 0 if last is None else last.end_offset
 
     def seek(self, offset: int) -> None:
         """Make the byte at an offset the next one to read.
@@ -152,6 +152,9 @@ class LogReader:
                 start = max(batch.position, record.offset)
                 first = batch.spans[0].start if batch.spans else start
                 end = min(record.end_offset, first + most_bytes)
+                if batch.spans and end < record.end_offset:  # next time, whole: it is read once, and checked
+                    batch.exhausted = False
+                    break
                 if end > start:
                     batch.take(self._next + batch.count, record, start, end)
                     batch.position = end
@@ -305,6 +308,9 @@ def measure(folder: JobFolder) -> Extent:
     with folder.open_index() as index:
         _, kept = index.kept_from()
         last, end = index.last_output(), index.end()
+        size = kept if last is None else last.end_offset
+        if end is not None and end.offset != size:
+            raise SpoolCorrupt(folder.index, f"the log ends at byte {end.offset}, and nothing is known beyond {size}")
         if last is None:
-            return Extent(ended=end is not None)
+            return Extent(kept_from=kept, ended=end is not None)
         return Extent(last.stream_size(Stream.STDOUT), last.stream_size(Stream.STDERR), kept, end is not None)

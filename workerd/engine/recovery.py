@@ -17,7 +17,7 @@ import xxhash
 
 from workerd.engine import cgroup, tree
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
-from workerd.engine.files import sync_names
+from workerd.engine.files import open_regular, sync_names
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
 from workerd.engine.index import IndexFile
@@ -49,7 +49,7 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
         complete(folder, journal)
         return False
     flags = os.O_RDWR | os.O_CREAT
-    output = os.open(folder.output, flags | os.O_CLOEXEC, 0o600)
+    output = open_regular(folder.output, flags)
     try:
         with folder.open_index(flags) as index:
             if index.end() is not None:
@@ -139,7 +139,7 @@ def has_output(folder: JobFolder) -> bool:
 def _restore(folder: JobFolder, tail: LogTail) -> None:
     """Write the last of a log where it belongs."""
     for path, offset, data in _parts(folder, tail):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
         try:
             os.ftruncate(descriptor, offset + len(data))
             os.pwrite(descriptor, data, offset)
@@ -153,7 +153,7 @@ def _parts(folder: JobFolder, tail: LogTail) -> tuple[tuple[Path, int, bytes], .
 
 def _has(path: Path, offset: int, data: bytes) -> bool:
     """Return whether a file has some bytes where they belong."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = open_regular(path)
     try:
         return os.pread(descriptor, len(data), offset) == data
     finally:
@@ -224,7 +224,8 @@ def _first_kept(index: IndexFile) -> int:
         whole = range(1, index.count())
         if whole and index.read(1) is not None:
             return 1  # and the header is written again
-        if any(index.read(number) is not None for number in whole):
+        is_blank = not any(index.read_batch(0, 1))
+        if not is_blank and any(index.read(number) is not None for number in whole):
             raise
         return 0
 

@@ -26,7 +26,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import has_end, has_output
-from workerd.engine.watcher import REPLACED, Watcher
+from workerd.engine.watcher import CLOSED, REPLACED, Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
@@ -152,7 +152,7 @@ class Shelf:
         with self._closing(await self.wait_lock(folder)) as lock:
             if created_ns not in (None, folder.read_spec().created_ns):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(folder.path))
-            self._tell_end(folder, lock)
+            self.tell_end(folder, lock, folder.read())
             async with _held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
@@ -185,38 +185,33 @@ class Shelf:
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread; the next start sweeps it away
             log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
 
-    async def tell_end(self, folder: JobFolder) -> None:
+    def tell_end(self, folder: JobFolder, lock: int, journal: Journal) -> None:
         """Tell of the end of a job that has ended, unless that has been done.
 
+        Args:
+            lock: holds the job's lock, or two would tell of it.
+            journal: the job's.
+
         Raises:
-            FileNotFoundError: the job was removed; who removed it told of its end.
             Exception: whatever the one who is told raises.
         """
-        if self._owes_end(folder.read()):
-            with self._closing(await self.wait_lock(folder)) as lock:  # or two would tell of it
-                self._tell_end(folder, lock)
+        if self._on_end is None or journal.is_told:
+            return
+        if journal.spec is None or journal.status is None or journal.status.end is None:
+            raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        with folder.telling(lock, journal):
+            self._on_end(journal.spec, journal.status.end)
 
-    def try_tell_end(self, folder: JobFolder) -> bool:
+    def try_tell_end(self, folder: JobFolder, journal: Journal) -> bool:
         """Tell of the end of a job that has ended, unless that takes waiting or was done; return whether it is done."""
-        if not self._owes_end(folder.read()):
+        if self._on_end is None or journal.is_told:
             return True
         with contextlib.suppress(Exception):  # who waits for it finds the same again, and says what is wrong
             if (lock := folder.try_lock()) is not None:
                 with self._closing(lock):
-                    self._tell_end(folder, lock)
+                    self.tell_end(folder, lock, folder.read())
                 return True
         return False
-
-    def _owes_end(self, journal: Journal) -> bool:
-        return self._on_end is not None and not journal.is_told
-
-    def _tell_end(self, folder: JobFolder, lock: int) -> None:
-        journal = folder.read()
-        if self._on_end is not None and self._owes_end(journal):
-            if journal.spec is None or journal.status is None or journal.status.end is None:
-                raise SpoolCorrupt(folder.path, "it has no end, though the log has")
-            with folder.telling(lock):
-                self._on_end(journal.spec, journal.status.end)
 
     async def wait_lock(self, folder: JobFolder) -> int:
         """Take the lock of a job as soon as nobody else holds it; return it as `JobFolder.try_lock` does."""
@@ -251,7 +246,7 @@ class Shelf:
             folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
         with contextlib.ExitStack() as stack:
             try:
-                closed = stack.enter_context(self.watcher.watch(folder.lock))
+                closed = stack.enter_context(self.watcher.watch(folder.lock, mask=CLOSED))
             except FileNotFoundError:
                 folder.path.stat()
                 raise SpoolCorrupt(folder.lock, "it is missing") from None

@@ -16,9 +16,10 @@ from workerd.engine.errors import WatchesExhausted
 
 _GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF  # a folder was taken away
 REPLACED = asyncinotify.Mask.MOVED_TO | _GONE  # a file was replaced in a watched folder
+CLOSED = asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
 CHANGED = (
     asyncinotify.Mask.MODIFY  # records were appended
-    | asyncinotify.Mask.CLOSE_WRITE  # a writer has gone, by its own will or not
+    | CLOSED
     | REPLACED
 )
 
@@ -28,14 +29,16 @@ class Change(asyncio.Event):
 
     Attributes:
         name: of the one file in a watched folder that counts; none for all of them.
+        mask: which events count; its going always does.
         is_gone: whether that was taken away. Another may be in its place, of which nothing is told.
     """
 
     is_gone = False
 
-    def __init__(self, name: str | None = None) -> None:
+    def __init__(self, name: str | None = None, mask: asyncinotify.Mask = CHANGED) -> None:
         super().__init__()
         self.name = name
+        self.mask = mask
 
 
 class Watcher:
@@ -77,16 +80,17 @@ class Watcher:
                 for waiter in self._waiters.get(event.watch.wd, ()):
                     if event.mask & _GONE:
                         waiter.is_gone = True
-                    if waiter.is_gone or waiter.name in (None, str(event.name)):
+                    if waiter.is_gone or (event.mask & waiter.mask and waiter.name in (None, str(event.name))):
                         waiter.set()
 
     @contextlib.contextmanager
-    def watch(self, path: Path, name: str | None = None) -> Iterator[Change]:
+    def watch(self, path: Path, name: str | None = None, mask: asyncinotify.Mask | None = None) -> Iterator[Change]:
         """Register a waiter for a file or a folder.
 
         Args:
             path: of either.
             name: of the one file in a folder that counts; none for all of them.
+            mask: which of the watcher's events to be told of; none for all of them.
 
         Returns:
             An event that is set at each change; whoever waits on it clears it before looking at the file.
@@ -95,9 +99,10 @@ class Watcher:
             FileNotFoundError: there is no such file.
             WatchesExhausted: the kernel gives out no more watches.
         """
-        changed = Change(name)
+        mask = self._mask if mask is None else mask
+        changed = Change(name, mask)
         try:  # each time: only the kernel knows whether it is what others watch (inotify_add_watch(2))
-            watch = self._inotify.add_watch(path, self._mask)
+            watch = self._inotify.add_watch(path, mask | _GONE | asyncinotify.Mask.MASK_ADD)
         except OSError as error:
             if error.errno == errno.ENOSPC:  # no disk is meant here (inotify_add_watch(2))
                 raise WatchesExhausted from error

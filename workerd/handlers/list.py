@@ -33,7 +33,7 @@ async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
         is_visible=lambda job_id: call.caller.may(SEE, call.daemon.find(job_id)).permitted,
     )
     token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"
-    return ListResponse(jobs=[to_row(job) for job in page.jobs], next_page_token=token)
+    return ListResponse(jobs=[to_row(row) for row in page.rows], next_page_token=token)
 
 
 def _parse_token(token: str) -> tuple[int, str]:
