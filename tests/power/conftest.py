@@ -1,4 +1,4 @@
-"""How many cuts there are (`--cuts`), and the table of what was counted, at the end of the run."""
+"""The options `--cuts` and `--keep`, what tests of power cuts share, and the table of what was counted."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ VERDICTS = pytest.StashKey[dict[str, Verdict]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cuts", type=int, default=200, help="How often the power is cut on each file system.")
+    parser.addoption("--keep", type=Path, help="Where to keep the disks of the first cuts that show something wrong.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +32,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def cut_count(request: pytest.FixtureRequest) -> int:
     """How often the power is to be cut."""
     return int(request.config.option.cuts)
+
+
+@pytest.fixture
+def keep(request: pytest.FixtureRequest) -> Path | None:
+    """Where disks are to be kept that show something wrong."""
+    path: Path | None = request.config.option.keep
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -57,20 +57,21 @@ class Inspection:
         async def inspect_one(story: Story) -> None:
             async with slots:
                 damaged = await self._inspect_job(story)
-                self._compare_with_list(story, damaged=damaged, in_list=listed.get(story.id))
+                if listed is not None:
+                    self._compare_with_list(story, damaged=damaged, in_list=listed.get(story.id))
                 if story.shared_at is not None and story.shared_at <= self._cut.position:
                     await self._inspect_share(story)
 
         await asyncio.gather(*(inspect_one(story) for story in stories))
-        for job_id in listed.keys() - {story.id for story in stories}:
+        for job_id in (listed or {}).keys() - {story.id for story in stories}:
             self._verdict.violate(Count.UNLIKE_LIST, f"job {job_id} is in the list, and was never started")
 
-    async def _list(self) -> dict[str, bool]:
+    async def _list(self) -> dict[str, bool] | None:
         try:
             return await self._view.listed()
         except Exception as error:  # whatever it is, it is no list
             self._verdict.violate(Count.FAILED, f"the list at {self._cut}: {error!r}")
-            return {}
+            return None
 
     def _compare_with_list(self, story: Story, *, damaged: bool | None, in_list: bool | None) -> None:
         """Compare what a read found with the list: each is None where the job is not there."""

@@ -45,6 +45,7 @@ async def test_what_was_told_is_there_after_a_power_cut(
     recorder: Path,
     folder: Path,
     cut_count: int,
+    keep: Path | None,
     seed: int,
     verdicts: dict[str, Verdict],
 ) -> None:
@@ -54,7 +55,7 @@ async def test_what_was_told_is_there_after_a_power_cut(
     except DiskFailed as error:
         pytest.skip(f"no recorded disk can be made here: {error}")
     if durability is Durability.EXIT:
-        cut_count //= 5
+        cut_count //= 8
         if cut_count < _FEWEST_CUTS:
             pytest.skip("too few cuts were asked for to make some of them under --durability exit")
     verdict = verdicts[f"{kind}, {durability}"] = Verdict(_PROMISED[durability])
@@ -67,9 +68,12 @@ async def test_what_was_told_is_there_after_a_power_cut(
         replay = Replay(recording, base)
         for number, cut in enumerate(choose_cuts(recording, told, first, cut_count, seed)):
             began = time.monotonic()
+            known = set(verdict.problems)
             replay.make(cut, folder / "cut")
             await inspect_cut(folder, cut, stories, verdict, by_daemon=number % _DAEMON_EVERY == 0)
             verdict.cut_seconds.append(time.monotonic() - began)
+            if keep is not None and verdict.problems.keys() - known:
+                replay.make(cut, keep / f"{kind}-{durability}-{cut.count}-{cut.variant}")
         replay.finish()
         assert base.read_bytes() == (folder / "image").read_bytes(), "the records are not all that was written"
     finally:

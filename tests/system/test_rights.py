@@ -29,7 +29,7 @@ from worker_api.worker.v1 import (
 )
 
 from pki.files import key_path
-from tests.daemon import USER, Daemon
+from tests.daemon import USER, Daemon, wait_unlocked
 from workerctl.client import Client
 from workerctl.events import Output
 from workerctl.transport import WorkerChannel
@@ -167,6 +167,7 @@ async def test_what_is_wrong_with_a_job_is_its_owner_s_affair(
         job_id = await spawn(owner, "head", "-c", "5000", "/dev/zero")  # more than a journal could mend
         _ = [event async for event in owner.stream_log(job_id)]
         folder = shared_daemon.folder(job_id)
+        wait_unlocked(folder)  # or it might be taken for one that is on its way
         journal = folder.journal.read_bytes()
         first = 8 + int.from_bytes(journal[:4], "little")  # where its first record ends
         match damage:

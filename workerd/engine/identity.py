@@ -52,6 +52,8 @@ def establish(path: Path) -> str:
     except (FileNotFoundError, SpoolCorrupt) as error:
         if isinstance(error, FormatTooNew):
             raise
+    if path.is_dir():
+        path.rmdir()
     made = uuid.uuid4().hex
     with replacing(path) as file:
         stat = os.fstat(file.fileno())

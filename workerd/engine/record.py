@@ -33,7 +33,8 @@ _OLD_WHOLE = struct.Struct("<BBxxIQQQQ")
 RECORD_SIZE = _WHOLE.size
 MAX_LENGTH = 2**32 - 1
 _LOW = 2**32 - 1
-_SEEDS = 2**64
+_SEEDS = 2**64 - 1
+_digest = xxhash.xxh3_64_intdigest
 
 
 class Kind(enum.IntEnum):
@@ -84,7 +85,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 def checksum(data: bytes | memoryview, seed: int = 0) -> int:
     """Return the low half of the XXH3-64 of some bytes."""
-    return xxhash.xxh3_64_intdigest(data, seed) & _LOW
+    return _digest(data, seed) & _LOW
 
 
 def job_seed(job_id: str) -> int:
@@ -139,7 +140,7 @@ class CheckedCodec:
     ) -> bytes:
         """Encode a record without building one first, for the writer of output."""
         body = _BODY.pack(kind, stream, length, offset, stream_offset, time_ns, data)
-        return body + _CHECK.pack(xxhash.xxh3_64_intdigest(body, (self._seed + number) % _SEEDS) & _LOW)
+        return body + _CHECK.pack(_digest(body, self._seed + number & _SEEDS) & _LOW)
 
     def unpack_many(self, data: bytes, number: int) -> Iterator[Record]:
         """Decode records up to the first that does not check. `number` is that of the first."""
@@ -150,7 +151,7 @@ class CheckedCodec:
         view = memoryview(data)[:whole]
         digest, body, position, seed = xxhash.xxh3_64_intdigest, _BODY.size, 0, self._seed + number
         for kind, stream, length, offset, stream_offset, time_ns, content, check in _WHOLE.iter_unpack(view):
-            if digest(view[position : position + body], seed % _SEEDS) & _LOW != check:
+            if digest(view[position : position + body], seed & _SEEDS) & _LOW != check:
                 return
             if kind not in _KINDS or stream not in _STREAMS:
                 return

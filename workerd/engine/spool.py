@@ -18,6 +18,7 @@ from workerd.engine.journal import TAIL_BYTES, LogTail
 from workerd.engine.record import MAX_LENGTH, RECORD_SIZE, CheckedCodec, Kind, Record, checksum
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+_OUTPUT = int(Kind.OUTPUT)  # `append` is on the way of every byte: an enum's member costs more to look up
 _HOLE_ALIGNMENT = 1 << 16  # a file system gives back whole blocks: none has larger ones
 
 
@@ -36,6 +37,7 @@ class SpoolWriter:
         self.size = 0
         self._limit = limit_bytes
         self._codec = CheckedCodec(folder.job_id)
+        self._pack = self._codec.pack_fields
         self._output = os.open(folder.output, _NEW, 0o600)
         self._index = IndexFile(folder.index, self._codec, _NEW)
         self._sizes = dict.fromkeys(Stream, 0)
@@ -57,10 +59,12 @@ class SpoolWriter:
             self._release(length)
         time_ns = self._now()
         _write_at(self._output, data, self.size)
-        fields = Kind.OUTPUT, stream, self.size, length, self._sizes[stream], time_ns, checksum(data)
-        self._write_record(self._codec.pack_fields(self._records, *fields))
+        stream_offset = self._sizes[stream]
+        self._write_record(
+            self._pack(self._records, _OUTPUT, stream, self.size, length, stream_offset, time_ns, checksum(data))
+        )
         self._digests[stream].update(data)
-        self._sizes[stream] += length
+        self._sizes[stream] = stream_offset + length
         self.size += length
 
     def summary(self, stream: Stream) -> StreamSummary:
@@ -118,10 +122,10 @@ class SpoolWriter:
 
     def _write_header(self, first_kept: int) -> None:
         header = Record(Kind.HEADER, None, FORMAT_VERSION, self._codec.tie, first_kept, self._created_ns)
-        _write_at(self._index.descriptor, memoryview(self._codec.pack(0, header)), 0)
+        _write_at(self._index.descriptor, self._codec.pack(0, header), 0)
 
     def _write_record(self, data: bytes) -> None:
-        _write_at(self._index.descriptor, memoryview(data), self._records * RECORD_SIZE)
+        _write_at(self._index.descriptor, data, self._records * RECORD_SIZE)
         self._records += 1
 
     def _now(self) -> int:
@@ -137,8 +141,9 @@ def _punch(descriptor: int, start: int, end: int, keep: int = 0) -> None:
         linux.punch_hole(descriptor, start, end - start)
 
 
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    written = os.pwrite(descriptor, data, offset)
+    while written < len(data):
         data = data[written:]
         offset += written
+        written = os.pwrite(descriptor, data, offset)
