@@ -289,7 +289,7 @@ class JournalWriter:
                 raise
 
     def keep_room_to_tell(self) -> None:
-        """Give back what was set aside and not used, but for what it takes to note that the end has been told.
+        """Release what was set aside and not used, but for what it takes to note that the end has been told.
 
         Raises:
             OSError: there is no room for that.

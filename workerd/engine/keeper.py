@@ -165,7 +165,7 @@ class Keeper:
                 await self._scan()
 
     def _guard(self, folder: JobFolder) -> None:
-        """See to it that a job whose supervisor vanishes is ended."""
+        """Start a guard that ends a job whose supervisor vanishes, unless it has one."""
         name = folder.path.name
         if name not in self._guards:
             self._guards[name] = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {name}")
@@ -245,7 +245,7 @@ class Keeper:
             self._rescanning = self._tasks.create_task(self._rescan(), name="rescan")
 
     async def _rescan(self) -> None:
-        """Scan anew, after a pause, until it succeeds."""
+        """Scan again, after a pause, until it succeeds."""
         scanned = False
         while not scanned:
             await asyncio.sleep(_PAUSES_SECONDS[-1])
@@ -271,7 +271,7 @@ class Keeper:
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
             async for job_id in _in_turns(gone):
-                if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
+                if not self._shelf.folder(job_id).path.exists():  # its key may have started it again since
                     self._catalog.remove(job_id)
             self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
