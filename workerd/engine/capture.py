@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from workerd.engine.files import is_no_room
+from workerd.engine.errors import NO_ROOM
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Durability, JobSpec, Stream, StreamSummary
 from workerd.engine.journal import LogTail
@@ -196,7 +196,7 @@ def try_write(write: Callable[[], None]) -> bool:
     try:
         write()
     except OSError as error:
-        if not is_no_room(error):
+        if error.errno not in NO_ROOM:
             raise
         return False
     return True
