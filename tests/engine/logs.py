@@ -97,7 +97,7 @@ async def run(engine: Engine, request: SpawnRequest) -> Log:
 
 
 def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until a job's supervisor, or whoever looks after what it left, has gone."""
+    """Wait until a job's supervisor, or whoever recovers the job, has gone."""
     with folder.lock.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -118,7 +118,7 @@ def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, byt
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended, reaped or not yet."""
+    """Return whether a process has ended, reaped or not yet."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -96,21 +96,21 @@ async def test_jobs_of_format_1_are_listed_and_found_by_their_keys(state: Path) 
 
 
 def newer_spec(folder: JobFolder) -> Path:
-    """Have a spec say a format that nobody knows, with a field that nobody knows."""
+    """Write an unknown format and an unknown field into a spec."""
     spec = msgspec.json.decode(folder.spec.read_bytes())
     folder.spec.write_bytes(msgspec.json.encode({**spec, "format": 99, "shape": {"of": "things to come"}}))
     return folder.spec
 
 
 def newer_index(folder: JobFolder) -> Path:
-    """Have an index say a format that nobody knows."""
+    """Write an unknown format into an index."""
     header = OldCodec().pack(0, Record(Kind.HEADER, None, 99, 0, 0, 1))
     folder.index.write_bytes(header + folder.index.read_bytes()[RECORD_SIZE:])
     return folder.index
 
 
 def alien_spec(folder: JobFolder) -> Path:
-    """Have a spec of a newer format in which nothing else is as it was."""
+    """Replace a spec by one of a newer format in which nothing else is as it was."""
     folder.spec.write_bytes(b'{"format": 99, "wish": ["true"]}')
     return folder.spec
 

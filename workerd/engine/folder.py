@@ -195,10 +195,6 @@ class JobFolder:
         except SpoolCorrupt:
             return read_old_owner(self.path)
 
-    def is_too_new(self) -> bool:
-        """Return whether a newer workerd made this job."""
-        return self._version() > FORMAT_VERSION
-
     @contextlib.contextmanager
     def telling(self, lock: int, journal: Journal) -> Iterator[None]:
         """Note that the job's end has been told, once that has been done within the context.
