@@ -1,7 +1,6 @@
 """A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
 
 import contextlib
-import fcntl
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ import msgspec
 
 from pki.store import PkiFolder
 from tests.commands import run_workerctl
+from tests.engine.logs import wait_unlocked
 from workerctl.client import Client
 from workerctl.target import Target
 from workerd.access.caller import Record
@@ -138,12 +138,6 @@ def end_jobs(state: Path) -> None:
         folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
         with contextlib.suppress(FileNotFoundError):
             wait_unlocked(folder)
-
-
-def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until nobody watches over a job any more: its supervisor has gone."""
-    with folder.lock.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def multiply(model: JobFolder, count: int) -> None:

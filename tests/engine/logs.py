@@ -97,7 +97,7 @@ async def run(engine: Engine, request: SpawnRequest) -> Log:
 
 
 def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until a job's supervisor, or whoever recovers the job, has gone."""
+    """Wait until no process watches over a job: its supervisor, or the keeper that recovers it, has gone."""
     with folder.lock.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 

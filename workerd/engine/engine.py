@@ -5,18 +5,16 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
-from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, NeverForced, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import (
     DamagedJob,
@@ -24,22 +22,20 @@ from workerd.engine.job import (
     JobEnd,
     JobSpec,
     JobState,
-    JobStatus,
     Share,
     StopOrder,
     Stream,
     User,
     parse_job_id,
 )
-from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
-from workerd.engine.reader import CHUNK_BYTES, Extent, Gap, LogReader, Output, measure
-from workerd.engine.recovery import complete, has_end, has_output, is_complete
+from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
+from workerd.engine.standing import is_about_to_be_mended, is_readable, read_job
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.engine.watcher import Change, Watcher
 
@@ -192,66 +188,8 @@ class Engine:
             SpoolCorrupt: its folder is damaged.
         """
         job_id = parse_job_id(job_id)
-        folder = self._folder(job_id)
         with _found(job_id):
-            try:
-                journal = folder.read()
-            except NeverForced:
-                if has_end(folder) or has_output(folder):
-                    raise
-                raise JobNotFound(job_id) from None
-            if journal.rest and not journal.ended and (journal.is_broken or folder.is_locked()):
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
-            if journal.spec is None or journal.status is None:
-                if not folder.is_locked() and has_end(folder):
-                    raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
-                raise JobNotFound(job_id)
-            status = journal.status
-            if status.end is not None and not self._complete(folder, journal):
-                status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
-            extent = self._measure(folder, status)
-            if extent.ended and not journal.ended and not folder.read().ended:  # the end is in the journal first
-                raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
-        return Job(
-            spec=journal.spec,
-            status=status,
-            stdout_bytes=extent.stdout,
-            stderr_bytes=extent.stderr,
-            kept_from=extent.kept_from,
-        )
-
-    def _measure(self, folder: JobFolder, status: JobStatus) -> Extent:
-        """Measure a log. One that a power cut left, and the keeper is about to mend, counts as empty until then."""
-        try:
-            try:
-                return measure(folder)
-            except FileNotFoundError:
-                folder.path.stat()
-                raise SpoolCorrupt(folder.index, "it is missing") from None
-        except SpoolCorrupt:
-            if status.end is not None or not self._is_about_to_be_mended(folder):
-                raise
-            return Extent()
-
-    def _is_about_to_be_mended(self, folder: JobFolder) -> bool:
-        """Return whether a job's supervisor has gone, and the keeper has not come to it yet."""
-        return not folder.has_supervisor() and not self._shelf.catalog.knows_end(folder.job_id)
-
-    def _complete(self, folder: JobFolder, journal: Journal) -> bool:
-        """See to it that the log of a job that has ended is complete; return False if somebody else is about to.
-
-        Raises:
-            SpoolCorrupt: the log is damaged.
-        """
-        if is_complete(folder, journal):
-            return True
-        if (lock := folder.try_lock()) is None:
-            return False
-        try:
-            complete(folder, journal)
-        finally:
-            os.close(lock)
-        return True
+            return read_job(self._folder(job_id), self._shelf.catalog)
 
     def spec(self, job_id: str) -> JobSpec:
         """Return what was asked for, and by whom, without looking at anything else of the job.
@@ -418,20 +356,13 @@ class Engine:
 
     async def _wait_mended(self, folder: JobFolder) -> None:
         """Wait until the keeper has seen to a log that a power cut left and that cannot be read before."""
-        if self._is_readable(folder):
+        if is_readable(folder):
             return
         with self._shelf.watcher.watch(folder.path) as changed, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_MEND_SECONDS):
-                while not self._is_readable(folder) and self._is_about_to_be_mended(folder):
+                while not is_readable(folder) and is_about_to_be_mended(folder, self._shelf.catalog):
                     await changed.wait()
                     changed.clear()
-
-    def _is_readable(self, folder: JobFolder) -> bool:
-        try:
-            measure(folder)
-        except (FileNotFoundError, SpoolCorrupt):
-            return False
-        return True
 
     async def list_jobs(
         self,

@@ -17,12 +17,13 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from workerd.engine import linux
-from workerd.engine.errors import NO_ROOM
-from workerd.engine.job import JobSpec, JobState, JobStatus
+from workerd.engine.errors import NO_ROOM, EndMissing
+from workerd.engine.job import JobEnd, JobSpec, JobState, JobStatus
 from workerd.engine.record import checksum, job_seed
 
 _HEAD = struct.Struct("<II")
@@ -131,6 +132,19 @@ class Journal:
     def ended(self) -> bool:
         """Whether the end has been written."""
         return self.status is not None and self.status.state is JobState.ENDED
+
+    def spec_and_end(self, path: Path) -> tuple[JobSpec, JobEnd]:
+        """Return what was asked for and how the job ended, once its log has its end.
+
+        Args:
+            path: of the job's folder.
+
+        Raises:
+            EndMissing: the journal has no end.
+        """
+        if self.spec is None or self.status is None or self.status.end is None:
+            raise EndMissing(path)
+        return self.spec, self.status.end
 
     def add(self, entry: Entry) -> bool:
         """Take one more record; return False if it cannot come at this place."""

@@ -229,12 +229,11 @@ class Keeper:
 
     def _enter_ended(self, folder: JobFolder, journal: Journal) -> None:
         """Enter a job that has come to its end into the catalogue."""
-        if journal.spec is None or journal.status is None or journal.status.end is None:
-            raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        spec, end = journal.spec_and_end(folder.path)
         if journal.faults:
             problem = "".join(journal.faults)
             log.warning("a job's supervisor reported a problem", job=folder.path.name, problem=problem)
-        self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
+        self._catalog.mark_ended(spec, end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 
     async def _scan(self) -> None:

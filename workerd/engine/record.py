@@ -60,7 +60,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         offset: of the first byte in the combined output, in bytes.
         length: in bytes.
         stream_offset: of the first byte within its own stream, in bytes.
-        time_ns: when the first byte arrived, nanoseconds since the epoch.
+        time_ns: when the first byte arrived, nanoseconds since the epoch; it never goes back within a log.
         data: checksum of the bytes (`checksum`); None where the format has none.
     """
 

@@ -16,7 +16,7 @@ import msgspec
 import xxhash
 
 from workerd.engine import cgroup, tree
-from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.errors import EndMissing, FormatTooNew, JournalDamaged, SpoolCorrupt
 from workerd.engine.files import open_regular, sync_names
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
@@ -53,10 +53,10 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
     try:
         with folder.open_index(flags) as index:
             if index.end() is not None:
-                raise SpoolCorrupt(folder.path, "the log says that the job has ended, and nothing says how")
+                raise EndMissing(folder.path)
             first = _first_kept(index)
             if journal.is_broken:
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+                raise JournalDamaged(folder.journal, journal.size)
             _kill_what_is_left(folder, journal, spool)
             survey = _survey(index, output, first)
             _cut(index, output, survey)

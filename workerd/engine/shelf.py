@@ -21,7 +21,7 @@ import structlog
 
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed, NeverForced, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
@@ -133,7 +133,7 @@ class Shelf:
             if journal.status is not None:
                 return False
             if journal.is_broken or has_end(folder):
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+                raise JournalDamaged(folder.journal, journal.size)
             if has_output(folder):
                 return False
         await self.forget(folder)
@@ -197,10 +197,9 @@ class Shelf:
         """
         if self._on_end is None or journal.is_told:
             return
-        if journal.spec is None or journal.status is None or journal.status.end is None:
-            raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        spec, end = journal.spec_and_end(folder.path)
         with folder.telling(lock, journal):
-            self._on_end(journal.spec, journal.status.end)
+            self._on_end(spec, end)
 
     def try_tell_end(self, folder: JobFolder, journal: Journal) -> bool:
         """Report the end of a job as `tell_end` does, unless its lock is taken; return whether that is done."""

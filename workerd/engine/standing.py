@@ -1,0 +1,96 @@
+"""How a job stands: what its journal and its log say together, also where damage or a power cut has left them.
+
+An end counts only when both have it: it is written into the journal first, and told only when the log is complete.
+"""
+
+import os
+
+import msgspec
+
+from workerd.engine.catalog import Catalog
+from workerd.engine.errors import EndMissing, JobNotFound, JournalDamaged, NeverForced, SpoolCorrupt
+from workerd.engine.folder import JobFolder
+from workerd.engine.job import Job, JobState, JobStatus
+from workerd.engine.journal import Journal
+from workerd.engine.reader import Extent, measure
+from workerd.engine.recovery import complete, has_end, has_output, is_complete
+
+
+def read_job(folder: JobFolder, catalog: Catalog) -> Job:
+    """Return how a job stands.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        JobNotFound: nothing of the job was executed.
+        SpoolCorrupt: it is damaged.
+    """
+    try:
+        journal = folder.read()
+    except NeverForced:
+        if has_end(folder) or has_output(folder):
+            raise
+        raise JobNotFound(folder.job_id) from None
+    if journal.rest and not journal.ended and (journal.is_broken or folder.is_locked()):
+        raise JournalDamaged(folder.journal, journal.size)
+    if journal.spec is None or journal.status is None:
+        if not folder.is_locked() and has_end(folder):
+            raise EndMissing(folder.journal)
+        raise JobNotFound(folder.job_id)
+    status = journal.status
+    if status.end is not None and not _complete(folder, journal):
+        status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
+    extent = _measure(folder, status, catalog)
+    if extent.ended and not journal.ended and not folder.read().ended:  # the end is in the journal first
+        raise EndMissing(folder.journal)
+    return Job(
+        spec=journal.spec,
+        status=status,
+        stdout_bytes=extent.stdout,
+        stderr_bytes=extent.stderr,
+        kept_from=extent.kept_from,
+    )
+
+
+def is_readable(folder: JobFolder) -> bool:
+    """Return whether the job's log can be measured."""
+    try:
+        measure(folder)
+    except (FileNotFoundError, SpoolCorrupt):
+        return False
+    return True
+
+
+def is_about_to_be_mended(folder: JobFolder, catalog: Catalog) -> bool:
+    """Return whether the job's supervisor has gone and the keeper has not come to the job yet."""
+    return not folder.has_supervisor() and not catalog.knows_end(folder.job_id)
+
+
+def _measure(folder: JobFolder, status: JobStatus, catalog: Catalog) -> Extent:
+    """Measure a log. One that a power cut left and the keeper is about to mend counts as empty until then."""
+    try:
+        try:
+            return measure(folder)
+        except FileNotFoundError:
+            folder.path.stat()
+            raise SpoolCorrupt(folder.index, "it is missing") from None
+    except SpoolCorrupt:
+        if status.end is not None or not is_about_to_be_mended(folder, catalog):
+            raise
+        return Extent()
+
+
+def _complete(folder: JobFolder, journal: Journal) -> bool:
+    """Complete the log of a job that has ended; return False if another process is about to.
+
+    Raises:
+        SpoolCorrupt: the log is damaged.
+    """
+    if is_complete(folder, journal):
+        return True
+    if (lock := folder.try_lock()) is None:
+        return False
+    try:
+        complete(folder, journal)
+    finally:
+        os.close(lock)
+    return True
