@@ -141,7 +141,7 @@ def end_jobs(state: Path) -> None:
 
 
 def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until nobody watches over a job any more: its supervisor has gone."""
+    """Wait until a job's supervisor, or whoever looks after what it left, has gone."""
     with folder.lock.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 

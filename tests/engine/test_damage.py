@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.logs import ME, log_events, read_log, shell, wait_for_output, wait_unlocked
+from tests.daemon import wait_unlocked
+from tests.engine.logs import ME, log_events, read_log, shell, wait_for_output
 from tests.waiting import eventually
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import JobNotEnded, JobNotFound, SpoolCorrupt
