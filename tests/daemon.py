@@ -112,7 +112,7 @@ class Daemon:
         return [sys.executable, "-m", "workerctl", *self.options_of(user, endpoint), *arguments]
 
     def options_of(self, user: str, endpoint: str | None = None) -> tuple[str, ...]:
-        """Give the options of a workerctl that talks to this daemon."""
+        """Return the options of a workerctl that talks to this daemon."""
         return ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
 
     def workerctl(
@@ -141,7 +141,7 @@ def end_jobs(state: Path) -> None:
 
 
 def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until a job's supervisor, or whoever looks after what it left, has gone."""
+    """Wait until a job's supervisor, or whoever recovers the job, has gone."""
     with folder.lock.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
 

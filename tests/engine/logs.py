@@ -111,7 +111,7 @@ def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, byt
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended, reaped or not yet."""
+    """Return whether a process has ended, reaped or not yet."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

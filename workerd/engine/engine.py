@@ -254,7 +254,7 @@ class Engine:
         return True
 
     def spec(self, job_id: str) -> JobSpec:
-        """Tell what was asked for, and by whom, without looking at anything else of the job.
+        """Return what was asked for, and by whom, without looking at anything else of the job.
 
         Raises:
             JobIdMalformed: the id is not a UUID.
@@ -266,7 +266,7 @@ class Engine:
             return self._folder(job_id).read_spec()
 
     def owner_and_shares(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
-        """Tell whose job it is, and with whom it is shared, even where its files are damaged or too new.
+        """Return whose job it is and with whom it is shared, even where its files are damaged or too new.
 
         Then the owner's name may be missing, and it is shared with nobody.
 
@@ -287,7 +287,7 @@ class Engine:
         return owner or User(self._shelf.catalog.owner(job_id) or "", ""), shares
 
     def shares(self, job_id: str) -> tuple[Share, ...]:
-        """Tell with whom a job is shared, by name.
+        """Return with whom a job is shared, by name.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.

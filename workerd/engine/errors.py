@@ -89,7 +89,7 @@ class CannotStart(EngineError):
         super().__init__(self.sentence())
 
     def sentence(self) -> str:
-        """Say what failed and what to do, for people."""
+        """Describe what failed and what to do, for people."""
         return f"cannot start {self.subject}: {self.problem}"
 
 

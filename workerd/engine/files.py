@@ -8,14 +8,9 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from workerd.engine.errors import NO_ROOM, SpoolCorrupt
+from workerd.engine.errors import SpoolCorrupt
 
 _DAMAGE = frozenset({errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENXIO})
-
-
-def is_no_room(error: OSError) -> bool:
-    """Return whether something could not be written for want of room on the disk."""
-    return error.errno in NO_ROOM
 
 
 def private(path: str, flags: int) -> int:

@@ -29,7 +29,7 @@ from workerd.engine.identity import Version
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
 from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse, seal, unseal
-from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
+from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old, read_old_owner
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
@@ -154,7 +154,8 @@ class JobFolder:
                 raise SpoolCorrupt(self.journal, "it is missing") from None
             journal = parse(data, self.job_id)
             looks += 1
-            if not journal.rest or looks == _LOOKS:  # what does not check may be a record that is being written
+            is_whole = journal.spec is not None and not journal.rest
+            if is_whole or looks == _LOOKS:  # what does not check may be a record that is being written
                 break
         journal.is_broken = journal.rest > 0 and goes_on(data, self.job_id, journal.size)
         if journal.spec is None:
@@ -192,11 +193,7 @@ class JobFolder:
         try:
             return self.read_spec().owner
         except SpoolCorrupt:
-            return None
-
-    def is_too_new(self) -> bool:
-        """Return whether a newer workerd made this job."""
-        return self._version() > FORMAT_VERSION
+            return read_old_owner(self.path)
 
     @contextlib.contextmanager
     def telling(self, lock: int, journal: Journal) -> Iterator[None]:

@@ -200,16 +200,6 @@ def parse(data: bytes, job_id: str) -> Journal:
     return journal
 
 
-@contextlib.contextmanager
-def _if_possible() -> Iterator[None]:
-    """Do without room that is set aside where the file system cannot do that: appends say then that there is none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-
-
 def goes_on(data: bytes, job_id: str, size: int) -> bool:
     """Return whether any record checks after those that do: a journal was damaged then, and not cut off.
 
@@ -234,6 +224,16 @@ def is_cut_off(data: bytes) -> bool:
     """
     whole = data.rstrip(b"\0")
     return len(whole) < _HEAD.size or len(whole) < _HEAD.size + _HEAD.unpack_from(whole)[0]
+
+
+@contextlib.contextmanager
+def _if_possible() -> Iterator[None]:
+    """Do without room that is set aside where the file system cannot do that: appends say then that there is none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 class JournalWriter:
@@ -289,7 +289,7 @@ class JournalWriter:
                 raise
 
     def keep_room_to_tell(self) -> None:
-        """Give back what was set aside and not used, but for what it takes to note that the end has been told.
+        """Release what was set aside and not used, but for what it takes to note that the end has been told.
 
         Raises:
             OSError: there is no room for that.

@@ -12,7 +12,6 @@ writes into the file how many jobs are left, and removes it when it starts and w
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -23,7 +22,7 @@ from typing import Self, TypeVar
 import asyncinotify
 import structlog
 
-from workerd.engine import identity, pidfd
+from workerd.engine import identity
 from workerd.engine.errors import (
     CatalogBusy,
     CatalogFailed,
@@ -31,9 +30,9 @@ from workerd.engine.errors import (
     JobIdMalformed,
     NeverForced,
     SpoolCorrupt,
-    StateDirectoryInUse,
 )
 from workerd.engine.folder import JobFolder
+from workerd.engine.hold import holding
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import is_complete, recover
@@ -43,7 +42,6 @@ from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, 
 
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
-_ORPHANS_SECONDS = (0.01, 0.1, 0.5, 2.0, 5.0)
 _TURN = 64
 T = TypeVar("T")
 
@@ -93,7 +91,7 @@ class Keeper:
         directory = self._shelf.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
-            self.hold = await stack.enter_async_context(_hold(self._shelf))
+            self.hold = await stack.enter_async_context(holding(self._shelf.lock))
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
@@ -165,7 +163,7 @@ class Keeper:
                 await self._scan()
 
     def _guard(self, folder: JobFolder) -> None:
-        """See to it that a job whose supervisor vanishes is ended."""
+        """Start a guard that ends a job whose supervisor vanishes, unless it has one."""
         name = folder.path.name
         if name not in self._guards:
             self._guards[name] = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {name}")
@@ -245,7 +243,7 @@ class Keeper:
             self._rescanning = self._tasks.create_task(self._rescan(), name="rescan")
 
     async def _rescan(self) -> None:
-        """Scan anew, after a pause, until it succeeds."""
+        """Scan again, after a pause, until it succeeds."""
         scanned = False
         while not scanned:
             await asyncio.sleep(_PAUSES_SECONDS[-1])
@@ -271,7 +269,7 @@ class Keeper:
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
             async for job_id in _in_turns(gone):
-                if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
+                if not self._shelf.folder(job_id).path.exists():  # its key may have started it again since
                     self._catalog.remove(job_id)
             self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
@@ -367,39 +365,4 @@ def _is_job_id(name: str) -> bool:
     try:
         return parse_job_id(name) == name
     except JobIdMalformed:
-        return False
-
-
-@contextlib.asynccontextmanager
-async def _hold(shelf: Shelf) -> AsyncIterator[int]:
-    descriptor = os.open(shelf.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        await _lock(descriptor, shelf.directory)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-async def _lock(descriptor: int, directory: Path) -> None:
-    for pause in (*_ORPHANS_SECONDS, None):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "?"
-            if pause is None or _is_alive(holder):
-                raise StateDirectoryInUse(directory, holder) from None
-            # It was killed, and the processes that inherited its hold are about to end as well (flock(2) has no limit
-            # of time, hence the looks).
-            await asyncio.sleep(pause)
-        else:
-            return
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        with pidfd.hold(int(pid)) as handle:
-            return not pidfd.has_ended(handle)
-    except (ValueError, ProcessLookupError):
         return False

@@ -18,10 +18,16 @@ import msgspec
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.files import read_whole, replacing
 from workerd.engine.identity import Version
-from workerd.engine.job import JobSpec, JobState, JobStatus
+from workerd.engine.job import JobSpec, JobState, JobStatus, User
 from workerd.engine.journal import Journal
 
 NEWEST_OLD = 2
+
+
+class _Owned(msgspec.Struct):
+    """The field of a spec that says whose job it is."""
+
+    owner: User
 
 
 def read_old(path: Path) -> Journal:
@@ -44,6 +50,18 @@ def read_old(path: Path) -> Journal:
         is_told=(path / "told").exists(),
         faults=faults,
     )
+
+
+def read_old_owner(path: Path) -> User | None:
+    """Read whose job it is, whatever else is damaged or too new; None when that cannot be read either.
+
+    Args:
+        path: of the folder.
+    """
+    try:
+        return msgspec.json.decode(read_whole(path / "spec"), type=_Owned).owner
+    except (FileNotFoundError, SpoolCorrupt, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def write_old_status(path: Path, status: JobStatus) -> None:

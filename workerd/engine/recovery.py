@@ -24,7 +24,7 @@ from workerd.engine.index import IndexFile
 from workerd.engine.job import JobEnd, JobState, JobStatus, Lost, Stream, StreamSummary
 from workerd.engine.journal import Ended, Journal, JournalWriter, LogTail
 from workerd.engine.old_format import write_old_status
-from workerd.engine.record import RECORD_SIZE, Kind, Record
+from workerd.engine.record import LOW_HALF, RECORD_SIZE, Kind, Record
 
 _PIECE = 1 << 20
 
@@ -267,7 +267,7 @@ def _checks(record: Record, output: int, digest: xxhash.xxh3_128 | None) -> bool
             digest.update(piece)
         if not piece:
             return False
-    return record.data is None or record.data == content.intdigest() & 0xFFFFFFFF
+    return record.data is None or record.data == content.intdigest() & LOW_HALF
 
 
 def _pieces(record: Record, output: int) -> Iterator[bytes]:

@@ -86,7 +86,7 @@ class Shelf:
         self._stack.close()
 
     def folder(self, job_id: str) -> JobFolder:
-        """Tell where a job's folder is, or would be."""
+        """Return a job's folder, which need not exist."""
         return JobFolder(self.jobs / job_id)
 
     def claim(self, spec: JobSpec) -> int | None:
@@ -186,7 +186,7 @@ class Shelf:
             log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
 
     def tell_end(self, folder: JobFolder, lock: int, journal: Journal) -> None:
-        """Tell of the end of a job that has ended, unless that has been done.
+        """Report the end of a job that has ended, unless that has been done.
 
         Args:
             lock: holds the job's lock, or two would tell of it.
@@ -203,7 +203,7 @@ class Shelf:
             self._on_end(journal.spec, journal.status.end)
 
     def try_tell_end(self, folder: JobFolder, journal: Journal) -> bool:
-        """Tell of the end of a job that has ended, unless that takes waiting or was done; return whether it is done."""
+        """Report the end of a job as `tell_end` does, unless its lock is taken; return whether that is done."""
         if self._on_end is None or journal.is_told:
             return True
         with contextlib.suppress(Exception):  # who waits for it finds the same again, and says what is wrong

@@ -202,7 +202,7 @@ class Spawner:
                 raise refusal
 
     def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
-        """Tell which limit leaves no room for another job of an owner, if any."""
+        """Return the limit that leaves no room for another job of an owner, if any."""
         limits, catalog = self._admission.limits, self._shelf.catalog
         if 0 < limits.max_jobs_per_user <= catalog.count_unended(owner.id, ended):
             return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
