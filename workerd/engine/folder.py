@@ -257,6 +257,20 @@ class JobFolder:
         finally:
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def requiring_files(self) -> Iterator[None]:
+        """Take a file that is missing for damage, unless the folder is missing.
+
+        Raises:
+            FileNotFoundError: the folder is missing.
+            SpoolCorrupt: the file is missing.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.path.stat()
+            raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+
     def try_lock(self) -> int | None:
         """Take the job's lock, if it is free.
 
@@ -269,11 +283,8 @@ class JobFolder:
             SpoolCorrupt: the file to lock is missing, or no regular file.
         """
         path = self.lock
-        try:
+        with self.requiring_files():
             descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
-        except FileNotFoundError:
-            self.path.stat()
-            raise SpoolCorrupt(path, "it is missing") from None
         if descriptor is not None:
             try:
                 if not os.path.samestat(os.fstat(descriptor), os.stat(path)):

@@ -88,17 +88,13 @@ def complete(folder: JobFolder, journal: Journal) -> None:
     if journal.tail is not None:
         _restore(folder, journal.tail)
     size = _log_size(journal)
-    try:
-        with folder.open_index(os.O_RDWR) as index:
-            last = index.last_output()
-            if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
-                raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
-            records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
-            os.ftruncate(index.descriptor, records * RECORD_SIZE)
-            _write_end(index, records, size)
-    except FileNotFoundError as error:
-        folder.path.stat()
-        raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+    with folder.requiring_files(), folder.open_index(os.O_RDWR) as index:
+        last = index.last_output()
+        if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
+            raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
+        records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
+        os.ftruncate(index.descriptor, records * RECORD_SIZE)
+        _write_end(index, records, size)
 
 
 def is_complete(folder: JobFolder, journal: Journal) -> bool:

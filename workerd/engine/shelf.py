@@ -21,7 +21,7 @@ import structlog
 
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
@@ -30,6 +30,7 @@ from workerd.engine.watcher import CLOSED, REPLACED, Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
+_SCAN_SECONDS = 60.0
 OnEnd = Callable[[JobSpec, JobEnd], None]
 """Told of a job that has ended; what it raises puts that off."""
 
@@ -84,6 +85,24 @@ class Shelf:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    async def wait_complete(self) -> None:
+        """Wait until the keeper has entered every job into the catalogue.
+
+        Raises:
+            CatalogFailed: that takes too long.
+        """
+        if self.catalog.is_complete():
+            return
+        with self.watcher.watch(self.directory) as changed:  # the keeper makes the catalogue again
+            try:
+                async with asyncio.timeout(_SCAN_SECONDS):
+                    while not self.catalog.is_complete():
+                        await changed.wait()
+                        changed.clear()
+            except TimeoutError:
+                problem = "it could not be made again from the jobs' folders"
+                raise CatalogFailed(self.catalog_file, problem) from None
 
     def folder(self, job_id: str) -> JobFolder:
         """Return a job's folder, which need not exist."""
@@ -244,11 +263,8 @@ class Shelf:
         if folder.is_old:
             folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
         with contextlib.ExitStack() as stack:
-            try:
+            with folder.requiring_files():
                 closed = stack.enter_context(self.watcher.watch(folder.lock, mask=CLOSED))
-            except FileNotFoundError:
-                folder.path.stat()
-                raise SpoolCorrupt(folder.lock, "it is missing") from None
             while True:
                 closed.clear()
                 # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c), and
