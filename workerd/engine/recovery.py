@@ -1,4 +1,4 @@
-"""Bringing a job to a true end when nobody watches over it any more.
+"""Bringing a job to a true end when no process watches over it any more.
 
 What is on the disk is believed as far as it checks. A job whose journal has its end keeps it, and its log is completed:
 the end record of the index is written last and not waited for, and the journal may have the last bytes of the log. Any
@@ -78,7 +78,7 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
 def complete(folder: JobFolder, journal: Journal) -> None:
     """Complete the log of a job that has ended, where a power cut took the last of it and the journal has that.
 
-    The caller holds the job's lock, or knows that nobody does.
+    The caller holds the job's lock, or knows that it is free.
 
     Raises:
         SpoolCorrupt: the log is damaged.
