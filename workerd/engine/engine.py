@@ -14,8 +14,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
-from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
-from workerd.engine.folder import JobFolder
+from workerd.engine.errors import FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.job import (
     DamagedJob,
     Job,
@@ -35,13 +34,11 @@ from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
-from workerd.engine.standing import is_about_to_be_mended, is_readable, read_job
+from workerd.engine.standing import read_job, wait_readable
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
-from workerd.engine.watcher import Change, Watcher
+from workerd.engine.watcher import Change
 
 log = structlog.get_logger()
-_SCAN_SECONDS = 60.0
-_MEND_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,17 +125,7 @@ class Engine:
         """
         if self.keeper is not None:
             await self.keeper.wait_scanned()
-        if self._shelf.catalog.is_complete():
-            return
-        with self._shelf.watcher.watch(self._shelf.directory) as changed:  # the keeper makes it anew
-            try:
-                async with asyncio.timeout(_SCAN_SECONDS):
-                    while not self._shelf.catalog.is_complete():
-                        await changed.wait()
-                        changed.clear()
-            except TimeoutError:
-                problem = "it could not be made again from the jobs' folders"
-                raise CatalogFailed(self._shelf.directory, problem) from None
+        await self._shelf.wait_complete()
 
     async def spawn(self, request: SpawnRequest) -> str:
         """Start a job, as `workerd.engine.spawner.Spawner` does it, and return its id."""
@@ -158,7 +145,7 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
         """
-        folder = self._folder(parse_job_id(job_id))
+        folder = self._shelf.folder(parse_job_id(job_id))
         with contextlib.ExitStack() as stack:
             with _found(job_id):
                 changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
@@ -189,7 +176,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return read_job(self._folder(job_id), self._shelf.catalog)
+            return read_job(self._shelf.folder(job_id), self._shelf.catalog)
 
     def spec(self, job_id: str) -> JobSpec:
         """Return what was asked for, and by whom, without looking at anything else of the job.
@@ -201,7 +188,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return self._folder(job_id).read_spec()
+            return self._shelf.folder(job_id).read_spec()
 
     def owner_and_shares(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
         """Return whose job it is and with whom it is shared, even where its files are damaged or too new.
@@ -212,15 +199,13 @@ class Engine:
             JobIdMalformed, JobNotFound: there is no such job.
         """
         job_id = parse_job_id(job_id)
-        folder = self._folder(job_id)
+        folder = self._shelf.folder(job_id)
         with _found(job_id):
             owner = folder.read_owner()
             try:
                 shares = folder.read_shares()
             except SpoolCorrupt as error:
-                log.error(
-                    "with whom a job is shared cannot be read, so it is with nobody", job=job_id, error=str(error)
-                )
+                log.error("a job's shares cannot be read: none of them counts", job=job_id, error=str(error))
                 shares = ()
         return owner or User(self._shelf.catalog.owner(job_id) or "", ""), shares
 
@@ -233,7 +218,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return self._folder(job_id).read_shares()
+            return self._shelf.folder(job_id).read_shares()
 
     async def share(self, job_id: str, user: User, rights: Collection[str]) -> tuple[Share, ...]:
         """Set what another user may do with a job from now on, and wait until that is on the disk.
@@ -253,7 +238,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
+            return await asyncio.to_thread(set_rights, self._shelf.folder(job_id), user, rights)
 
     @contextlib.contextmanager
     def watch_shares(self, job_id: str) -> Iterator[Change]:
@@ -269,7 +254,7 @@ class Engine:
         job_id = parse_job_id(job_id)
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                folder = self._folder(job_id)
+                folder = self._shelf.folder(job_id)
                 changed = stack.enter_context(self._shelf.replacements.watch(folder.path, folder.shares.name))
             yield changed
 
@@ -281,7 +266,7 @@ class Engine:
             JobNotEnded: it has not ended.
             Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
-        folder = self._folder(parse_job_id(job_id))
+        folder = self._shelf.folder(parse_job_id(job_id))
         with _found(folder.job_id):
             try:
                 job = self.status(job_id)
@@ -324,12 +309,13 @@ class Engine:
             SpoolCorrupt: the log is damaged.
         """
         job = self.status(job_id)
-        folder = self._folder(job.id)
+        folder = self._shelf.folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                await self._wait_mended(folder)
-                changed = stack.enter_context(_watch_index(self._shelf.watcher, folder))
+                await wait_readable(folder, self._shelf)
+                with folder.requiring_files():
+                    changed = stack.enter_context(self._shelf.watcher.watch(folder.index))
                 reader = stack.enter_context(LogReader(folder, frozenset(streams)))
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
@@ -353,16 +339,6 @@ class Engine:
         if after.status.end is None:
             raise AssertionError("a log was complete before its job had ended")
         yield [after.status.end]
-
-    async def _wait_mended(self, folder: JobFolder) -> None:
-        """Wait until the keeper has seen to a log that a power cut left and that cannot be read before."""
-        if is_readable(folder):
-            return
-        with self._shelf.watcher.watch(folder.path) as changed, contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_MEND_SECONDS):
-                while not is_readable(folder) and is_about_to_be_mended(folder, self._shelf.catalog):
-                    await changed.wait()
-                    changed.clear()
 
     async def list_jobs(
         self,
@@ -411,19 +387,6 @@ class Engine:
         except SpoolCorrupt as error:
             owner, _ = self.owner_and_shares(job_id)
             return DamagedJob(id=job_id, owner=owner, created_ns=created_ns, damage=str(error))
-
-    def _folder(self, job_id: str) -> JobFolder:
-        return self._shelf.folder(job_id)
-
-
-@contextlib.contextmanager
-def _watch_index(watcher: Watcher, folder: JobFolder) -> Iterator[Change]:
-    try:
-        with watcher.watch(folder.index) as changed:
-            yield changed
-    except FileNotFoundError:
-        folder.path.stat()
-        raise SpoolCorrupt(folder.index, "it is missing") from None
 
 
 @contextlib.contextmanager

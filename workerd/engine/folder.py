@@ -7,10 +7,10 @@
     shares    who besides the owner may do what with the job, replaced as a whole; absent until it is shared
     spec      the state directory's identity (`workerd.engine.identity`), linked: earlier versions read the format there
 
-A job is locked, with flock(2), by its supervisor, or by who is about to start one or looks after what one left. A free
-lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
+A job is locked, with flock(2), by its supervisor, by the daemon that is about to start one, or by the keeper when it
+has gone. A free lock means that no process watches over the job. Unlike a process id a lock cannot be recycled.
 
-The folder itself is locked, with flock(2) too, by who changes `shares` and by who takes the folder away.
+The folder itself is locked, with flock(2) too, while `shares` is changed and while the folder is taken away.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ class JobFolder:
 
     @property
     def lock(self) -> Path:
-        """The file that is locked for as long as somebody watches over the job."""
+        """The file that is locked for as long as a process watches over the job."""
         return self.path / "lock" if self.is_old else self.journal
 
     def open_index(self, flags: int = os.O_RDONLY) -> IndexFile:
@@ -140,7 +140,7 @@ class JobFolder:
         Raises:
             FileNotFoundError: there is no such job.
             FormatTooNew: a newer workerd made it.
-            NeverForced: a power cut took what was asked for, which nobody had been told then.
+            NeverForced: a power cut took what was asked for, before any client was told of the job.
             SpoolCorrupt: it is damaged.
         """
         looks = 0
@@ -244,10 +244,10 @@ class JobFolder:
 
     @contextlib.contextmanager
     def wait_held(self) -> Iterator[None]:
-        """Hold the folder, so that it is not taken away and nobody else changes `shares`. Blocks the thread.
+        """Hold the folder, so that it is not taken away and no other process changes `shares`. Blocks the thread.
 
         Raises:
-            FileNotFoundError: it is not there, or was taken away meanwhile.
+            FileNotFoundError: it is not there, or was taken away while it was waited for.
         """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -258,6 +258,20 @@ class JobFolder:
         finally:
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def requiring_files(self) -> Iterator[None]:
+        """Take a file that is missing for damage, unless the folder is missing.
+
+        Raises:
+            FileNotFoundError: the folder is missing.
+            SpoolCorrupt: the file is missing.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.path.stat()
+            raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+
     def try_lock(self) -> int | None:
         """Take the job's lock, if it is free.
 
@@ -266,15 +280,12 @@ class JobFolder:
             another holds it. It is open for writing, so that inotify(7) tells of that close (IN_CLOSE_WRITE).
 
         Raises:
-            FileNotFoundError: the folder is not there, or was removed meanwhile.
+            FileNotFoundError: the folder is not there any more.
             SpoolCorrupt: the file to lock is missing, or no regular file.
         """
         path = self.lock
-        try:
+        with self.requiring_files():
             descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
-        except FileNotFoundError:
-            self.path.stat()
-            raise SpoolCorrupt(path, "it is missing") from None
         if descriptor is not None:
             try:
                 if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -285,7 +296,7 @@ class JobFolder:
         return descriptor
 
     def is_locked(self) -> bool:
-        """Return whether somebody watches over the job."""
+        """Return whether a process watches over the job."""
         try:
             descriptor = _lock(self.lock, os.O_RDONLY)
         except (FileNotFoundError, SpoolCorrupt):
@@ -296,7 +307,7 @@ class JobFolder:
         return False
 
     def is_watched(self) -> bool:
-        """Return whether somebody watches over the job, also where its lock was taken away from it."""
+        """Return whether a process watches over the job, even if the file with its lock was replaced."""
         return self.is_locked() or self.has_supervisor()
 
     def has_supervisor(self) -> bool:
@@ -316,7 +327,7 @@ class JobFolder:
         try:
             descriptor = os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: nobody has it open for reading (fifo(7))
+            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: no process reads it (fifo(7))
                 return False
             raise
         try:

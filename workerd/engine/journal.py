@@ -7,8 +7,8 @@ the place of the record in the file, so that nothing of another job or from anot
 little-endian.
 
 What counts is what checks, up to the first record that does not: a power cut may leave zeros, garbage or nothing where
-the last records were. Whoever holds the job's lock, which is held on this file, is the only one who writes: the daemon
-that makes it, then the job's supervisor, then the keeper.
+the last records were. Only the holder of the job's lock, which is held on this file, writes: the daemon that makes it,
+then the job's supervisor, then the keeper.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ class Ended(msgspec.Struct, frozen=True, tag="end"):
 
 
 class Told(msgspec.Struct, frozen=True, tag="told"):
-    """The end has been told to whoever wanted to know."""
+    """The end has been told (`workerd.engine.shelf.Shelf.tell_end`)."""
 
 
 class Fault(msgspec.Struct, frozen=True, tag="fault"):
@@ -251,7 +251,7 @@ def _if_possible() -> Iterator[None]:
 
 
 class JournalWriter:
-    """Appends to a job's journal, for whoever holds the job's lock.
+    """Appends to a job's journal, for the holder of the job's lock.
 
     Args:
         descriptor: of the file, open for reading and writing; it stays the caller's.

@@ -1,7 +1,7 @@
-"""The keeper: sees to it that every job of a state directory comes to its end, whoever started it.
+"""The keeper: brings every job of a state directory to its end, whichever process started it.
 
 One keeper holds a state directory, for any number of engines in any number of processes. It takes up the jobs that are
-there when it starts and each that comes, waits until nobody watches over a job any more, and then looks whether the job
+there when it starts and each that comes, waits until no process watches over a job, and then looks whether the job
 has ended. It also knows when a drain is over: when new jobs are refused and none is left.
 
 A drain is a file, `drain`, in the state directory: present, it is on. Each engine looks for it after it has put a new
@@ -144,7 +144,7 @@ class Keeper:
     def _write_progress(self) -> None:
         try:
             with open(self._drain, "r+b", buffering=0) as file:
-                file.write(b"%-20d\n" % len(self._guards))  # of one length: who reads meanwhile finds a whole number
+                file.write(b"%-20d\n" % len(self._guards))  # of one length: a concurrent reader finds a whole number
         except FileNotFoundError:
             pass  # the drain was called off
         except OSError as error:  # no room on the disk, say: it is for people, and the drain goes on
@@ -159,7 +159,7 @@ class Keeper:
                 await self._scan()
             elif str(event.name) == self._drain.name:
                 self._changed.set()
-            elif str(event.name) == self._shelf.catalog_file.name:  # somebody deleted it
+            elif str(event.name) == self._shelf.catalog_file.name:  # it was deleted
                 await self._scan()
 
     def _guard(self, folder: JobFolder) -> None:
@@ -173,7 +173,7 @@ class Keeper:
             for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
                 try:
                     await self._end_or_leave(folder)
-                except FileNotFoundError:  # somebody removed the job
+                except FileNotFoundError:  # the job was removed
                     if not folder.path.exists():
                         return
                     # And its key has made it again: it is this guard's.
@@ -194,11 +194,11 @@ class Keeper:
             self._leave(folder, error)
 
     async def _end(self, folder: JobFolder) -> None:
-        """Wait until nobody watches over a job any more, and bring it to its end.
+        """Wait until no process watches over a job, and bring it to its end.
 
         Raises:
             FileNotFoundError: it was removed.
-            SpoolCorrupt: it is damaged, and nobody watches over it.
+            SpoolCorrupt: it is damaged, and no process watches over it.
         """
         lock = await self._shelf.wait_lock(folder)
         try:
@@ -237,7 +237,7 @@ class Keeper:
         self._job_ended.set()
 
     async def _scan(self) -> None:
-        """Take up every job that is there, whoever started it; again later, if that fails."""
+        """Take up every job that is there; again later, if that fails."""
         if not await self._try_scan() and (self._rescanning is None or self._rescanning.done()):
             self._rescanning = self._tasks.create_task(self._rescan(), name="rescan")
 
@@ -314,7 +314,7 @@ class Keeper:
         try:
             await self._shelf.remove(folder)
         except FileNotFoundError:
-            pass  # somebody else removed it
+            pass  # another process removed it
         except FormatTooNew:
             raise
         except SpoolCorrupt:

@@ -1,7 +1,7 @@
 """Job folders of formats 1 and 2, as earlier versions wrote them: read, brought to their end, and never made.
 
     spec      what was asked, by whom, when (JSON)
-    lock      held with flock(2) for as long as somebody watches over the job
+    lock      held with flock(2) for as long as a process watches over the job
     status    where the job stands (JSON), replaced by its supervisor
     fault     what went wrong inside the supervisor; usually absent
     told      what `control` becomes when the job's end has been told
@@ -93,7 +93,7 @@ def _read_status(path: Path) -> JobStatus | None:
         data = read_whole(path)
     except FileNotFoundError:
         return None
-    if not data.strip(b"\0"):  # a power cut took it: nobody watched over the job any more
+    if not data.strip(b"\0"):  # a power cut took it: no process watches over the job
         return JobStatus(state=JobState.STARTING)
     try:
         status = msgspec.json.decode(data, type=JobStatus)

@@ -1,4 +1,4 @@
-"""Bringing a job to a true end when nobody watches over it any more.
+"""Bringing a job to a true end when no process watches over it any more.
 
 What is on the disk is believed as far as it checks. A job whose journal has its end keeps it, and its log is completed:
 the end record of the index is written last and not waited for, and the journal may have the last bytes of the log. Any
@@ -78,7 +78,7 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
 def complete(folder: JobFolder, journal: Journal) -> None:
     """Complete the log of a job that has ended, where a power cut took the last of it and the journal has that.
 
-    The caller holds the job's lock, or knows that nobody does.
+    The caller holds the job's lock, or knows that it is free.
 
     Raises:
         SpoolCorrupt: the log is damaged.
@@ -88,17 +88,13 @@ def complete(folder: JobFolder, journal: Journal) -> None:
     if journal.tail is not None:
         _restore(folder, journal.tail)
     size = _log_size(journal)
-    try:
-        with folder.open_index(os.O_RDWR) as index:
-            last = index.last_output()
-            if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
-                raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
-            records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
-            os.ftruncate(index.descriptor, records * RECORD_SIZE)
-            _write_end(index, records, size)
-    except FileNotFoundError as error:
-        folder.path.stat()
-        raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+    with folder.requiring_files(), folder.open_index(os.O_RDWR) as index:
+        last = index.last_output()
+        if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
+            raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
+        records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
+        os.ftruncate(index.descriptor, records * RECORD_SIZE)
+        _write_end(index, records, size)
 
 
 def is_complete(folder: JobFolder, journal: Journal) -> bool:

@@ -3,6 +3,8 @@
 An end counts only when both have it: it is written into the journal first, and told only when the log is complete.
 """
 
+import asyncio
+import contextlib
 import os
 
 import msgspec
@@ -14,6 +16,9 @@ from workerd.engine.job import Job, JobState, JobStatus
 from workerd.engine.journal import Journal
 from workerd.engine.reader import Extent, measure
 from workerd.engine.recovery import complete, has_end, has_output, is_complete
+from workerd.engine.shelf import Shelf
+
+_MEND_SECONDS = 30.0
 
 
 def read_job(folder: JobFolder, catalog: Catalog) -> Job:
@@ -51,7 +56,18 @@ def read_job(folder: JobFolder, catalog: Catalog) -> Job:
     )
 
 
-def is_readable(folder: JobFolder) -> bool:
+async def wait_readable(folder: JobFolder, shelf: Shelf) -> None:
+    """Wait until the keeper has mended a log that a power cut left and that cannot be read before."""
+    if _is_readable(folder):
+        return
+    with shelf.watcher.watch(folder.path) as changed, contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_MEND_SECONDS):
+            while not _is_readable(folder) and _is_about_to_be_mended(folder, shelf.catalog):
+                await changed.wait()
+                changed.clear()
+
+
+def _is_readable(folder: JobFolder) -> bool:
     """Return whether the job's log can be measured."""
     try:
         measure(folder)
@@ -60,7 +76,7 @@ def is_readable(folder: JobFolder) -> bool:
     return True
 
 
-def is_about_to_be_mended(folder: JobFolder, catalog: Catalog) -> bool:
+def _is_about_to_be_mended(folder: JobFolder, catalog: Catalog) -> bool:
     """Return whether the job's supervisor has gone and the keeper has not come to the job yet."""
     return not folder.has_supervisor() and not catalog.knows_end(folder.job_id)
 
@@ -68,15 +84,12 @@ def is_about_to_be_mended(folder: JobFolder, catalog: Catalog) -> bool:
 def _measure(folder: JobFolder, status: JobStatus, catalog: Catalog) -> Extent:
     """Measure a log. One that a power cut left and the keeper is about to mend counts as empty until then."""
     try:
-        try:
+        with folder.requiring_files():
             return measure(folder)
-        except FileNotFoundError:
-            folder.path.stat()
-            raise SpoolCorrupt(folder.index, "it is missing") from None
     except SpoolCorrupt:
-        if status.end is not None or not is_about_to_be_mended(folder, catalog):
+        if status.end is not None or not _is_about_to_be_mended(folder, catalog):
             raise
-        return Extent()
+    return Extent()
 
 
 def _complete(folder: JobFolder, journal: Journal) -> bool:
