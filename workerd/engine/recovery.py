@@ -24,6 +24,7 @@ from workerd.engine.index import IndexFile
 from workerd.engine.job import JobEnd, JobState, JobStatus, Lost, Stream, StreamSummary
 from workerd.engine.journal import Ended, Journal, JournalWriter, LogTail
 from workerd.engine.old_format import write_old_status
+from workerd.engine.reader import Extent
 from workerd.engine.record import LOW_HALF, RECORD_SIZE, Kind, Record
 
 _PIECE = 1 << 20
@@ -99,20 +100,33 @@ def complete(folder: JobFolder, journal: Journal) -> None:
 
 def is_complete(folder: JobFolder, journal: Journal) -> bool:
     """Return whether the log of a job that has ended says so, is as long as the job's end says, and has its tail."""
+    return measure_complete(folder, journal) is not None
+
+
+def measure_complete(folder: JobFolder, journal: Journal) -> Extent | None:
+    """Return how much there is of the log of a job that has ended; None if the log is not complete."""
+    end = _end_of(journal)
     try:
         with folder.open_index() as index:
-            end = index.end()
-            if end is None or not end.offset == _log_size(journal) <= os.stat(folder.output).st_size:
-                return False
-        return journal.tail is None or all(_has(*part) for part in _parts(folder, journal.tail))
+            record, kept = index.end(), index.kept_from()[1]
+        if record is None or not record.offset == _log_size(journal) <= os.stat(folder.output).st_size:
+            return None
+        if journal.tail is not None and not all(_has(*part) for part in _parts(folder, journal.tail)):
+            return None
     except (FileNotFoundError, SpoolCorrupt):
-        return False
+        return None
+    return Extent(end.stdout.size_bytes, end.stderr.size_bytes, kept, ended=True)
+
+
+def _end_of(journal: Journal) -> JobEnd:
+    if journal.status is None or journal.status.end is None:
+        raise AssertionError("a job that has not ended has no complete log")
+    return journal.status.end
 
 
 def _log_size(journal: Journal) -> int:
-    if journal.status is None or journal.status.end is None:
-        raise AssertionError("a job that has not ended has no complete log")
-    return journal.status.end.stdout.size_bytes + journal.status.end.stderr.size_bytes
+    end = _end_of(journal)
+    return end.stdout.size_bytes + end.stderr.size_bytes
 
 
 def has_end(folder: JobFolder) -> bool:

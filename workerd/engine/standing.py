@@ -12,10 +12,10 @@ import msgspec
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import EndMissing, JobNotFound, JournalDamaged, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Job, JobState, JobStatus
+from workerd.engine.job import Job, JobState
 from workerd.engine.journal import Journal
 from workerd.engine.reader import Extent, measure
-from workerd.engine.recovery import complete, has_end, has_output, is_complete
+from workerd.engine.recovery import complete, has_end, has_output, measure_complete
 from workerd.engine.shelf import Shelf
 
 _MEND_SECONDS = 30.0
@@ -42,9 +42,11 @@ def read_job(folder: JobFolder, catalog: Catalog) -> Job:
             raise EndMissing(folder.journal)
         raise JobNotFound(folder.job_id)
     status = journal.status
-    if status.end is not None and not _complete(folder, journal):
-        status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
-    extent = _measure(folder, status, catalog)
+    extent = _measure_ended(folder, journal) if journal.ended else None
+    if extent is None:
+        if journal.ended:  # it is about to be told
+            status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)
+        extent = _measure(folder, catalog)
     if extent.ended and not journal.ended and not folder.read().ended:  # the end is in the journal first
         raise EndMissing(folder.journal)
     return Job(
@@ -81,29 +83,32 @@ def _is_about_to_be_mended(folder: JobFolder, catalog: Catalog) -> bool:
     return not folder.has_supervisor() and not catalog.knows_end(folder.job_id)
 
 
-def _measure(folder: JobFolder, status: JobStatus, catalog: Catalog) -> Extent:
+def _measure(folder: JobFolder, catalog: Catalog) -> Extent:
     """Measure a log. One that a power cut left and the keeper is about to mend counts as empty until then."""
     try:
         with folder.requiring_files():
             return measure(folder)
     except SpoolCorrupt:
-        if status.end is not None or not _is_about_to_be_mended(folder, catalog):
+        if not _is_about_to_be_mended(folder, catalog):
             raise
     return Extent()
 
 
-def _complete(folder: JobFolder, journal: Journal) -> bool:
-    """Complete the log of a job that has ended; return False if another process is about to.
+def _measure_ended(folder: JobFolder, journal: Journal) -> Extent | None:
+    """Measure the log of a job that has ended, completed if need be; return None if another process is about to do so.
 
     Raises:
         SpoolCorrupt: the log is damaged.
     """
-    if is_complete(folder, journal):
-        return True
+    if (extent := measure_complete(folder, journal)) is not None:
+        return extent
     if (lock := folder.try_lock()) is None:
-        return False
+        return None
     try:
         complete(folder, journal)
     finally:
         os.close(lock)
-    return True
+    extent = measure_complete(folder, journal)
+    if extent is None:
+        raise SpoolCorrupt(folder.index, "it does not say whose the log's bytes are")
+    return extent
