@@ -313,7 +313,8 @@ class Engine:
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                await wait_readable(folder, self._shelf)
+                if not job.ended:
+                    await wait_readable(folder, self._shelf)
                 with folder.requiring_files():
                     changed = stack.enter_context(self._shelf.watcher.watch(folder.index))
                 reader = stack.enter_context(LogReader(folder, frozenset(streams)))
