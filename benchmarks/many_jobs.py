@@ -10,7 +10,7 @@ from benchmarks.check import require
 from benchmarks.figure import Benchmark, Figure, Goal, Reading, Sides
 from benchmarks.service import run, run_to_end
 from tests.daemon import Daemon, multiply
-from tests.engine.logs import wait_unlocked
+from tests.waiting import wait_unlocked
 
 _PAGE = 50
 _LISTS = 20

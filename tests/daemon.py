@@ -15,7 +15,7 @@ import msgspec
 
 from pki.store import PkiFolder
 from tests.commands import run_workerctl
-from tests.engine.logs import wait_unlocked
+from tests.waiting import wait_unlocked
 from workerctl.client import Client
 from workerctl.target import Target
 from workerd.access.caller import Record

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import sys
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
@@ -94,12 +93,6 @@ def program(name: str, *arguments: str, **fields: object) -> SpawnRequest:
 async def run(engine: Engine, request: SpawnRequest) -> Log:
     """Run a job to its end."""
     return await asyncio.wait_for(read_log(engine, await engine.spawn(request)), 60)
-
-
-def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until no process watches over a job: its supervisor, or the keeper that recovers it, has gone."""
-    with folder.lock.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, bytes]]:

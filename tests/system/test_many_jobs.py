@@ -11,7 +11,7 @@ import pytest
 from worker_api.worker.v1 import SpawnRequest
 
 from tests.daemon import Daemon, multiply, running_daemon
-from tests.engine.logs import wait_unlocked
+from tests.waiting import wait_unlocked
 
 COUNT = 10_000
 START_SECONDS = 2.0

@@ -30,7 +30,7 @@ from worker_api.worker.v1 import (
 
 from pki.files import key_path
 from tests.daemon import USER, Daemon
-from tests.engine.logs import wait_unlocked
+from tests.waiting import wait_unlocked
 from workerctl.client import Client
 from workerctl.events import Output
 from workerctl.transport import WorkerChannel
