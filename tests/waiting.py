@@ -1,4 +1,4 @@
-"""Waiting for what nothing tells of."""
+"""Waiting for a job's lock, and for what nothing tells of."""
 
 import asyncio
 import fcntl
