@@ -33,6 +33,7 @@ from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old, read_
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
+_LONGEST_JOURNAL = 64 << 20  # nothing that the kernel would execute takes as much
 _SHARES = 2**63  # what their checksum has in the place of an offset in the journal
 # Made once, where the zygote is started: every supervisor shares them.
 _decode_version = msgspec.json.Decoder(Version).decode
@@ -89,9 +90,9 @@ class JobFolder:
     @property
     def is_old(self) -> bool:
         """Whether an earlier version made it, before there were journals."""
-        if self.journal.exists():
+        if os.path.exists(self.journal):  # unlike Path.exists, False for what may not be looked at
             return False
-        return any((self.path / name).exists() for name in ("lock", "status")) or self._version() <= NEWEST_OLD
+        return any(os.path.exists(self.path / name) for name in ("lock", "status")) or self._version() <= NEWEST_OLD
 
     @property
     def lock(self) -> Path:
@@ -143,16 +144,18 @@ class JobFolder:
             NeverForced: a power cut took what was asked for, before any client was told of the job.
             SpoolCorrupt: it is damaged.
         """
-        looks = 0
+        looks, data, journal = 0, None, Journal()
         while True:
+            before = data
             try:
-                data = read_whole(self.journal)
+                data = read_whole(self.journal, _LONGEST_JOURNAL)
             except FileNotFoundError:
                 if self.is_old:
                     return read_old(self.path)
                 self.path.stat()
                 raise SpoolCorrupt(self.journal, "it is missing") from None
-            journal = parse(data, self.job_id)
+            if data != before:
+                journal = parse(data, self.job_id)
             looks += 1
             is_whole = journal.spec is not None and not journal.rest
             if is_whole or looks == _LOOKS:  # what does not check may be a record that is being written

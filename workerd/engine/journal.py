@@ -31,6 +31,7 @@ _ROOM = 12 << 10  # what is set aside at first: some states, the end with a tail
 _END_ROOM = 8 << 10  # what all other records leave for the end
 _SEEDS = 2**64
 _LONGEST_FAULT = 4000
+_MOST_FAULTS = 16  # that one writer notes: a job could give cause for any number
 _LAST_BYTES = 16 << 10  # of a damaged journal: what follows what was asked for is shorter
 TAIL_BYTES = 2048
 
@@ -210,7 +211,7 @@ def parse(data: bytes, job_id: str) -> Journal:
         if not journal.add(entry):
             break
         journal.size = start + length
-    journal.rest = len(data) - journal.size if any(view[journal.size :]) else 0
+    journal.rest = len(data) - journal.size if len(data.rstrip(b"\0")) > journal.size else 0
     return journal
 
 
@@ -263,6 +264,7 @@ class JournalWriter:
         self._descriptor = descriptor
         self._job_id = job_id
         self._size = size
+        self._faults = 0
         self._room = 0  # where what is set aside for certain ends
 
     def set_room_aside(self) -> None:
@@ -295,7 +297,13 @@ class JournalWriter:
         self._size += len(data)
 
     def report_fault(self, text: str) -> None:
-        """Note that something went wrong inside the supervisor, for people; a full disk keeps it from being noted."""
+        """Note that something went wrong inside the supervisor, for people; a full disk keeps it from being noted.
+
+        So do many that were noted before.
+        """
+        if self._faults == _MOST_FAULTS:
+            return
+        self._faults += 1
         try:
             self.append(Fault(text[-_LONGEST_FAULT:]))
         except OSError as error:

@@ -318,6 +318,8 @@ class Keeper:
         except FormatTooNew:
             raise
         except SpoolCorrupt:
+            if folder.is_watched():
+                raise
             await self._shelf.remove_damaged(folder)
         else:
             if not told and not self._tell_removal(folder.path.name):

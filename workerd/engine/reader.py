@@ -303,7 +303,7 @@ def measure(folder: JobFolder) -> Extent:
     """
     with folder.open_index() as index:
         _, kept = index.kept_from()
-        last, end = index.last_output(), index.end()
+        end, last = index.end(), index.last_output()  # in this order: after the end nothing is appended
         size = kept if last is None else last.end_offset
         if end is not None and end.offset != size:
             raise SpoolCorrupt(folder.index, f"the log ends at byte {end.offset}, and nothing is known beyond {size}")

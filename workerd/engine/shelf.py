@@ -21,7 +21,7 @@ import structlog
 
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced
+from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
@@ -166,12 +166,16 @@ class Shelf:
 
         Raises:
             FileNotFoundError: it is not there, or another process removed it first.
+            SpoolCorrupt: it is damaged.
             Exception: whatever `on_end` raises; it is not removed then.
         """
         with self._closing(await self.wait_lock(folder)) as lock:
             if created_ns not in (None, folder.read_spec().created_ns):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(folder.path))
-            self.tell_end(folder, lock, folder.read())
+            journal = folder.read()
+            if not journal.ended:
+                raise SpoolCorrupt(folder.journal, "it says nothing of an end")
+            self.tell_end(folder, lock, journal)
             async with _held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
@@ -183,7 +187,7 @@ class Shelf:
         Raises:
             FileNotFoundError: it is not there.
         """
-        with self._closing(folder.try_lock() if folder.lock.is_file() else None):
+        with self._closing(_lock_damaged(folder)):
             async with _held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
@@ -251,7 +255,7 @@ class Shelf:
         """Remove the rest of what was on its way when its process was killed. No engine may be at work."""
         for directory in (self._drafts, self._removed):
             for leftover in directory.iterdir():
-                await asyncio.to_thread(shutil.rmtree, leftover)
+                await self._delete(leftover)
 
     async def wait_unlocked(self, folder: JobFolder) -> None:
         """Wait until no process watches over a job.
@@ -276,6 +280,14 @@ class Shelf:
                     if not folder.is_locked():
                         return
                 await closed.wait()
+
+
+def _lock_damaged(folder: JobFolder) -> int | None:
+    """Take the lock of a job, if it is free and there is anything that can be locked."""
+    try:
+        return folder.try_lock()
+    except SpoolCorrupt:
+        return None
 
 
 @contextlib.asynccontextmanager
