@@ -104,7 +104,11 @@ def is_complete(folder: JobFolder, journal: Journal) -> bool:
 
 
 def measure_complete(folder: JobFolder, journal: Journal) -> Extent | None:
-    """Return how much there is of the log of a job that has ended; None if the log is not complete."""
+    """Return how much there is of the log of a job that has ended; None if the log is not complete.
+
+    Raises:
+        FormatTooNew: the log was written by a newer workerd.
+    """
     end = _end_of(journal)
     try:
         with folder.open_index() as index:
@@ -113,6 +117,8 @@ def measure_complete(folder: JobFolder, journal: Journal) -> Extent | None:
             return None
         if journal.tail is not None and not all(_has(*part) for part in _parts(folder, journal.tail)):
             return None
+    except FormatTooNew:
+        raise
     except (FileNotFoundError, SpoolCorrupt):
         return None
     return Extent(end.stdout.size_bytes, end.stderr.size_bytes, kept, ended=True)
