@@ -149,7 +149,7 @@ async def test_an_ended_job_with_a_damaged_record_is_told_as_damaged_and_can_be_
             (tmp_path / "catalog.sqlite").unlink()
         async with Engine(tmp_path) as engine:
             [row] = (await engine.list_jobs(None, states=(), name="", size=10, after=None)).rows
-            assert isinstance(row, DamagedJob) and str(folder.path) in row.damage
+            assert isinstance(row, DamagedJob) and row.damage.startswith("journal: ")
             with pytest.raises(SpoolCorrupt):
                 engine.status(job_id)
             with pytest.raises(SpoolCorrupt):

@@ -387,7 +387,7 @@ class Engine:
             return self.status(job_id)
         except SpoolCorrupt as error:
             owner, _ = self.owner_and_shares(job_id)
-            return DamagedJob(id=job_id, owner=owner, created_ns=created_ns, damage=str(error))
+            return DamagedJob(id=job_id, owner=owner, created_ns=created_ns, damage=f"{error.path.name}: {error.problem}")
 
 
 @contextlib.contextmanager

@@ -215,10 +215,16 @@ class StateDirectoryInUse(EngineError):
 
 
 class SpoolCorrupt(EngineError):
-    """A file of a job's folder is not what a supervisor would have written."""
+    """A file of a job's folder is not what a supervisor would have written.
+
+    Args:
+        path: of the file.
+        problem: what is wrong with it, as a clause.
+    """
 
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
+        self.problem = problem
         super().__init__(f"{path} cannot be read: {problem}")
 
 
@@ -226,7 +232,7 @@ class NeverForced(SpoolCorrupt):
     """The power was cut before what was asked for was on the disk."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "the power was cut before it was on the disk")
+        super().__init__(path, "it is cut off within its first record")
 
 
 class JournalDamaged(SpoolCorrupt):
