@@ -1,18 +1,23 @@
 """What befalls one job's files, or stands where none of ours does, harms that job at most, and holds nobody up."""
 
 import asyncio
+import errno
+import fcntl
 import os
 import shutil
+import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.engine.folders import write_running
 from tests.engine.logs import ME, read_log, shell
+from tests.small_disk import fill, small_disk
 from tests.waiting import wait_unlocked
+from workerd.engine import linux
 from workerd.engine.engine import Engine
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
@@ -175,3 +180,68 @@ async def test_retention_leaves_a_damaged_job_that_runs(tmp_path: Path) -> None:
         folder.order_stop(StopOrder(ME, 0))
         while folder.is_watched():
             await asyncio.sleep(0.05)
+
+
+def take_away(control: Path) -> None:
+    control.unlink()
+
+
+def replace_by_file(control: Path) -> None:
+    control.unlink()
+    control.touch()
+
+
+def replace_by_device(control: Path) -> None:
+    control.unlink()
+    control.symlink_to(os.devnull)
+
+
+@pytest.mark.parametrize("damage", [take_away, replace_by_file, replace_by_device])
+async def test_a_stop_of_a_job_that_takes_no_orders_any_more_says_so(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("sleep 60"))
+        damage(tmp_path / "jobs" / job_id / "control")
+        with pytest.raises(SpoolCorrupt, match="by hand"):
+            async with asyncio.timeout(10):
+                await engine.stop(job_id, ME, 0)
+        os.kill(engine.status(job_id).status.pid, signal.SIGKILL)
+        assert (await read_log(engine, job_id)).end is not None
+
+
+async def test_an_end_is_told_once_a_stranger_who_only_reads_lets_go_of_the_lock(tmp_path: Path) -> None:
+    told: list[str] = []
+    async with Engine(tmp_path, on_end=lambda spec, _: told.append(spec.id)) as engine:
+        job_id = await engine.spawn(shell("sleep 0.5"))
+        descriptor = os.open(tmp_path / "jobs" / job_id / "journal", os.O_RDONLY)
+        await asyncio.to_thread(fcntl.flock, descriptor, fcntl.LOCK_EX)  # as the supervisor ends
+        await asyncio.sleep(2)
+        os.close(descriptor)
+        async with asyncio.timeout(10):
+            while not told:
+                await asyncio.sleep(0.05)
+    assert told == [job_id]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_half_a_record_that_found_no_room_is_taken_back(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file system sets no room aside."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(linux, "set_room_aside", refuse)
+    with small_disk(tmp_path / "disk", 4 << 20, 4096, kind):
+        written = write_running(tmp_path / "disk" / "state")
+        size = written.folder.journal.stat().st_size
+        writer = JournalWriter(written.lock, written.folder.job_id, size)
+        fill(tmp_path / "disk")
+        for _ in range(2):
+            writer.report_fault("x" * 3900)
+        journal = written.folder.read()
+        assert (journal.rest, journal.size) == (0, written.folder.journal.stat().st_size)
+        written.log.close()
+        os.close(written.lock)

@@ -156,15 +156,32 @@ class Engine:
                     job = self.status(job_id)
                 except SpoolCorrupt as error:  # it may run all the same
                     if not isinstance(error, FormatTooNew):
-                        folder.order_stop(StopOrder(by, grace_seconds))
+                        with contextlib.suppress(SpoolCorrupt):
+                            folder.order_stop(StopOrder(by, grace_seconds))
                     raise
                 if job.ended:
                     return job
                 if not ordered:
-                    ordered = folder.order_stop(StopOrder(by, grace_seconds))
+                    ordered = self._order_stop(folder, StopOrder(by, grace_seconds))
                 elif job.status.state is JobState.STOPPING:
                     return job
                 await changed.wait()
+
+    def _order_stop(self, folder: JobFolder, order: StopOrder) -> bool:
+        """Order a job to be stopped; return False if its supervisor has gone, or is about to write the end.
+
+        Raises:
+            SpoolCorrupt: it runs, and there is nothing that its supervisor takes orders from.
+        """
+        with contextlib.suppress(SpoolCorrupt):
+            if folder.order_stop(order):
+                return True
+            if os.path.lexists(folder.control):
+                return False
+        if folder.is_locked() and not folder.is_old and not folder.read().ended:
+            problem = "its supervisor can be told nothing: end the job's processes by hand"
+            raise SpoolCorrupt(folder.control, problem)
+        return False
 
     def status(self, job_id: str) -> Job:
         """Return how a job stands.
@@ -387,7 +404,9 @@ class Engine:
             return self.status(job_id)
         except SpoolCorrupt as error:
             owner, _ = self.owner_and_shares(job_id)
-            return DamagedJob(id=job_id, owner=owner, created_ns=created_ns, damage=f"{error.path.name}: {error.problem}")
+            return DamagedJob(
+                id=job_id, owner=owner, created_ns=created_ns, damage=f"{error.path.name}: {error.problem}"
+            )
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from workerd.engine.errors import SpoolCorrupt
 
-_DAMAGE = frozenset(
+DAMAGE = frozenset(
     {errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENXIO, errno.EACCES, errno.EPERM}  # EPERM: it is immutable
     | {errno.EUCLEAN, errno.EBADMSG}  # what ext4 and XFS say of damage of their own
 )
+"""The numbers of system errors that say that a file cannot be read, and will not be (errno(3))."""
 
 
 def private(path: str, flags: int) -> int:
@@ -34,7 +35,7 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     try:
         descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a FIFO must not be waited for
     except OSError as error:
-        if error.errno not in _DAMAGE:
+        if error.errno not in DAMAGE:
             raise
         raise SpoolCorrupt(path, str(error.strerror)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -59,7 +60,7 @@ def read_whole(path: Path, most: int = 0) -> bytes:
         try:
             return file.read()
         except OSError as error:
-            if error.errno not in _DAMAGE:
+            if error.errno not in DAMAGE:
                 raise
             raise SpoolCorrupt(path, str(error.strerror)) from error
 

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pathlib import Path
 import msgspec
 
 from workerd.engine.errors import FormatTooNew, NeverForced, SpoolCorrupt
-from workerd.engine.files import open_regular, read_whole, replacing
+from workerd.engine.files import DAMAGE, open_regular, read_whole, replacing
 from workerd.engine.identity import Version
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
@@ -316,28 +317,45 @@ class JobFolder:
     def has_supervisor(self) -> bool:
         """Return whether a supervisor takes orders for the job."""
         try:
-            os.close(os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        except OSError:  # no supervisor has it open for reading, or it is no FIFO
+            descriptor = self._open_control()
+        except (OSError, SpoolCorrupt):
             return False
-        return not self.control.is_file()
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is not None
 
     def order_stop(self, order: StopOrder) -> bool:
         """Hand an order to the job's supervisor.
 
         Returns:
             False when no supervisor is there to take it.
+
+        Raises:
+            SpoolCorrupt: what it takes orders from is no FIFO.
         """
-        try:
-            descriptor = os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: no process reads it (fifo(7))
-                return False
-            raise
+        descriptor = self._open_control()
+        if descriptor is None:
+            return False
         try:
             os.write(descriptor, msgspec.json.encode(order) + b"\n")  # atomic below PIPE_BUF (pipe(7))
         finally:
             os.close(descriptor)
         return True
+
+    def _open_control(self) -> int | None:
+        """Open the FIFO for orders; return None when nobody reads it."""
+        try:
+            descriptor = os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: nobody has it open for reading (fifo(7))
+                return None
+            if error.errno in DAMAGE:
+                raise SpoolCorrupt(self.control, str(error.strerror)) from error
+            raise
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise SpoolCorrupt(self.control, "it is no FIFO")
+        return descriptor
 
     def read_fault(self) -> str:
         """Read what went wrong inside the supervisor; empty when nothing did."""

@@ -292,8 +292,13 @@ class JournalWriter:
                 raise OSError(errno.ENOSPC, "the rest of the room is set aside for the job's end")
         view = memoryview(data)
         written = 0
-        while written < len(view):
-            written += os.pwrite(self._descriptor, view[written:], self._size + written)
+        try:
+            while written < len(view):
+                written += os.pwrite(self._descriptor, view[written:], self._size + written)
+        except OSError:
+            if written and not self._room:  # or the half of a record would look like damage
+                os.ftruncate(self._descriptor, self._size)
+            raise
         self._size += len(data)
 
     def report_fault(self, text: str) -> None:

@@ -31,6 +31,7 @@ from workerd.engine.watcher import CLOSED, REPLACED, Watcher
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
 _SCAN_SECONDS = 60.0
+_HELD_SECONDS = 3.0
 OnEnd = Callable[[JobSpec, JobEnd], None]
 """Told of a job that has ended; what it raises puts that off."""
 
@@ -279,7 +280,10 @@ class Shelf:
                         raise FileNotFoundError(errno.ENOENT, "was removed", str(folder.path))
                     if not folder.is_locked():
                         return
-                await closed.wait()
+                # Who holds it and is no supervisor may let go of it without being told of.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(None if folder.has_supervisor() else _HELD_SECONDS):
+                        await closed.wait()
 
 
 def _lock_damaged(folder: JobFolder) -> int | None:
