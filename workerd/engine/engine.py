@@ -5,6 +5,7 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
 from workerd.engine.errors import FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
+from workerd.engine.folder import JobFolder
 from workerd.engine.job import (
     DamagedJob,
     Job,
