@@ -9,7 +9,8 @@ from benchmarks.bench import Bench
 from benchmarks.check import require
 from benchmarks.figure import Benchmark, Figure, Goal, Reading, Sides
 from benchmarks.service import run, run_to_end
-from tests.daemon import Daemon, multiply, wait_unlocked
+from tests.daemon import Daemon, multiply
+from tests.waiting import wait_unlocked
 
 _PAGE = 50
 _LISTS = 20

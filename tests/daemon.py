@@ -1,7 +1,6 @@
 """A real daemon for tests: its own process, certificates, state directory and free port, and clients of it."""
 
 import contextlib
-import fcntl
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ import msgspec
 
 from pki.store import PkiFolder
 from tests.commands import run_workerctl
+from tests.waiting import wait_unlocked
 from workerctl.client import Client
 from workerctl.target import Target
 from workerd.access.caller import Record
@@ -112,7 +112,7 @@ class Daemon:
         return [sys.executable, "-m", "workerctl", *self.options_of(user, endpoint), *arguments]
 
     def options_of(self, user: str, endpoint: str | None = None) -> tuple[str, ...]:
-        """Give the options of a workerctl that talks to this daemon."""
+        """Return the options of a workerctl that talks to this daemon."""
         return ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
 
     def workerctl(
@@ -138,12 +138,6 @@ def end_jobs(state: Path) -> None:
         folder.order_stop(StopOrder(User("00000000-0000-0000-0000-000000000000", "the tests"), 0.0))
         with contextlib.suppress(FileNotFoundError):
             wait_unlocked(folder)
-
-
-def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until nobody watches over a job any more: its supervisor has gone."""
-    with folder.lock.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def multiply(model: JobFolder, count: int) -> None:

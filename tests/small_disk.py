@@ -65,6 +65,6 @@ def _extend(file: FileIO) -> int:
 
 
 def make_room(disk: Path) -> None:
-    """Give back what the ballast and `fill` took."""
+    """Free what the ballast and `fill` took."""
     for name in ("ballast", "more"):
         (disk / name).unlink(missing_ok=True)

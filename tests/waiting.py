@@ -1,8 +1,11 @@
-"""Waiting for what nothing tells of."""
+"""Waiting for a job's lock, and for what nothing tells of."""
 
 import asyncio
+import fcntl
 import time
 from collections.abc import Awaitable, Callable
+
+from workerd.engine.folder import JobFolder
 
 LIMIT_SECONDS = 60
 
@@ -20,3 +23,9 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < limit, what
         time.sleep(0.02)
+
+
+def wait_unlocked(folder: JobFolder) -> None:
+    """Wait until no process watches over a job: its supervisor, or the keeper that recovers it, has gone."""
+    with folder.lock.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)

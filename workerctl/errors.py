@@ -230,7 +230,7 @@ def from_grpc(error: GRPCError) -> CallFailed:
 
 
 def sentence(error: Exception) -> str:
-    """Say what went wrong in one line for people.
+    """Describe what went wrong in one line for people.
 
     An error of the system's names the file, if it is about one, and the daemon's about a field of the request names the
     option that the field was given by.

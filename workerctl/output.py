@@ -129,7 +129,7 @@ def describe_job(job: Job) -> str:
 
 
 def describe_end(end: JobEnd) -> str:
-    """Say in a few words how a job ended."""
+    """Describe in a few words how a job ended."""
     match end:
         case JobEnd(exited=Exited(code=code)):
             return f"exited with code {code}"

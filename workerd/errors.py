@@ -248,7 +248,7 @@ def _entry(error: Exception) -> tuple[Status, ErrorReason] | None:
 
 
 def shortage_of(error: BaseException) -> int | None:
-    """Tell what the machine lacks, by its number among `SHORTAGES`, if it is that which an error comes from."""
+    """Return the number, one of `SHORTAGES`, of what the machine lacks, if that caused an error."""
     match error:
         case MemoryError():
             return errno.ENOMEM
@@ -263,7 +263,7 @@ def shortage_of(error: BaseException) -> int | None:
 
 
 def _advise(number: int) -> str:
-    """Say what the machine lacks and what to do."""
+    """Describe what the machine lacks and what to do."""
     if number in _ADVICE:
         return _ADVICE[number]
     return f"the daemon's machine lacks something ({os.strerror(number)}): make room, or raise the limit"

@@ -88,7 +88,7 @@ class Gate:
         self._spare = Spare()
 
     def __mapping__(self) -> dict[str, Method]:
-        """Tell grpclib which function serves which path."""
+        """Return which function serves which path, for grpclib."""
         return {path: self._method(route) for path, route in self._routes.items()}
 
     async def wait_idle(self, timeout_seconds: float) -> None:
@@ -186,7 +186,7 @@ class Gate:
 
     @contextlib.contextmanager
     def _finishing(self, route: Route) -> Iterator[None]:
-        """Have what the current task changes come to its end and be told of, though nobody may wait for it any more.
+        """Finish and audit what the current task changes, even if no client waits for it any more.
 
         Raises:
             StreamTerminatedError: nobody does.
@@ -204,14 +204,14 @@ class Gate:
             raise StreamTerminatedError("the client has gone")
 
     def _noting_failure(self, route: Route, call: Call) -> contextlib.AbstractContextManager[None]:
-        """Have the trail tell what a call that is not made to look came to, if not to what was permitted."""
+        """Audit the failure of a permitted call that changes something."""
         if route.handler.reads:
             return contextlib.nullcontext()
         return call.caller.noting_failure(route.handler.right, call.resource)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[Change]:
-        """Give an event that is set whenever other policies are in force, or other shares of the job, or it is gone."""
+        """Yield an event that is set when the policies or the shares of the job change, or the job is gone."""
         with contextlib.ExitStack() as stack:
             if call.job_id is None:
                 changed = Change()
@@ -221,7 +221,7 @@ class Gate:
             yield changed
 
     def _might_begin(self, route: Route, call: Call, holder: Caller) -> bool:
-        """Tell whether a call that is under way would be permitted if it were made now."""
+        """Return whether a call that is under way would be permitted if it were made now."""
         caller = call.caller
         if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
             return False
@@ -252,7 +252,7 @@ class Gate:
             raise
 
     def _act(self, caller: Caller, stream: Stream[Any, Any]) -> Caller:
-        """Find out whom a call is made for."""
+        """Return whom a call is made for."""
         names = stream.metadata.getall(_USERNAME, []) if stream.metadata else []
         if not names:
             return caller
@@ -311,6 +311,6 @@ class Gate:
 
 
 def _hear(call: asyncio.Task[None]) -> None:
-    """Have what a call failed with count as heard: where its client has gone, nobody is left to be told."""
+    """Mark the exception of a call as retrieved: its client may have gone."""
     if not call.cancelled():
         call.exception()

@@ -59,13 +59,13 @@ def bind(settings: Settings, *, shared: bool) -> socket.socket:
 
 
 def _cannot_listen(settings: Settings, error: OSError) -> CannotListen:
-    """Say that an address cannot be listened on."""
+    """Return the error for an address that cannot be listened on."""
     return CannotListen(settings.host, settings.port, error.strerror or str(error))
 
 
 @contextlib.contextmanager
 def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
-    """Say where the daemon serves: on standard output, to a service manager, and in a note.
+    """Announce where the daemon serves: on standard output, to a service manager, and in a note.
 
     The note is for the clients of the same user on this machine.
     """
@@ -89,7 +89,7 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
 
 
 def _tell_service_manager(state: str) -> None:
-    """Tell the service manager that started this process how it is, if there is one that listens (sd_notify(3))."""
+    """Notify the service manager that started this process, if there is one (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] in ("/", "@"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.suppress(OSError):

@@ -118,8 +118,8 @@ async def daemon_on(state: Path, *options: str) -> AsyncIterator[DaemonFace]:
 def _client_row(job: api.Job) -> Row:
     """Turn an element of a client's list into a row."""
     owner = "" if job.owner is None else job.owner.id
-    if job.state.name == "DAMAGED":
-        return Row(job.id, owner, None, str(getattr(job, "damage", "")))
+    if job.state is api.JobState.DAMAGED:
+        return Row(job.id, owner, None, job.damage)
     return Row(job.id, owner, job)
 
 

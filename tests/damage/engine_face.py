@@ -3,13 +3,11 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.damage.faces import BOTH, DamageReported, End, Event, Hole, Missing, Piece, Row
-from workerd.engine import job as engine_job
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import JobNotFound, SpoolCorrupt
-from workerd.engine.job import Job, JobEnd, Stream, User
+from workerd.engine.job import DamagedJob, Job, JobEnd, Stream, User
 from workerd.engine.reader import Gap, Output
 from workerd.engine.request import SpawnRequest
 
@@ -80,12 +78,10 @@ async def engine_on(state: Path) -> AsyncIterator[EngineFace]:
         yield EngineFace(engine)
 
 
-def _row(entry: Any) -> Row:
-    """Turn an element of an engine's page into a row: a `Job`, or a `DamagedJob` where the engine has such."""
-    damaged = getattr(engine_job, "DamagedJob", None)
-    if damaged is not None and isinstance(entry, damaged):
-        owner = entry.owner
-        return Row(entry.id, str(getattr(owner, "id", owner) or ""), None, str(entry.damage))
+def _row(entry: Job | DamagedJob) -> Row:
+    """Turn an element of an engine's page into a row."""
+    if isinstance(entry, DamagedJob):
+        return Row(entry.id, entry.owner.id, None, entry.damage)
     return Row(entry.id, entry.spec.owner.id, entry)
 
 

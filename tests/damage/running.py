@@ -19,6 +19,7 @@ from tests.damage.jobs import Script
 from tests.damage.plan import RUNNING
 from tests.damage.scene import parent_of
 from tests.damage.truth import KnownLog, Truth
+from tests.engine.logs import has_ended
 from tests.waiting import eventually
 from workerd.engine.job import Exited, Job, JobEnd, JobState, Stream, User
 
@@ -89,11 +90,11 @@ class RunningJob:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            return not _lives(self.supervisor)
+            return has_ended(self.supervisor)
         return True
 
     async def _has_gone(self) -> bool:
-        return not _lives(self.supervisor)
+        return has_ended(self.supervisor)
 
 
 @asynccontextmanager
@@ -106,7 +107,7 @@ async def running_jobs(face: EngineFace, owner: User, folder: Path) -> AsyncIter
         yield jobs
     finally:
         for job in jobs.values():
-            if _lives(job.supervisor):
+            if not has_ended(job.supervisor):
                 os.kill(job.supervisor, signal.SIGKILL)
 
 
@@ -147,10 +148,3 @@ def _known_later(now: KnownLog) -> KnownLog:
     digests = [xxhash.xxh3_128(data[stream]).hexdigest() for stream in Stream]
     later.end = _KnownEnd(later.sizes(), (digests[0], digests[1]))
     return later
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

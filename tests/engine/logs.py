@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import sys
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass, field
@@ -96,12 +95,6 @@ async def run(engine: Engine, request: SpawnRequest) -> Log:
     return await asyncio.wait_for(read_log(engine, await engine.spawn(request)), 60)
 
 
-def wait_unlocked(folder: JobFolder) -> None:
-    """Wait until a job's supervisor, or whoever looks after what it left, has gone."""
-    with folder.lock.open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
 def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, bytes]]:
     """Read a complete log from an offset on, without an engine."""
     events: list[tuple[Stream, bytes]] = []
@@ -118,7 +111,7 @@ def read_whole_log(folder: JobFolder, offset: int = 0) -> list[tuple[Stream, byt
 
 
 def has_ended(pid: int) -> bool:
-    """Tell whether a process has ended, reaped or not yet."""
+    """Return whether a process has ended, reaped or not yet."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.logs import ME, log_events, read_log, shell, wait_for_output, wait_unlocked
-from tests.waiting import eventually
+from tests.engine.logs import ME, log_events, read_log, shell, wait_for_output
+from tests.waiting import eventually, wait_unlocked
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.folder import JobFolder

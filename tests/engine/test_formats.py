@@ -5,6 +5,7 @@ itself, one whose supervisor was killed while it wrote a record, and one that so
 neither a FIFO nor an empty lock, so both are missing.
 """
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.engine.logs import ME, read_log, shell
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Exited, JobState, Killed, Lost, Stopped, Stream, User
+from workerd.engine.job import DamagedJob, Exited, JobState, Killed, Lost, Stopped, Stream, User
 from workerd.engine.reader import Output
 from workerd.engine.record import RECORD_SIZE, Kind, OldCodec, Record
 
@@ -95,21 +96,21 @@ async def test_jobs_of_format_1_are_listed_and_found_by_their_keys(state: Path) 
 
 
 def newer_spec(folder: JobFolder) -> Path:
-    """Have a spec say a format that nobody knows, with a field that nobody knows."""
+    """Write an unknown format and an unknown field into a spec."""
     spec = msgspec.json.decode(folder.spec.read_bytes())
     folder.spec.write_bytes(msgspec.json.encode({**spec, "format": 99, "shape": {"of": "things to come"}}))
     return folder.spec
 
 
 def newer_index(folder: JobFolder) -> Path:
-    """Have an index say a format that nobody knows."""
+    """Write an unknown format into an index."""
     header = OldCodec().pack(0, Record(Kind.HEADER, None, 99, 0, 0, 1))
     folder.index.write_bytes(header + folder.index.read_bytes()[RECORD_SIZE:])
     return folder.index
 
 
 def alien_spec(folder: JobFolder) -> Path:
-    """Have a spec of a newer format in which nothing else is as it was."""
+    """Replace a spec by one of a newer format in which nothing else is as it was."""
     folder.spec.write_bytes(b'{"format": 99, "wish": ["true"]}')
     return folder.spec
 
@@ -150,3 +151,37 @@ def test_the_spool_of_format_1_says_so() -> None:
         assert (path / "index").read_bytes()[8] == 1
     assert {path.name for path in SPOOL.iterdir()} == {ENDED, KILLED, STOPPED}
     assert JobState.RUNNING in (SPOOL / KILLED / "status").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (rb'"xxh3_128":"[0-9a-f]{2}', rb'"xxh3_128":"zz'),
+        (rb'"ended_ns":\d+', rb'"ended_ns":99999999999999999999'),
+        (rb'"ended_ns":\d+', rb'"ended_ns":-1'),
+        (rb'"size_bytes":\d+', rb'"size_bytes":-1'),
+        (rb'"state":"ended"', rb'"state":"running"'),
+    ],
+)
+async def test_a_value_that_no_job_could_have_harms_one_row_of_a_list(state: Path, old: bytes, new: bytes) -> None:
+    status = state / "jobs" / ENDED / "status"
+    changed = re.sub(old, new, status.read_bytes(), count=1)
+    assert changed != status.read_bytes()
+    status.write_bytes(changed)
+    async with Engine(state) as engine:
+        await read_log(engine, KILLED)
+        page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+        damaged = {row.id: isinstance(row, DamagedJob) for row in page.rows}
+        assert damaged == {STOPPED: False, KILLED: False, ENDED: True}
+        with pytest.raises(SpoolCorrupt):
+            await read_log(engine, ENDED)
+        await engine.remove(ENDED)
+
+
+@pytest.mark.parametrize("status", [b"", bytes(300)])
+async def test_a_status_that_a_power_cut_took_is_that_of_a_lost_job(state: Path, status: bytes) -> None:
+    (state / "jobs" / KILLED / "status").write_bytes(status)
+    async with Engine(state) as engine:
+        log = await read_log(engine, KILLED)
+    assert log.stdout == b"ready\n"
+    assert log.end is not None and isinstance(log.end.cause, Lost)

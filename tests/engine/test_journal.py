@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.logs import read_log, shell
+from workerd.engine import files
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import JobNotEnded, SpoolCorrupt
 from workerd.engine.folder import JobFolder
@@ -182,3 +183,24 @@ async def test_a_running_job_with_a_damaged_journal_is_told_as_damaged_and_stopp
             await engine._shelf.wait_unlocked(folder)
             await engine.remove(job_id)
         assert os.listdir(tmp_path / "jobs") == []
+
+
+@pytest.mark.parametrize("short", [0, 20, ENDS[1] + 20, ENDS[3] + 20])
+async def test_one_short_look_at_a_journal_gives_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: int
+) -> None:
+    """Neither the job, whose folder a keeper would remove, nor its end, which would be taken for lost."""
+    async with Engine(tmp_path) as engine:
+        job_id = await engine.spawn(shell("exit 3"))
+        await read_log(engine, job_id)
+    folder = JobFolder(tmp_path / "jobs" / job_id)
+    read_whole, looks = files.read_whole, 0
+
+    def read_short(path: Path, most: int = 0) -> bytes:
+        nonlocal looks
+        looks += path.name == "journal"
+        return read_whole(path, most)[:short] if looks == 1 and path.name == "journal" else read_whole(path, most)
+
+    monkeypatch.setattr("workerd.engine.folder.read_whole", read_short)
+    assert folder.read().ended
+    assert looks == 2

@@ -11,7 +11,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.logs import ME, Log, log_events, program, read_log, run, shell, wait_unlocked
+from tests.engine.logs import ME, Log, log_events, program, read_log, run, shell
+from tests.waiting import wait_unlocked
 from workerd.engine.engine import Engine, Start
 from workerd.engine.errors import InvalidArgument, SpoolCorrupt
 from workerd.engine.folder import JobFolder

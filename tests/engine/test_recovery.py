@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.engine.folders import JOB_ID, Written, write_running
-from tests.engine.logs import ME, read_log, read_whole_log, shell, wait_for_output, wait_unlocked
+from tests.engine.logs import ME, read_log, read_whole_log, shell, wait_for_output
+from tests.waiting import wait_unlocked
 from workerd.engine import identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import SpoolCorrupt

@@ -83,7 +83,7 @@ async def noting_turns() -> AsyncIterator[list[float]]:
 
 
 async def exceed(engine: Engine, state: Path, looked: asyncio.Event) -> float:
-    """Have retention remove a few jobs; return the CPU time in seconds that this process takes for it."""
+    """Let retention remove a few jobs; return the CPU time in seconds that this process takes for it."""
     assert engine.keeper is not None
     catalog = engine._shelf.catalog
     oldest = [*itertools.islice(catalog.ended(), REMOVED)]

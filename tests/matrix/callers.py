@@ -70,7 +70,7 @@ class World:
         return job_id
 
     def state(self, job_id: str | None) -> dict[str, bytes]:
-        """Tell which jobs there are, and what is written down of one: all that a call could change."""
+        """Return which jobs there are and what is written down of one: all that a call could change."""
         jobs = {path.name: b"" for path in (self.daemon.state / "jobs").iterdir()}
         if job_id is None or job_id not in jobs:
             return jobs
@@ -82,7 +82,7 @@ class World:
 
 
 def install_example(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Have the example's RPC served by daemons that are started from now on."""
+    """Install the example's RPC for daemons that are started from now on."""
     project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
     info = folder / "workerd_disk_usage-1.0.dist-info"
     info.mkdir(parents=True)
@@ -153,7 +153,7 @@ class Bare(Target):
 
 
 def connect(target: Target) -> WorkerChannel:
-    """Give a connection, with nothing between the caller and the errors."""
+    """Return a connection, with nothing between the caller and the errors."""
     return WorkerChannel(*target.resolve(), target.tls())
 
 
@@ -181,7 +181,7 @@ def own(daemon: Daemon, target: Target, user_id: str, lifetime: timedelta) -> st
 
 
 async def narrow(daemon: Daemon, owner: Client, folder: Path) -> Target:
-    """Have a certificate issued to the owner that is good for a part of what they may do."""
+    """Issue a certificate to the owner that is good for a part of what they may do."""
     key = make_key("p256")
     issued = await owner.issue_credential(make_request(key), SHARED)
     PkiFolder(folder).take_up(USER, fit(key, issued.certificate), daemon.pki.server_ca.read_bytes())

@@ -11,21 +11,21 @@ from pathlib import Path
 from worker_api.worker.v1 import JobEnd
 
 from tests.daemon import Daemon
-from tests.power import wishes
+from tests.power import plans
 from tests.power.ledger import Story
+from tests.power.plans import Plan
 from tests.power.views import told_end
-from tests.power.wishes import Wish
 from workerctl.client import Client
 from workerctl.events import Output
 
 FRIEND = "bob"
 _SHORT_AT_ONCE = 6
 # How often jobs of each kind are started; several of the short ones at once.
-_PERIODS_SECONDS: dict[Callable[[int], Wish], float] = {
-    wishes.short: 0.8,
-    wishes.medium: 4.0,
-    wishes.lasting: 3.0,
-    wishes.over_limit: 15.0,
+_PERIODS_SECONDS: dict[Callable[[int], Plan], float] = {
+    plans.short: 0.8,
+    plans.medium: 4.0,
+    plans.lasting: 3.0,
+    plans.over_limit: 15.0,
 }
 _AFTERWARDS_SECONDS = 120.0
 
@@ -54,28 +54,28 @@ class Scene:
             asyncio.timeout(seconds + _AFTERWARDS_SECONDS),
             asyncio.TaskGroup() as jobs,
         ):
-            endless = [await self._start(client, jobs, wish) for wish in wishes.ENDLESS]
+            endless = [await self._start(client, jobs, plan) for plan in plans.ENDLESS]
             await self._share(client, endless[0])
             async with asyncio.TaskGroup() as starting:
-                for wish, period in _PERIODS_SECONDS.items():
-                    starting.create_task(self._repeat(client, jobs, wish, period, seconds))
+                for plan, period in _PERIODS_SECONDS.items():
+                    starting.create_task(self._repeat(client, jobs, plan, period, seconds))
             await asyncio.gather(*(client.stop(story.id, timedelta(seconds=5)) for story in endless))
         for story in self.stories:
             story.close()
 
     async def _repeat(
-        self, client: Client, jobs: asyncio.TaskGroup, wish: Callable[[int], Wish], period: float, seconds: float
+        self, client: Client, jobs: asyncio.TaskGroup, plan: Callable[[int], Plan], period: float, seconds: float
     ) -> None:
         began = time.monotonic()
         for round_number in itertools.count():
             await asyncio.sleep(max(0.0, began + round_number * period - time.monotonic()))
             if time.monotonic() > began + seconds:
                 return
-            count = _SHORT_AT_ONCE if wish is wishes.short else 1
-            await asyncio.gather(*(self._start(client, jobs, wish) for _ in range(count)))
+            count = _SHORT_AT_ONCE if plan is plans.short else 1
+            await asyncio.gather(*(self._start(client, jobs, plan) for _ in range(count)))
 
-    async def _start(self, client: Client, jobs: asyncio.TaskGroup, wish: Callable[[int], Wish]) -> Story:
-        story, request = wish(next(self._numbers))
+    async def _start(self, client: Client, jobs: asyncio.TaskGroup, plan: Callable[[int], Plan]) -> Story:
+        story, request = plan(next(self._numbers))
         story.id = await client.spawn(request)
         story.spawned_at = self._recorded()
         self.stories.append(story)

@@ -11,6 +11,7 @@ import structlog.testing
 from worker_api.worker.v1 import ErrorReason
 from worker_api.worker.v1 import Gap as GapMessage
 from worker_api.worker.v1 import JobEnd as EndMessage
+from worker_api.worker.v1 import JobState as StateMessage
 from worker_api.worker.v1 import Stream as StreamMessage
 
 from tests.daemon import Daemon
@@ -141,7 +142,7 @@ class ClientView:
         self._client = client
 
     async def listed(self) -> dict[str, bool]:
-        return {job.id: bool(getattr(job, "damage", "")) async for job in self._client.list_jobs()}
+        return {job.id: job.state is StateMessage.DAMAGED async for job in self._client.list_jobs()}
 
     async def read(self, job_id: str, offset: int = 0) -> Log:
         log = Log()

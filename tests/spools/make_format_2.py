@@ -90,7 +90,7 @@ async def wait_ended(client: Client, job_id: str) -> None:
 
 
 async def kill_supervisor(client: Client, job_id: str) -> None:
-    """Have a job lost, as when the kernel lacks memory."""
+    """Lose a job, as when the kernel lacks memory."""
     supervisor = parent_of((await client.status(job_id)).pid)
     if supervisor is None:
         raise RuntimeError(f"the job {job_id} has no supervisor")
@@ -121,7 +121,7 @@ async def make_jobs(daemon: Daemon) -> dict[str, str]:
 
 
 def let_go(pid: int) -> None:
-    """Have a job go on that waits for its one child to end."""
+    """Let a job go on that waits for its one child to end."""
     [(child, _)] = descendants(pid)
     os.kill(child, signal.SIGKILL)
 

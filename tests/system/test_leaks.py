@@ -9,8 +9,9 @@ import pytest
 from grpclib.exceptions import StreamTerminatedError
 from worker_api.worker.v1 import JobEnd, SpawnRequest, StreamLogRequest, WorkerServiceStub
 
-from tests.daemon import Daemon, daemon_in_this_process, wait_unlocked
+from tests.daemon import Daemon, daemon_in_this_process
 from tests.holding import Holding, resident_bytes, settle, tasks_by_name
+from tests.waiting import wait_unlocked
 from workerctl.client import Client
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel

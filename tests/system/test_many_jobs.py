@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from worker_api.worker.v1 import SpawnRequest
 
-from tests.daemon import Daemon, multiply, running_daemon, wait_unlocked
+from tests.daemon import Daemon, multiply, running_daemon
+from tests.waiting import wait_unlocked
 
 COUNT = 10_000
 START_SECONDS = 2.0

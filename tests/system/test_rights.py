@@ -29,7 +29,8 @@ from worker_api.worker.v1 import (
 )
 
 from pki.files import key_path
-from tests.daemon import USER, Daemon, wait_unlocked
+from tests.daemon import USER, Daemon
+from tests.waiting import wait_unlocked
 from workerctl.client import Client
 from workerctl.events import Output
 from workerctl.transport import WorkerChannel
@@ -211,7 +212,7 @@ async def test_no_time_tells_another_user_s_job_from_one_that_does_not_exist(sha
 
 
 async def compare_times(stub: WorkerServiceStub, first: str, second: str) -> float:
-    """Tell how long calls for one job take that is not seen, in times those for another."""
+    """Return how long calls for one unseen job take, as a multiple of those for another."""
     times: dict[str, list[float]] = {first: [], second: []}
     for number in range(420):
         job_id = (first, second)[number % 2]

@@ -10,7 +10,14 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
 from pki.errors import Missing
-from workerd.engine.errors import SHORTAGES, CatalogBusy, CatalogFailed, ResourcesExhausted, WatchesExhausted
+from workerd.engine.errors import (
+    SHORTAGES,
+    CatalogBusy,
+    CatalogFailed,
+    CatalogIncomplete,
+    ResourcesExhausted,
+    WatchesExhausted,
+)
 from workerd.errors import PolicyInvalid, shortage_of, to_grpc
 
 
@@ -54,6 +61,16 @@ def test_a_catalogue_that_somebody_holds_is_worth_another_try() -> None:
     assert answer.status is Status.UNAVAILABLE
     assert answer.details == [ErrorDetail(reason=ErrorReason.BUSY)]
     assert "another program has held it for 2 s: try again" in str(answer.message)
+
+
+def test_a_catalogue_that_is_made_again_is_worth_another_try() -> None:
+    """Also if what led to it was an error of SQLite's."""
+    error = CatalogIncomplete(Path("catalog"))
+    error.__cause__ = sqlite3.DatabaseError("database disk image is malformed")
+    answer = to_grpc(error)
+    assert answer.status is Status.UNAVAILABLE
+    assert answer.details == [ErrorDetail(reason=ErrorReason.BUSY)]
+    assert "try again" in str(answer.message)
 
 
 @pytest.mark.parametrize(

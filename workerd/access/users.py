@@ -37,7 +37,10 @@ class Users:
             if not path.exists() or path.read_bytes() != name:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 new = self._folder / f".{user.id}.{os.getpid()}"
-                new.write_bytes(name)
+                with new.open("wb") as file:
+                    file.write(name)
+                    file.flush()
+                    os.fsync(file.fileno())  # or a power cut could leave an empty name
                 new.rename(path)
         except OSError as error:  # others may have to give the id instead, and everything else is served
             log.error("a user cannot be found by their name yet", user=user.name, error=str(error))

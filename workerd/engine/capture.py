@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from workerd.engine.files import is_no_room
+from workerd.engine.errors import NO_ROOM
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Durability, JobSpec, Stream, StreamSummary
 from workerd.engine.journal import LogTail
@@ -104,12 +104,12 @@ class Capture:
                 wait_for_room(self._store)
 
     def finish(self) -> LogTail | None:
-        """Have the log on the disk, once it is drained: all of it, or but for a short tail that the journal is to hold.
+        """Force the drained log to the disk: all of it, or all but a short tail that the journal is to hold.
 
         Waits for room.
 
         Returns:
-            What only the caller has for certain then, if anything.
+            The tail, which only the caller has for certain; None when everything is on the disk.
         """
         if self._syncing is not None:
             self._syncing.join()
@@ -163,14 +163,14 @@ class Capture:
             self._retry_at = time.monotonic() + ROOM_SECONDS
 
     def _start_sync(self) -> None:
-        """Have a thread wait for the disk, so that the job does not have to."""
+        """Force the log to the disk in a thread, so that the job does not wait."""
         if self._syncing is not None and self._syncing.is_alive():
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
         syncing = threading.Thread(target=self._sync)
         try:
             syncing.start()
-        except RuntimeError as error:  # there is no thread to be had: the job may have taken the last process itself
+        except RuntimeError as error:  # no thread: the job may have taken the last process itself
             self._sync_problem = str(error)
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
@@ -196,7 +196,7 @@ def try_write(write: Callable[[], None]) -> bool:
     try:
         write()
     except OSError as error:
-        if not is_no_room(error):
+        if error.errno not in NO_ROOM:
             raise
         return False
     return True

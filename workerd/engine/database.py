@@ -142,7 +142,7 @@ class Database:
         return CatalogFailed(self._path, str(error))
 
     def _shows_damage(self, error: Exception) -> bool:
-        """Return whether an error comes from what is in the file."""
+        """Return whether an error comes from what is in the file, or from what has taken its place."""
         if any(path.is_dir() for path in self._files()):
             return True
         code = getattr(error, "sqlite_errorcode", None)
@@ -197,7 +197,7 @@ class Database:
         """Open what is at the path, or a new file if that is damaged or is not one of ours."""
         database = None
         try:
-            if self._path.exists():
+            if self._path.is_file():
                 try:
                     database = self._open_present()
                 except _ERRORS as error:

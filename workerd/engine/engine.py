@@ -5,47 +5,40 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import msgspec
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
-from workerd.engine.errors import CatalogFailed, FormatTooNew, JobNotEnded, JobNotFound, NeverForced, SpoolCorrupt
-from workerd.engine.folder import JobFolder
+from workerd.engine.errors import FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.job import (
     DamagedJob,
     Job,
     JobEnd,
     JobSpec,
     JobState,
-    JobStatus,
     Share,
     StopOrder,
     Stream,
     User,
     parse_job_id,
 )
-from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
-from workerd.engine.reader import CHUNK_BYTES, Extent, Gap, LogReader, Output, measure
-from workerd.engine.recovery import complete, has_end, has_output, is_complete
+from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import set_rights
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
+from workerd.engine.standing import read_job, wait_readable
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
-from workerd.engine.watcher import Change, Watcher
+from workerd.engine.watcher import Change
 
 log = structlog.get_logger()
-_SCAN_SECONDS = 60.0
-_MEND_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +125,7 @@ class Engine:
         """
         if self.keeper is not None:
             await self.keeper.wait_scanned()
-        if self._shelf.catalog.is_complete():
-            return
-        with self._shelf.watcher.watch(self._shelf.directory) as changed:  # the keeper makes it anew
-            try:
-                async with asyncio.timeout(_SCAN_SECONDS):
-                    while not self._shelf.catalog.is_complete():
-                        await changed.wait()
-                        changed.clear()
-            except TimeoutError:
-                problem = "it could not be made again from the jobs' folders"
-                raise CatalogFailed(self._shelf.directory, problem) from None
+        await self._shelf.wait_complete()
 
     async def spawn(self, request: SpawnRequest) -> str:
         """Start a job, as `workerd.engine.spawner.Spawner` does it, and return its id."""
@@ -162,7 +145,7 @@ class Engine:
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
         """
-        folder = self._folder(parse_job_id(job_id))
+        folder = self._shelf.folder(parse_job_id(job_id))
         with contextlib.ExitStack() as stack:
             with _found(job_id):
                 changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
@@ -192,69 +175,11 @@ class Engine:
             SpoolCorrupt: its folder is damaged.
         """
         job_id = parse_job_id(job_id)
-        folder = self._folder(job_id)
         with _found(job_id):
-            try:
-                journal = folder.read()
-            except NeverForced:
-                if has_end(folder) or has_output(folder):
-                    raise
-                raise JobNotFound(job_id) from None
-            if journal.rest and not journal.ended and (journal.is_broken or folder.is_locked()):
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
-            if journal.spec is None or journal.status is None:
-                if not folder.is_locked() and has_end(folder):
-                    raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
-                raise JobNotFound(job_id)
-            status = journal.status
-            if status.end is not None and not self._complete(folder, journal):
-                status = msgspec.structs.replace(status, state=JobState.STOPPING, end=None)  # it is about to be told
-            extent = self._measure(folder, status)
-            if extent.ended and not journal.ended and not folder.read().ended:  # the end is in the journal first
-                raise SpoolCorrupt(folder.journal, "it lacks the job's end, which the log has")
-        return Job(
-            spec=journal.spec,
-            status=status,
-            stdout_bytes=extent.stdout,
-            stderr_bytes=extent.stderr,
-            kept_from=extent.kept_from,
-        )
-
-    def _measure(self, folder: JobFolder, status: JobStatus) -> Extent:
-        """Measure a log. One that a power cut left, and the keeper is about to mend, counts as empty until then."""
-        try:
-            try:
-                return measure(folder)
-            except FileNotFoundError:
-                folder.path.stat()
-                raise SpoolCorrupt(folder.index, "it is missing") from None
-        except SpoolCorrupt:
-            if status.end is not None or not self._is_about_to_be_mended(folder):
-                raise
-            return Extent()
-
-    def _is_about_to_be_mended(self, folder: JobFolder) -> bool:
-        """Return whether a job's supervisor has gone, and the keeper has not come to it yet."""
-        return not folder.has_supervisor() and not self._shelf.catalog.knows_end(folder.job_id)
-
-    def _complete(self, folder: JobFolder, journal: Journal) -> bool:
-        """See to it that the log of a job that has ended is complete; return False if somebody else is about to.
-
-        Raises:
-            SpoolCorrupt: the log is damaged.
-        """
-        if is_complete(folder, journal):
-            return True
-        if (lock := folder.try_lock()) is None:
-            return False
-        try:
-            complete(folder, journal)
-        finally:
-            os.close(lock)
-        return True
+            return read_job(self._shelf.folder(job_id), self._shelf.catalog)
 
     def spec(self, job_id: str) -> JobSpec:
-        """Tell what was asked for, and by whom, without looking at anything else of the job.
+        """Return what was asked for, and by whom, without looking at anything else of the job.
 
         Raises:
             JobIdMalformed: the id is not a UUID.
@@ -263,10 +188,10 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return self._folder(job_id).read_spec()
+            return self._shelf.folder(job_id).read_spec()
 
     def owner_and_shares(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
-        """Tell whose job it is, and with whom it is shared, even where its files are damaged or too new.
+        """Return whose job it is and with whom it is shared, even where its files are damaged or too new.
 
         Then the owner's name may be missing, and it is shared with nobody.
 
@@ -274,20 +199,18 @@ class Engine:
             JobIdMalformed, JobNotFound: there is no such job.
         """
         job_id = parse_job_id(job_id)
-        folder = self._folder(job_id)
+        folder = self._shelf.folder(job_id)
         with _found(job_id):
             owner = folder.read_owner()
             try:
                 shares = folder.read_shares()
             except SpoolCorrupt as error:
-                log.error(
-                    "with whom a job is shared cannot be read, so it is with nobody", job=job_id, error=str(error)
-                )
+                log.error("a job's shares cannot be read: none of them counts", job=job_id, error=str(error))
                 shares = ()
         return owner or User(self._shelf.catalog.owner(job_id) or "", ""), shares
 
     def shares(self, job_id: str) -> tuple[Share, ...]:
-        """Tell with whom a job is shared, by name.
+        """Return with whom a job is shared, by name.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
@@ -295,7 +218,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return self._folder(job_id).read_shares()
+            return self._shelf.folder(job_id).read_shares()
 
     async def share(self, job_id: str, user: User, rights: Collection[str]) -> tuple[Share, ...]:
         """Set what another user may do with a job from now on, and wait until that is on the disk.
@@ -315,7 +238,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return await asyncio.to_thread(set_rights, self._folder(job_id), user, rights)
+            return await asyncio.to_thread(set_rights, self._shelf.folder(job_id), user, rights)
 
     @contextlib.contextmanager
     def watch_shares(self, job_id: str) -> Iterator[Change]:
@@ -331,7 +254,7 @@ class Engine:
         job_id = parse_job_id(job_id)
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                folder = self._folder(job_id)
+                folder = self._shelf.folder(job_id)
                 changed = stack.enter_context(self._shelf.replacements.watch(folder.path, folder.shares.name))
             yield changed
 
@@ -343,7 +266,7 @@ class Engine:
             JobNotEnded: it has not ended.
             Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
-        folder = self._folder(parse_job_id(job_id))
+        folder = self._shelf.folder(parse_job_id(job_id))
         with _found(folder.job_id):
             try:
                 job = self.status(job_id)
@@ -386,12 +309,14 @@ class Engine:
             SpoolCorrupt: the log is damaged.
         """
         job = self.status(job_id)
-        folder = self._folder(job.id)
+        folder = self._shelf.folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
             with _found(job_id):
-                await self._wait_mended(folder)
-                changed = stack.enter_context(_watch_index(self._shelf.watcher, folder))
+                if not job.ended:
+                    await wait_readable(folder, self._shelf)
+                with folder.requiring_files():
+                    changed = stack.enter_context(self._shelf.watcher.watch(folder.index))
                 reader = stack.enter_context(LogReader(folder, frozenset(streams)))
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
@@ -415,23 +340,6 @@ class Engine:
         if after.status.end is None:
             raise AssertionError("a log was complete before its job had ended")
         yield [after.status.end]
-
-    async def _wait_mended(self, folder: JobFolder) -> None:
-        """Wait until the keeper has seen to a log that a power cut left and that cannot be read before."""
-        if self._is_readable(folder):
-            return
-        with self._shelf.watcher.watch(folder.path) as changed, contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_MEND_SECONDS):
-                while not self._is_readable(folder) and self._is_about_to_be_mended(folder):
-                    await changed.wait()
-                    changed.clear()
-
-    def _is_readable(self, folder: JobFolder) -> bool:
-        try:
-            measure(folder)
-        except (FileNotFoundError, SpoolCorrupt):
-            return False
-        return True
 
     async def list_jobs(
         self,
@@ -480,19 +388,6 @@ class Engine:
         except SpoolCorrupt as error:
             owner, _ = self.owner_and_shares(job_id)
             return DamagedJob(id=job_id, owner=owner, created_ns=created_ns, damage=str(error))
-
-    def _folder(self, job_id: str) -> JobFolder:
-        return self._shelf.folder(job_id)
-
-
-@contextlib.contextmanager
-def _watch_index(watcher: Watcher, folder: JobFolder) -> Iterator[Change]:
-    try:
-        with watcher.watch(folder.index) as changed:
-            yield changed
-    except FileNotFoundError:
-        folder.path.stat()
-        raise SpoolCorrupt(folder.index, "it is missing") from None
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ EngineError
 ├── JobNotEnded
 ├── SpoolCorrupt
 │   ├── NeverForced
+│   ├── JournalDamaged
+│   ├── EndMissing
 │   └── FormatTooNew
 ├── StorageUnfit
 ├── CatalogFailed
@@ -89,7 +91,7 @@ class CannotStart(EngineError):
         super().__init__(self.sentence())
 
     def sentence(self) -> str:
-        """Say what failed and what to do, for people."""
+        """Describe what failed and what to do, for people."""
         return f"cannot start {self.subject}: {self.problem}"
 
 
@@ -225,6 +227,25 @@ class NeverForced(SpoolCorrupt):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "the power was cut before it was on the disk")
+
+
+class JournalDamaged(SpoolCorrupt):
+    """A job's journal has a record that does not check.
+
+    Args:
+        path: the journal.
+        size: how many bytes of it check, from the beginning.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(path, f"what it has from byte {size} on does not check")
+
+
+class EndMissing(SpoolCorrupt):
+    """The log has the job's end, and nothing says how the job ended."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "it lacks the job's end, which the log has")
 
 
 class FormatTooNew(SpoolCorrupt):

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from workerd.engine.errors import NO_ROOM, SpoolCorrupt
+from workerd.engine.errors import SpoolCorrupt
 
-_DAMAGE = frozenset({errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENXIO})
-
-
-def is_no_room(error: OSError) -> bool:
-    """Return whether something could not be written for want of room on the disk."""
-    return error.errno in NO_ROOM
+_DAMAGE = frozenset(
+    {errno.EISDIR, errno.ELOOP, errno.EIO, errno.ENXIO, errno.EACCES, errno.EPERM}  # EPERM: it is immutable
+    | {errno.EUCLEAN, errno.EBADMSG}  # what ext4 and XFS say of damage of their own
+)
 
 
 def private(path: str, flags: int) -> int:
@@ -45,14 +43,19 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
     return descriptor
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path, most: int = 0) -> bytes:
     """Return the content of a file.
+
+    Args:
+        most: the bytes of the longest that there may be; zero for any number.
 
     Raises:
         FileNotFoundError: there is no such file.
-        SpoolCorrupt: it is no regular file, or cannot be read off the disk.
+        SpoolCorrupt: it is no regular file, cannot be read off the disk, or is too long.
     """
     with open(open_regular(path), "rb") as file:
+        if 0 < most < (size := os.fstat(file.fileno()).st_size):
+            raise SpoolCorrupt(path, f"{size} bytes are more than it can have")
         try:
             return file.read()
         except OSError as error:

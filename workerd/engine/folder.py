@@ -7,10 +7,10 @@
     shares    who besides the owner may do what with the job, replaced as a whole; absent until it is shared
     spec      format and owner, for earlier versions: one file for all jobs of an owner (`workerd.engine.identity`)
 
-A job is locked, with flock(2), by its supervisor, or by who is about to start one or looks after what one left. A free
-lock means that nobody watches over the job. Unlike a process id a lock cannot be recycled.
+A job is locked, with flock(2), by its supervisor, by the daemon that is about to start one, or by the keeper when it
+has gone. A free lock means that no process watches over the job. Unlike a process id a lock cannot be recycled.
 
-The folder itself is locked, with flock(2) too, by who changes `shares` and by who takes the folder away.
+The folder itself is locked, with flock(2) too, while `shares` is changed and while the folder is taken away.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ from workerd.engine.identity import Version, label_content
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
 from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse, seal, unseal
-from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old
+from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old, read_old_owner
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
+_LONGEST_JOURNAL = 64 << 20  # nothing that the kernel would execute takes as much
 _SHARES = 2**63  # what their checksum has in the place of an offset in the journal
 # Made once, where the zygote is started: every supervisor shares them.
 _decode_version = msgspec.json.Decoder(Version).decode
@@ -89,13 +90,13 @@ class JobFolder:
     @property
     def is_old(self) -> bool:
         """Whether an earlier version made it, before there were journals."""
-        if self.journal.exists():
+        if os.path.exists(self.journal):  # unlike Path.exists, False for what may not be looked at
             return False
-        return any((self.path / name).exists() for name in ("lock", "status")) or self._version() <= NEWEST_OLD
+        return any(os.path.exists(self.path / name) for name in ("lock", "status")) or self._version() <= NEWEST_OLD
 
     @property
     def lock(self) -> Path:
-        """The file that is locked for as long as somebody watches over the job."""
+        """The file that is locked for as long as a process watches over the job."""
         return self.path / "lock" if self.is_old else self.journal
 
     def open_index(self, flags: int = os.O_RDONLY) -> IndexFile:
@@ -140,21 +141,24 @@ class JobFolder:
         Raises:
             FileNotFoundError: there is no such job.
             FormatTooNew: a newer workerd made it.
-            NeverForced: a power cut took what was asked for, which nobody had been told then.
+            NeverForced: a power cut took what was asked for, before any client was told of the job.
             SpoolCorrupt: it is damaged.
         """
-        looks = 0
+        looks, data, journal = 0, None, Journal()
         while True:
+            before = data
             try:
-                data = read_whole(self.journal)
+                data = read_whole(self.journal, _LONGEST_JOURNAL)
             except FileNotFoundError:
                 if self.is_old:
                     return read_old(self.path)
                 self.path.stat()
                 raise SpoolCorrupt(self.journal, "it is missing") from None
-            journal = parse(data, self.job_id)
+            if data != before:
+                journal = parse(data, self.job_id)
             looks += 1
-            if not journal.rest or looks == _LOOKS:  # what does not check may be a record that is being written
+            is_whole = journal.spec is not None and not journal.rest
+            if is_whole or looks == _LOOKS:  # what does not check may be a record that is being written
                 break
         journal.is_broken = journal.rest > 0 and goes_on(data, self.job_id, journal.size)
         if journal.spec is None:
@@ -192,11 +196,7 @@ class JobFolder:
         try:
             return self.read_spec().owner
         except SpoolCorrupt:
-            return None
-
-    def is_too_new(self) -> bool:
-        """Return whether a newer workerd made this job."""
-        return self._version() > FORMAT_VERSION
+            return read_old_owner(self.path)
 
     @contextlib.contextmanager
     def telling(self, lock: int, journal: Journal) -> Iterator[None]:
@@ -247,10 +247,10 @@ class JobFolder:
 
     @contextlib.contextmanager
     def wait_held(self) -> Iterator[None]:
-        """Hold the folder, so that it is not taken away and nobody else changes `shares`. Blocks the thread.
+        """Hold the folder, so that it is not taken away and no other process changes `shares`. Blocks the thread.
 
         Raises:
-            FileNotFoundError: it is not there, or was taken away meanwhile.
+            FileNotFoundError: it is not there, or was taken away while it was waited for.
         """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -261,6 +261,20 @@ class JobFolder:
         finally:
             os.close(descriptor)
 
+    @contextlib.contextmanager
+    def requiring_files(self) -> Iterator[None]:
+        """Take a file that is missing for damage, unless the folder is missing.
+
+        Raises:
+            FileNotFoundError: the folder is missing.
+            SpoolCorrupt: the file is missing.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.path.stat()
+            raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+
     def try_lock(self) -> int | None:
         """Take the job's lock, if it is free.
 
@@ -269,15 +283,12 @@ class JobFolder:
             another holds it. It is open for writing, so that inotify(7) tells of that close (IN_CLOSE_WRITE).
 
         Raises:
-            FileNotFoundError: the folder is not there, or was removed meanwhile.
+            FileNotFoundError: the folder is not there any more.
             SpoolCorrupt: the file to lock is missing, or no regular file.
         """
         path = self.lock
-        try:
+        with self.requiring_files():
             descriptor = _lock(path, os.O_RDWR | (os.O_CREAT if self.is_old else 0))
-        except FileNotFoundError:
-            self.path.stat()
-            raise SpoolCorrupt(path, "it is missing") from None
         if descriptor is not None:
             try:
                 if not os.path.samestat(os.fstat(descriptor), os.stat(path)):
@@ -288,7 +299,7 @@ class JobFolder:
         return descriptor
 
     def is_locked(self) -> bool:
-        """Return whether somebody watches over the job."""
+        """Return whether a process watches over the job."""
         try:
             descriptor = _lock(self.lock, os.O_RDONLY)
         except (FileNotFoundError, SpoolCorrupt):
@@ -299,7 +310,7 @@ class JobFolder:
         return False
 
     def is_watched(self) -> bool:
-        """Return whether somebody watches over the job, also where its lock was taken away from it."""
+        """Return whether a process watches over the job, even if the file with its lock was replaced."""
         return self.is_locked() or self.has_supervisor()
 
     def has_supervisor(self) -> bool:
@@ -319,7 +330,7 @@ class JobFolder:
         try:
             descriptor = os.open(self.control, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: nobody has it open for reading (fifo(7))
+            if error.errno in (errno.ENXIO, errno.ENOENT):  # ENXIO: no process reads it (fifo(7))
                 return False
             raise
         try:

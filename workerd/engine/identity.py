@@ -46,7 +46,7 @@ class _Identity(msgspec.Struct, frozen=True):
 def establish(path: Path) -> str:
     """Return the id of a state directory; make one for a new directory, and for a copy.
 
-    Only whoever holds the state directory may call this.
+    Only the holder of the state directory may call this.
 
     Args:
         path: of the file that holds it.

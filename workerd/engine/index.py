@@ -1,8 +1,8 @@
 """Reading a log's index off the disk: records by number, and finding one.
 
-The first record is the header: its `offset` is the version of the format, its `stream_offset` the number of the first
-record that is still kept, zero as long as nothing was released. The record of that number always exists. Those before
-it may be blank at any moment (`workerd.engine.spool`).
+The first record is the header: its `offset` is the version of the format, its `length` a number that ties the index to
+its job, its `stream_offset` the number of the first record that is still kept, zero as long as nothing was released.
+The record of that number always exists. Those before it may be blank at any moment (`workerd.engine.spool`).
 """
 
 import bisect

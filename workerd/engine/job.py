@@ -173,7 +173,7 @@ class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a job stands: what its supervisor replaces, as a whole, at each step.
+    """Where a job stands, as its supervisor writes it at each step.
 
     Attributes:
         pid: the program's process; zero before it was started.

@@ -7,8 +7,8 @@ the place of the record in the file, so that nothing of another job or from anot
 little-endian.
 
 What counts is what checks, up to the first record that does not: a power cut may leave zeros, garbage or nothing where
-the last records were. Whoever holds the job's lock, which is held on this file, is the only one who writes: the daemon
-that makes it, then the job's supervisor, then the keeper.
+the last records were. Only the holder of the job's lock, which is held on this file, writes: the daemon that makes it,
+then the job's supervisor, then the keeper.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from workerd.engine import linux
-from workerd.engine.errors import NO_ROOM
-from workerd.engine.job import JobSpec, JobState, JobStatus
+from workerd.engine.errors import NO_ROOM, EndMissing
+from workerd.engine.job import JobEnd, JobSpec, JobState, JobStatus
 from workerd.engine.record import checksum, job_seed
 
 _HEAD = struct.Struct("<II")
@@ -30,6 +31,7 @@ _ROOM = 12 << 10  # what is set aside at first: some states, the end with a tail
 _END_ROOM = 8 << 10  # what all other records leave for the end
 _SEEDS = 2**64
 _LONGEST_FAULT = 4000
+_MOST_FAULTS = 16  # that one writer notes: a job could give cause for any number
 _LAST_BYTES = 16 << 10  # of a damaged journal: what follows what was asked for is shorter
 TAIL_BYTES = 2048
 
@@ -84,7 +86,7 @@ class Ended(msgspec.Struct, frozen=True, tag="end"):
 
 
 class Told(msgspec.Struct, frozen=True, tag="told"):
-    """The end has been told to whoever wanted to know."""
+    """The end has been told (`workerd.engine.shelf.Shelf.tell_end`)."""
 
 
 class Fault(msgspec.Struct, frozen=True, tag="fault"):
@@ -131,6 +133,19 @@ class Journal:
     def ended(self) -> bool:
         """Whether the end has been written."""
         return self.status is not None and self.status.state is JobState.ENDED
+
+    def spec_and_end(self, path: Path) -> tuple[JobSpec, JobEnd]:
+        """Return what was asked for and how the job ended, once its log has its end.
+
+        Args:
+            path: of the job's folder.
+
+        Raises:
+            EndMissing: the journal has no end.
+        """
+        if self.spec is None or self.status is None or self.status.end is None:
+            raise EndMissing(path)
+        return self.spec, self.status.end
 
     def add(self, entry: Entry) -> bool:
         """Take one more record; return False if it cannot come at this place."""
@@ -196,18 +211,8 @@ def parse(data: bytes, job_id: str) -> Journal:
         if not journal.add(entry):
             break
         journal.size = start + length
-    journal.rest = len(data) - journal.size if any(view[journal.size :]) else 0
+    journal.rest = len(data) - journal.size if len(data.rstrip(b"\0")) > journal.size else 0
     return journal
-
-
-@contextlib.contextmanager
-def _if_possible() -> Iterator[None]:
-    """Do without room that is set aside where the file system cannot do that: appends say then that there is none."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
 
 
 def goes_on(data: bytes, job_id: str, size: int) -> bool:
@@ -236,8 +241,18 @@ def is_cut_off(data: bytes) -> bool:
     return len(whole) < _HEAD.size or len(whole) < _HEAD.size + _HEAD.unpack_from(whole)[0]
 
 
+@contextlib.contextmanager
+def _if_possible() -> Iterator[None]:
+    """Do without room that is set aside where the file system cannot do that: appends say then that there is none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+
+
 class JournalWriter:
-    """Appends to a job's journal, for whoever holds the job's lock.
+    """Appends to a job's journal, for the holder of the job's lock.
 
     Args:
         descriptor: of the file, open for reading and writing; it stays the caller's.
@@ -249,6 +264,7 @@ class JournalWriter:
         self._descriptor = descriptor
         self._job_id = job_id
         self._size = size
+        self._faults = 0
         self._room = 0  # where what is set aside for certain ends
 
     def set_room_aside(self) -> None:
@@ -281,7 +297,13 @@ class JournalWriter:
         self._size += len(data)
 
     def report_fault(self, text: str) -> None:
-        """Note that something went wrong inside the supervisor, for people; a full disk keeps it from being noted."""
+        """Note that something went wrong inside the supervisor, for people; a full disk keeps it from being noted.
+
+        So do many that were noted before.
+        """
+        if self._faults == _MOST_FAULTS:
+            return
+        self._faults += 1
         try:
             self.append(Fault(text[-_LONGEST_FAULT:]))
         except OSError as error:
@@ -289,7 +311,7 @@ class JournalWriter:
                 raise
 
     def keep_room_to_tell(self) -> None:
-        """Give back what was set aside and not used, but for what it takes to note that the end has been told.
+        """Release what was set aside and not used, but for what it takes to note that the end has been told.
 
         Raises:
             OSError: there is no room for that.

@@ -1,7 +1,7 @@
-"""The keeper: sees to it that every job of a state directory comes to its end, whoever started it.
+"""The keeper: brings every job of a state directory to its end, whichever process started it.
 
 One keeper holds a state directory, for any number of engines in any number of processes. It takes up the jobs that are
-there when it starts and each that comes, waits until nobody watches over a job any more, and then looks whether the job
+there when it starts and each that comes, waits until no process watches over a job, and then looks whether the job
 has ended. It also knows when a drain is over: when new jobs are refused and none is left.
 
 A drain is a file, `drain`, in the state directory: present, it is on. Each engine looks for it after it has put a new
@@ -12,7 +12,6 @@ writes into the file how many jobs are left, and removes it when it starts and w
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -23,7 +22,7 @@ from typing import Self, TypeVar
 import asyncinotify
 import structlog
 
-from workerd.engine import identity, pidfd
+from workerd.engine import identity
 from workerd.engine.errors import (
     CatalogBusy,
     CatalogFailed,
@@ -31,9 +30,9 @@ from workerd.engine.errors import (
     JobIdMalformed,
     NeverForced,
     SpoolCorrupt,
-    StateDirectoryInUse,
 )
 from workerd.engine.folder import JobFolder
+from workerd.engine.hold import holding
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import is_complete, recover
@@ -43,7 +42,6 @@ from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, 
 
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
-_ORPHANS_SECONDS = (0.01, 0.1, 0.5, 2.0, 5.0)
 _TURN = 64
 T = TypeVar("T")
 
@@ -93,7 +91,7 @@ class Keeper:
         directory = self._shelf.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
-            self.hold = await stack.enter_async_context(_hold(self._shelf))
+            self.hold = await stack.enter_async_context(holding(self._shelf.lock))
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
@@ -146,7 +144,7 @@ class Keeper:
     def _write_progress(self) -> None:
         try:
             with open(self._drain, "r+b", buffering=0) as file:
-                file.write(b"%-20d\n" % len(self._guards))  # of one length: who reads meanwhile finds a whole number
+                file.write(b"%-20d\n" % len(self._guards))  # of one length: a concurrent reader finds a whole number
         except FileNotFoundError:
             pass  # the drain was called off
         except OSError as error:  # no room on the disk, say: it is for people, and the drain goes on
@@ -161,11 +159,11 @@ class Keeper:
                 await self._scan()
             elif str(event.name) == self._drain.name:
                 self._changed.set()
-            elif str(event.name) == self._shelf.catalog_file.name:  # somebody deleted it
+            elif str(event.name) == self._shelf.catalog_file.name:  # it was deleted
                 await self._scan()
 
     def _guard(self, folder: JobFolder) -> None:
-        """See to it that a job whose supervisor vanishes is ended."""
+        """Start a guard that ends a job whose supervisor vanishes, unless it has one."""
         name = folder.path.name
         if name not in self._guards:
             self._guards[name] = self._tasks.create_task(self._see_to_its_end(folder), name=f"guard {name}")
@@ -175,7 +173,7 @@ class Keeper:
             for pause in itertools.chain(_PAUSES_SECONDS, itertools.repeat(_PAUSES_SECONDS[-1])):
                 try:
                     await self._end_or_leave(folder)
-                except FileNotFoundError:  # somebody removed the job
+                except FileNotFoundError:  # the job was removed
                     if not folder.path.exists():
                         return
                     # And its key has made it again: it is this guard's.
@@ -196,11 +194,11 @@ class Keeper:
             self._leave(folder, error)
 
     async def _end(self, folder: JobFolder) -> None:
-        """Wait until nobody watches over a job any more, and bring it to its end.
+        """Wait until no process watches over a job, and bring it to its end.
 
         Raises:
             FileNotFoundError: it was removed.
-            SpoolCorrupt: it is damaged, and nobody watches over it.
+            SpoolCorrupt: it is damaged, and no process watches over it.
         """
         lock = await self._shelf.wait_lock(folder)
         try:
@@ -231,21 +229,20 @@ class Keeper:
 
     def _enter_ended(self, folder: JobFolder, journal: Journal) -> None:
         """Enter a job that has come to its end into the catalogue."""
-        if journal.spec is None or journal.status is None or journal.status.end is None:
-            raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        spec, end = journal.spec_and_end(folder.path)
         if journal.faults:
             problem = "".join(journal.faults)
             log.warning("a job's supervisor reported a problem", job=folder.path.name, problem=problem)
-        self._catalog.mark_ended(journal.spec, journal.status.end.ended_ns, disk_bytes(folder.path))
+        self._catalog.mark_ended(spec, end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 
     async def _scan(self) -> None:
-        """Take up every job that is there, whoever started it; again later, if that fails."""
+        """Take up every job that is there; again later, if that fails."""
         if not await self._try_scan() and (self._rescanning is None or self._rescanning.done()):
             self._rescanning = self._tasks.create_task(self._rescan(), name="rescan")
 
     async def _rescan(self) -> None:
-        """Scan anew, after a pause, until it succeeds."""
+        """Scan again, after a pause, until it succeeds."""
         scanned = False
         while not scanned:
             await asyncio.sleep(_PAUSES_SECONDS[-1])
@@ -271,7 +268,7 @@ class Keeper:
                         log.error("a job's folder could not be taken up", job=entry.name, error=str(error))
                     await asyncio.sleep(0)
             async for job_id in _in_turns(gone):
-                if not self._shelf.folder(job_id).path.exists():  # its key may have started it anew meanwhile
+                if not self._shelf.folder(job_id).path.exists():  # its key may have started it again since
                     self._catalog.remove(job_id)
             self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
@@ -317,10 +314,12 @@ class Keeper:
         try:
             await self._shelf.remove(folder)
         except FileNotFoundError:
-            pass  # somebody else removed it
+            pass  # another process removed it
         except FormatTooNew:
             raise
         except SpoolCorrupt:
+            if folder.is_watched():
+                raise
             await self._shelf.remove_damaged(folder)
         else:
             if not told and not self._tell_removal(folder.path.name):
@@ -367,39 +366,4 @@ def _is_job_id(name: str) -> bool:
     try:
         return parse_job_id(name) == name
     except JobIdMalformed:
-        return False
-
-
-@contextlib.asynccontextmanager
-async def _hold(shelf: Shelf) -> AsyncIterator[int]:
-    descriptor = os.open(shelf.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        await _lock(descriptor, shelf.directory)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-async def _lock(descriptor: int, directory: Path) -> None:
-    for pause in (*_ORPHANS_SECONDS, None):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "?"
-            if pause is None or _is_alive(holder):
-                raise StateDirectoryInUse(directory, holder) from None
-            # It was killed, and the processes that inherited its hold are about to end as well (flock(2) has no limit
-            # of time, hence the looks).
-            await asyncio.sleep(pause)
-        else:
-            return
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        with pidfd.hold(int(pid)) as handle:
-            return not pidfd.has_ended(handle)
-    except (ValueError, ProcessLookupError):
         return False

@@ -39,7 +39,7 @@ class Launcher:
         self._stop()
 
     async def launch(self, folder: JobFolder, lock: int) -> None:
-        """Have a supervisor start the job in a folder, and wait until its program runs.
+        """Start a supervisor for the job in a folder, and wait until its program runs.
 
         Args:
             folder: the job's, with what was asked for.

@@ -1,7 +1,7 @@
 """Job folders of formats 1 and 2, as earlier versions wrote them: read, brought to their end, and never made.
 
     spec      what was asked, by whom, when (JSON)
-    lock      held with flock(2) for as long as somebody watches over the job
+    lock      held with flock(2) for as long as a process watches over the job
     status    where the job stands (JSON), replaced by its supervisor
     fault     what went wrong inside the supervisor; usually absent
     told      what `control` becomes when the job's end has been told
@@ -18,10 +18,16 @@ import msgspec
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.files import read_whole, replacing
 from workerd.engine.identity import Version
-from workerd.engine.job import JobSpec, JobState, JobStatus
+from workerd.engine.job import JobSpec, JobState, JobStatus, User
 from workerd.engine.journal import Journal
 
 NEWEST_OLD = 2
+
+
+class _Owned(msgspec.Struct):
+    """The field of a spec that says whose job it is."""
+
+    owner: User
 
 
 def read_old(path: Path) -> Journal:
@@ -44,6 +50,18 @@ def read_old(path: Path) -> Journal:
         is_told=(path / "told").exists(),
         faults=faults,
     )
+
+
+def read_old_owner(path: Path) -> User | None:
+    """Read whose job it is, whatever else is damaged or too new; None when that cannot be read either.
+
+    Args:
+        path: of the folder.
+    """
+    try:
+        return msgspec.json.decode(read_whole(path / "spec"), type=_Owned).owner
+    except (FileNotFoundError, SpoolCorrupt, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def write_old_status(path: Path, status: JobStatus) -> None:
@@ -75,7 +93,7 @@ def _read_status(path: Path) -> JobStatus | None:
         data = read_whole(path)
     except FileNotFoundError:
         return None
-    if not data.strip(b"\0"):  # a power cut took it: nobody watched over the job any more
+    if not data.strip(b"\0"):  # a power cut took it: no process watches over the job
         return JobStatus(state=JobState.STARTING)
     try:
         status = msgspec.json.decode(data, type=JobStatus)

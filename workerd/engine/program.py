@@ -173,7 +173,7 @@ def _become_program(
 
 
 def _die_with(supervisor: int) -> None:
-    """Have the kernel kill this process when its parent dies, or end now if it has died already."""
+    """Ask the kernel to kill this process when its parent dies, or end now if it has died already."""
     linux.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:  # it died before the line above
         os._exit(127)

@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -67,12 +66,9 @@ class LogReader:
         self._next = 1  # the number of the record to read next
         self._checked = 0  # the number of the last record whose bytes were checked
         with contextlib.ExitStack() as undo:
-            try:
+            with folder.requiring_files():
                 self._index = undo.enter_context(folder.open_index())
                 self._output = open_regular(folder.output)
-            except FileNotFoundError as error:
-                folder.path.stat()
-                raise SpoolCorrupt(Path(error.filename), "it is missing") from None
             undo.callback(os.close, self._output)
             self._index.first_kept()
             self._close = undo.pop_all().close
@@ -307,7 +303,7 @@ def measure(folder: JobFolder) -> Extent:
     """
     with folder.open_index() as index:
         _, kept = index.kept_from()
-        last, end = index.last_output(), index.end()
+        end, last = index.end(), index.last_output()  # in this order: after the end nothing is appended
         size = kept if last is None else last.end_offset
         if end is not None and end.offset != size:
             raise SpoolCorrupt(folder.index, f"the log ends at byte {end.offset}, and nothing is known beyond {size}")

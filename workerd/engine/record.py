@@ -32,7 +32,7 @@ _OLD_CHECK = struct.Struct("<Q")
 _OLD_WHOLE = struct.Struct("<BBxxIQQQQ")
 RECORD_SIZE = _WHOLE.size
 MAX_LENGTH = 2**32 - 1
-_LOW = 2**32 - 1
+LOW_HALF = 2**32 - 1
 _SEEDS = 2**64 - 1
 _digest = xxhash.xxh3_64_intdigest
 
@@ -60,7 +60,7 @@ class Record(msgspec.Struct, frozen=True, gc=False):
         offset: of the first byte in the combined output, in bytes.
         length: in bytes.
         stream_offset: of the first byte within its own stream, in bytes.
-        time_ns: when the first byte arrived, nanoseconds since the epoch.
+        time_ns: when the first byte arrived, nanoseconds since the epoch; it never goes back within a log.
         data: checksum of the bytes (`checksum`); None where the format has none.
     """
 
@@ -85,12 +85,12 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 def checksum(data: bytes | memoryview, seed: int = 0) -> int:
     """Return the low half of the XXH3-64 of some bytes."""
-    return _digest(data, seed) & _LOW
+    return _digest(data, seed) & LOW_HALF
 
 
 def job_seed(job_id: str) -> int:
     """Return the number that ties checksums to one job."""
-    return xxhash.xxh3_64_intdigest(job_id.encode())
+    return _digest(job_id.encode())
 
 
 class Codec(Protocol):
@@ -118,7 +118,7 @@ class CheckedCodec:
 
     def __init__(self, job_id: str) -> None:
         self._seed = job_seed(job_id)
-        self.tie = self._seed & _LOW
+        self.tie = self._seed & LOW_HALF
 
     def pack(self, number: int, record: Record) -> bytes:
         """Encode the record with this number into RECORD_SIZE bytes."""
@@ -140,7 +140,7 @@ class CheckedCodec:
     ) -> bytes:
         """Encode a record without building one first, for the writer of output."""
         body = _BODY.pack(kind, stream, length, offset, stream_offset, time_ns, data)
-        return body + _CHECK.pack(_digest(body, self._seed + number & _SEEDS) & _LOW)
+        return body + _CHECK.pack(_digest(body, self._seed + number & _SEEDS) & LOW_HALF)
 
     def unpack_many(self, data: bytes, number: int) -> Iterator[Record]:
         """Decode records up to the first that does not check. `number` is that of the first."""
@@ -149,9 +149,9 @@ class CheckedCodec:
             data, number = data[RECORD_SIZE:], 1
         whole = len(data) - len(data) % RECORD_SIZE
         view = memoryview(data)[:whole]
-        digest, body, position, seed = xxhash.xxh3_64_intdigest, _BODY.size, 0, self._seed + number
+        digest, body, position, seed = _digest, _BODY.size, 0, self._seed + number
         for kind, stream, length, offset, stream_offset, time_ns, content, check in _WHOLE.iter_unpack(view):
-            if digest(view[position : position + body], seed & _SEEDS) & _LOW != check:
+            if digest(view[position : position + body], seed & _SEEDS) & LOW_HALF != check:
                 return
             if kind not in _KINDS or stream not in _STREAMS:
                 return
@@ -179,7 +179,7 @@ def _pack_old(record: Record) -> bytes:
     body = _OLD_BODY.pack(
         record.kind, record.stream or 0, record.length, record.offset, record.stream_offset, record.time_ns
     )
-    return body + _OLD_CHECK.pack(xxhash.xxh3_64_intdigest(body))
+    return body + _OLD_CHECK.pack(_digest(body))
 
 
 def _unpack_old(data: bytes) -> Iterator[Record]:
@@ -187,7 +187,7 @@ def _unpack_old(data: bytes) -> Iterator[Record]:
     view = memoryview(data)[:whole]
     for position, fields in zip(range(0, whole, RECORD_SIZE), _OLD_WHOLE.iter_unpack(view), strict=True):
         kind, stream, length, offset, stream_offset, time_ns, check = fields
-        if xxhash.xxh3_64_intdigest(view[position : position + _OLD_BODY.size]) != check:
+        if _digest(view[position : position + _OLD_BODY.size]) != check:
             return
         if kind not in _KINDS or stream not in _STREAMS:
             return

@@ -1,4 +1,4 @@
-"""Bringing a job to a true end when nobody watches over it any more.
+"""Bringing a job to a true end when no process watches over it any more.
 
 What is on the disk is believed as far as it checks. A job whose journal has its end keeps it, and its log is completed:
 the end record of the index is written last and not waited for, and the journal may have the last bytes of the log. Any
@@ -16,7 +16,7 @@ import msgspec
 import xxhash
 
 from workerd.engine import cgroup, tree
-from workerd.engine.errors import FormatTooNew, SpoolCorrupt
+from workerd.engine.errors import EndMissing, FormatTooNew, JournalDamaged, SpoolCorrupt
 from workerd.engine.files import open_regular, sync_names
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
@@ -24,7 +24,8 @@ from workerd.engine.index import IndexFile
 from workerd.engine.job import JobEnd, JobState, JobStatus, Lost, Stream, StreamSummary
 from workerd.engine.journal import Ended, Journal, JournalWriter, LogTail
 from workerd.engine.old_format import write_old_status
-from workerd.engine.record import RECORD_SIZE, Kind, Record
+from workerd.engine.reader import Extent
+from workerd.engine.record import LOW_HALF, RECORD_SIZE, Kind, Record
 
 _PIECE = 1 << 20
 
@@ -53,10 +54,10 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
     try:
         with folder.open_index(flags) as index:
             if index.end() is not None:
-                raise SpoolCorrupt(folder.path, "the log says that the job has ended, and nothing says how")
+                raise EndMissing(folder.path)
             first = _first_kept(index)
             if journal.is_broken:
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+                raise JournalDamaged(folder.journal, journal.size)
             _kill_what_is_left(folder, journal, spool)
             survey = _survey(index, output, first)
             _cut(index, output, survey)
@@ -78,7 +79,7 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
 def complete(folder: JobFolder, journal: Journal) -> None:
     """Complete the log of a job that has ended, where a power cut took the last of it and the journal has that.
 
-    The caller holds the job's lock, or knows that nobody does.
+    The caller holds the job's lock, or knows that it is free.
 
     Raises:
         SpoolCorrupt: the log is damaged.
@@ -88,35 +89,50 @@ def complete(folder: JobFolder, journal: Journal) -> None:
     if journal.tail is not None:
         _restore(folder, journal.tail)
     size = _log_size(journal)
-    try:
-        with folder.open_index(os.O_RDWR) as index:
-            last = index.last_output()
-            if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
-                raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
-            records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
-            os.ftruncate(index.descriptor, records * RECORD_SIZE)
-            _write_end(index, records, size)
-    except FileNotFoundError as error:
-        folder.path.stat()
-        raise SpoolCorrupt(Path(error.filename), "it is missing") from None
+    with folder.requiring_files(), folder.open_index(os.O_RDWR) as index:
+        last = index.last_output()
+        if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
+            raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
+        records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
+        os.ftruncate(index.descriptor, records * RECORD_SIZE)
+        _write_end(index, records, size)
 
 
 def is_complete(folder: JobFolder, journal: Journal) -> bool:
     """Return whether the log of a job that has ended says so, is as long as the job's end says, and has its tail."""
+    return measure_complete(folder, journal) is not None
+
+
+def measure_complete(folder: JobFolder, journal: Journal) -> Extent | None:
+    """Return how much there is of the log of a job that has ended; None if the log is not complete.
+
+    Raises:
+        FormatTooNew: the log was written by a newer workerd.
+    """
+    end = _end_of(journal)
     try:
         with folder.open_index() as index:
-            end = index.end()
-            if end is None or not end.offset == _log_size(journal) <= os.stat(folder.output).st_size:
-                return False
-        return journal.tail is None or all(_has(*part) for part in _parts(folder, journal.tail))
+            record, kept = index.end(), index.kept_from()[1]
+        if record is None or not record.offset == _log_size(journal) <= os.stat(folder.output).st_size:
+            return None
+        if journal.tail is not None and not all(_has(*part) for part in _parts(folder, journal.tail)):
+            return None
+    except FormatTooNew:
+        raise
     except (FileNotFoundError, SpoolCorrupt):
-        return False
+        return None
+    return Extent(end.stdout.size_bytes, end.stderr.size_bytes, kept, ended=True)
+
+
+def _end_of(journal: Journal) -> JobEnd:
+    if journal.status is None or journal.status.end is None:
+        raise AssertionError("a job that has not ended has no complete log")
+    return journal.status.end
 
 
 def _log_size(journal: Journal) -> int:
-    if journal.status is None or journal.status.end is None:
-        raise AssertionError("a job that has not ended has no complete log")
-    return journal.status.end.stdout.size_bytes + journal.status.end.stderr.size_bytes
+    end = _end_of(journal)
+    return end.stdout.size_bytes + end.stderr.size_bytes
 
 
 def has_end(folder: JobFolder) -> bool:
@@ -267,7 +283,7 @@ def _checks(record: Record, output: int, digest: xxhash.xxh3_128 | None) -> bool
             digest.update(piece)
         if not piece:
             return False
-    return record.data is None or record.data == content.intdigest() & 0xFFFFFFFF
+    return record.data is None or record.data == content.intdigest() & LOW_HALF
 
 
 def _pieces(record: Record, output: int) -> Iterator[bytes]:

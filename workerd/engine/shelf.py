@@ -1,8 +1,8 @@
-"""The shelf: where the folders of all jobs stand, for whoever works on them, in however many processes.
+"""The shelf: where the folders of all jobs stand, for all processes that work on them.
 
 A job's folder comes and goes as a whole, so that of all processes that would start one job, one does. It is made aside,
 with its lock held and what was asked for written, and then renamed to its place, which fails when the job has a folder
-already (rename(2)). It is taken away by being renamed again. So nobody ever sees a job's folder without its lock.
+already (rename(2)). It is taken away by being renamed again. So no process ever sees a job's folder without its lock.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import structlog
 
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed, NeverForced, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
@@ -30,6 +30,7 @@ from workerd.engine.watcher import CLOSED, REPLACED, Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
+_SCAN_SECONDS = 60.0
 OnEnd = Callable[[JobSpec, JobEnd], None]
 """Told of a job that has ended; what it raises puts that off."""
 
@@ -86,8 +87,26 @@ class Shelf:
     ) -> None:
         self._stack.close()
 
+    async def wait_complete(self) -> None:
+        """Wait until the keeper has entered every job into the catalogue.
+
+        Raises:
+            CatalogFailed: that takes too long.
+        """
+        if self.catalog.is_complete():
+            return
+        with self.watcher.watch(self.directory) as changed:  # the keeper makes the catalogue again
+            try:
+                async with asyncio.timeout(_SCAN_SECONDS):
+                    while not self.catalog.is_complete():
+                        await changed.wait()
+                        changed.clear()
+            except TimeoutError:
+                problem = "it could not be made again from the jobs' folders"
+                raise CatalogFailed(self.catalog_file, problem) from None
+
     def folder(self, job_id: str) -> JobFolder:
-        """Tell where a job's folder is, or would be."""
+        """Return a job's folder, which need not exist."""
         return JobFolder(self.jobs / job_id)
 
     def claim(self, spec: JobSpec) -> int | None:
@@ -114,7 +133,7 @@ class Shelf:
         return lock
 
     async def forget(self, folder: JobFolder) -> None:
-        """Remove a job, at one stroke for whoever looks. Nobody else may lock or remove its folder meanwhile."""
+        """Remove a job, atomically for readers. No other process may lock or remove its folder at that time."""
         await self._delete(self._take_away(folder))
 
     async def clear(self, folder: JobFolder) -> bool:
@@ -134,7 +153,7 @@ class Shelf:
             if journal.status is not None:
                 return False
             if journal.is_broken or has_end(folder):
-                raise SpoolCorrupt(folder.journal, f"what it has from byte {journal.size} on does not check")
+                raise JournalDamaged(folder.journal, journal.size)
             if has_output(folder):
                 return False
         await self.forget(folder)
@@ -147,25 +166,29 @@ class Shelf:
             created_ns: the time of the job that is meant, if another that was made since is not.
 
         Raises:
-            FileNotFoundError: it is not there, or somebody else removed it meanwhile.
-            Exception: whatever the one who is told of its end raises; it is not removed then.
+            FileNotFoundError: it is not there, or another process removed it first.
+            SpoolCorrupt: it is damaged.
+            Exception: whatever `on_end` raises; it is not removed then.
         """
         with self._closing(await self.wait_lock(folder)) as lock:
             if created_ns not in (None, folder.read_spec().created_ns):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(folder.path))
-            self.tell_end(folder, lock, folder.read())
+            journal = folder.read()
+            if not journal.ended:
+                raise SpoolCorrupt(folder.journal, "it says nothing of an end")
+            self.tell_end(folder, lock, journal)
             async with _held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
         log.info("a job was removed", job=folder.path.name)
 
     async def remove_damaged(self, folder: JobFolder) -> None:
-        """Remove a job whose files are damaged, and that no supervisor watches over. Its end is told to nobody.
+        """Remove a job whose files are damaged, and that no supervisor watches over. `on_end` is not called.
 
         Raises:
             FileNotFoundError: it is not there.
         """
-        with self._closing(folder.try_lock() if folder.lock.is_file() else None):
+        with self._closing(_lock_damaged(folder)):
             async with _held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
@@ -187,27 +210,26 @@ class Shelf:
             log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
 
     def tell_end(self, folder: JobFolder, lock: int, journal: Journal) -> None:
-        """Tell of the end of a job that has ended, unless that has been done.
+        """Report the end of a job that has ended, unless that has been done.
 
         Args:
             lock: holds the job's lock, or two would tell of it.
             journal: the job's.
 
         Raises:
-            Exception: whatever the one who is told raises.
+            Exception: whatever `on_end` raises.
         """
         if self._on_end is None or journal.is_told:
             return
-        if journal.spec is None or journal.status is None or journal.status.end is None:
-            raise SpoolCorrupt(folder.path, "it has no end, though the log has")
+        spec, end = journal.spec_and_end(folder.path)
         with folder.telling(lock, journal):
-            self._on_end(journal.spec, journal.status.end)
+            self._on_end(spec, end)
 
     def try_tell_end(self, folder: JobFolder, journal: Journal) -> bool:
-        """Tell of the end of a job that has ended, unless that takes waiting or was done; return whether it is done."""
+        """Report the end of a job as `tell_end` does, unless its lock is taken; return whether that is done."""
         if self._on_end is None or journal.is_told:
             return True
-        with contextlib.suppress(Exception):  # who waits for it finds the same again, and says what is wrong
+        with contextlib.suppress(Exception):  # the guard that waits for it meets the same error and logs it
             if (lock := folder.try_lock()) is not None:
                 with self._closing(lock):
                     self.tell_end(folder, lock, folder.read())
@@ -215,7 +237,7 @@ class Shelf:
         return False
 
     async def wait_lock(self, folder: JobFolder) -> int:
-        """Take the lock of a job as soon as nobody else holds it; return it as `JobFolder.try_lock` does."""
+        """Take the lock of a job as soon as it is free; return it as `JobFolder.try_lock` does."""
         while True:
             await self.wait_unlocked(folder)
             if (lock := folder.try_lock()) is not None:
@@ -234,27 +256,24 @@ class Shelf:
         """Remove the rest of what was on its way when its process was killed. No engine may be at work."""
         for directory in (self._drafts, self._removed):
             for leftover in directory.iterdir():
-                await asyncio.to_thread(shutil.rmtree, leftover)
+                await self._delete(leftover)
 
     async def wait_unlocked(self, folder: JobFolder) -> None:
-        """Wait until nobody watches over a job any more.
+        """Wait until no process watches over a job.
 
         Raises:
             FileNotFoundError: the job was removed.
             SpoolCorrupt: there is nothing that could be locked.
         """
         if folder.is_old:
-            folder.lock.touch(0o600)  # there is one, unless somebody copied the folder without it
+            folder.lock.touch(0o600)  # there is one, unless the folder was copied without it
         with contextlib.ExitStack() as stack:
-            try:
+            with folder.requiring_files():
                 closed = stack.enter_context(self.watcher.watch(folder.lock, mask=CLOSED))
-            except FileNotFoundError:
-                folder.path.stat()
-                raise SpoolCorrupt(folder.lock, "it is missing") from None
             while True:
                 closed.clear()
                 # The kernel tells of a file's close just before it gives up the lock (__fput() in fs/file_table.c), and
-                # of nothing after. Nor does it tell when somebody lets go who only looked. Hence a few short looks.
+                # of nothing after. Nor does it tell when a process lets go that only looked. Hence a few short looks.
                 for pause in (0.0, *_LOOKS_SECONDS):
                     await asyncio.sleep(pause)
                     if closed.is_gone:  # the path may now belong to another job
@@ -264,15 +283,23 @@ class Shelf:
                 await closed.wait()
 
 
+def _lock_damaged(folder: JobFolder) -> int | None:
+    """Take the lock of a job, if it is free and there is anything that can be locked."""
+    try:
+        return folder.try_lock()
+    except SpoolCorrupt:
+        return None
+
+
 @contextlib.asynccontextmanager
 async def _held(folder: JobFolder) -> AsyncIterator[None]:
-    """Hold a folder as `JobFolder.wait_held` does, for who has its lock; only waiting for it takes a thread."""
+    """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock; only waiting takes a thread."""
     descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            # A copy: the thread may come to its turn when nobody waits for it any more.
+            # A copy: the thread may get its turn after this task was cancelled.
             await asyncio.to_thread(_wait_flock, os.dup(descriptor))
         yield
     finally:

@@ -20,12 +20,13 @@ from workerd.engine.errors import (
     CatalogBusy,
     Draining,
     LimitMet,
+    NeverForced,
     ResourcesExhausted,
     SpoolCorrupt,
     TooManyJobs,
 )
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import JobSpec, JobState, User
+from workerd.engine.job import JobSpec, JobState, JobStatus, User
 from workerd.engine.launcher import Launcher
 from workerd.engine.request import SpawnRequest
 from workerd.engine.shelf import Shelf
@@ -131,7 +132,7 @@ class Spawner:
             # Another spawn with the same key was first. The job will run, or end, or its folder goes away; then another
             # folder may have come already, hence a new watch each time.
             with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
-                status = folder.read_status()
+                status = _read_status(folder)
                 if status is not None and (status.state is not JobState.STARTING or not folder.is_locked()):
                     return None
                 if status is None and (left := folder.try_lock()) is not None:
@@ -202,7 +203,7 @@ class Spawner:
                 raise refusal
 
     def _too_many(self, owner: User, ended: frozenset[str]) -> TooManyJobs | None:
-        """Tell which limit leaves no room for another job of an owner, if any."""
+        """Return the limit that leaves no room for another job of an owner, if any."""
         limits, catalog = self._admission.limits, self._shelf.catalog
         if 0 < limits.max_jobs_per_user <= catalog.count_unended(owner.id, ended):
             return TooManyJobs("max-jobs-per-user", "yours", limits.max_jobs_per_user)
@@ -226,3 +227,11 @@ class Spawner:
                 if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
                     ended.add(job_id)
         return frozenset(ended)
+
+
+def _read_status(folder: JobFolder) -> JobStatus | None:
+    """Read where a job stands; None when nothing of it has been executed, or a power cut took all that it was."""
+    try:
+        return folder.read_status()
+    except NeverForced:
+        return None

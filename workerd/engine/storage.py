@@ -67,7 +67,7 @@ def _refusal(directory: Path) -> str | None:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Tell how much of the disk the files in a job's folder take, in bytes; the job may run meanwhile.
+    """Return how much of the disk the files in a job's folder take, in bytes; the job may run.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -77,7 +77,7 @@ def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
 
 
 def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -> Resource:
-    """Find out what it is asked for."""
+    """Return the resource that the request names."""
     if call.job_id is not None:
         kind = On.JOB
     elif not request.target:
