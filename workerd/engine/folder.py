@@ -5,7 +5,7 @@
     output    the bytes of both streams, interleaved as they came
     index     which bytes of `output` are whose (`workerd.engine.record`)
     shares    who besides the owner may do what with the job, replaced as a whole; absent until it is shared
-    spec      the state directory's identity (`workerd.engine.identity`), linked: earlier versions read the format there
+    spec      format and owner, for earlier versions: one file for all jobs of an owner (`workerd.engine.identity`)
 
 A job is locked, with flock(2), by its supervisor, by the daemon that is about to start one, or by the keeper when it
 has gone. A free lock means that no process watches over the job. Unlike a process id a lock cannot be recycled.
@@ -26,7 +26,7 @@ import msgspec
 
 from workerd.engine.errors import FormatTooNew, NeverForced, SpoolCorrupt
 from workerd.engine.files import DAMAGE, open_regular, read_whole, replacing
-from workerd.engine.identity import Version
+from workerd.engine.identity import Version, label_content
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, JobSpec, JobStatus, Share, StopOrder, User
 from workerd.engine.journal import Journal, JournalWriter, Specified, Told, goes_on, is_cut_off, parse, seal, unseal
@@ -110,13 +110,13 @@ class JobFolder:
         codec: Codec = OldCodec() if self.is_old else CheckedCodec(self.job_id)
         return IndexFile(self.index, codec, flags)
 
-    def create(self, spec: JobSpec, spool: str, identity: Path) -> int:
+    def create(self, spec: JobSpec, spool: str, label: Path) -> int:
         """Make the folder, with its lock held.
 
         Args:
             spec: what was asked for.
             spool: the state directory's id.
-            identity: the file that it is in.
+            label: the file that becomes `spec`.
 
         Returns:
             A descriptor of the journal, which holds the lock until its last copy is closed, in whatever process.
@@ -127,10 +127,10 @@ class JobFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             JournalWriter(lock, self.job_id, 0).append(Specified(spool, spec))
             try:
-                os.link(identity, self.spec)
+                os.link(label, self.spec)
             except OSError:  # a file has only so many links, 65,000 on ext4
                 with replacing(self.spec) as file:
-                    file.write(msgspec.json.encode(Version(FORMAT_VERSION)))
+                    file.write(label_content(spec.owner))
         except BaseException:
             os.close(lock)
             raise

@@ -5,6 +5,7 @@ to one file on one file system: in a copy the file is another, and gets an id of
 mark made of both ids, as the name of their cgroup and in their environment.
 """
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -14,7 +15,7 @@ import xxhash
 
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.files import read_whole, replacing
-from workerd.engine.job import FORMAT_VERSION
+from workerd.engine.job import FORMAT_VERSION, User
 
 MARK_VARIABLE = "WORKERD_JOB_MARK"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -26,8 +27,15 @@ class Version(msgspec.Struct):
     format: int
 
 
+class _Label(msgspec.Struct, frozen=True):
+    """The content of `spec` in a job's folder."""
+
+    format: int
+    owner: User
+
+
 class _Identity(msgspec.Struct, frozen=True):
-    """The content of the file. `format` is where versions before 3 look for the format of a job's folder."""
+    """The content of the file."""
 
     format: int
     id: str
@@ -81,6 +89,30 @@ def read(path: Path) -> str:
     if (identity.device, identity.inode) != (stat.st_dev, stat.st_ino):
         raise SpoolCorrupt(path, "it was copied from another state directory")
     return identity.id
+
+
+def label(directory: Path, owner: User) -> Path:
+    """Return the file that `spec` of every job of one owner is a link to, which may not be there if it cannot be made.
+
+    Versions before 3 read there that a job's format is newer, and to whom they may say so.
+
+    Args:
+        directory: holds one for each owner; made for the first.
+    """
+    path = directory / xxhash.xxh3_128_hexdigest(owner.id.encode())
+    if not path.is_file():
+        with contextlib.suppress(OSError):  # the job gets a file of its own then, or is refused for the same reason
+            directory.mkdir(mode=0o700, exist_ok=True)
+            new = directory / uuid.uuid4().hex
+            with replacing(new) as file:
+                file.write(label_content(owner))
+            new.rename(path)
+    return path
+
+
+def label_content(owner: User) -> bytes:
+    """Return what `spec` of an owner's jobs holds."""
+    return msgspec.json.encode(_Label(FORMAT_VERSION, owner))
 
 
 def job_mark(spool: str, job_id: str) -> str:

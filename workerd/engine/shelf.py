@@ -67,6 +67,7 @@ class Shelf:
         self.lock = state_directory / "lock"
         self.catalog_file = state_directory / "catalog.sqlite"
         self.identity = state_directory / "spool"
+        self._labels = state_directory / "labels"
         self._drafts = state_directory / "drafts"
         self._removed = state_directory / "removed"
 
@@ -121,7 +122,7 @@ class Shelf:
         draft = JobFolder(self._drafts / uuid.uuid4().hex, spec.id)
         lock: int | None = None
         try:
-            lock = draft.create(spec, self.spool, self.identity)
+            lock = draft.create(spec, self.spool, identity.label(self._labels, spec.owner))
             os.rename(draft.path, place)
         except BaseException as error:
             if lock is not None:
