@@ -22,7 +22,7 @@ FRIEND = "bob"
 _SHORT_AT_ONCE = 6
 # How often jobs of each kind are started; several of the short ones at once.
 _PERIODS_SECONDS: dict[Callable[[int], Wish], float] = {
-    wishes.short: 0.8,
+    wishes.short: 1.0,
     wishes.medium: 4.0,
     wishes.lasting: 3.0,
     wishes.over_limit: 15.0,
