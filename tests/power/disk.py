@@ -15,6 +15,9 @@ _MAKE = {
     "ext4": ("mkfs.ext4", "-q", "-F", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
     "xfs": ("mkfs.xfs", "-q", "-f"),
 }
+# A file system may still be mounted in another mount namespace, copied while it was here (mount_namespaces(7)): the
+# next one has the same UUID.
+_OPTIONS = {"ext4": "rw", "xfs": "nouuid"}
 FILE_SYSTEMS = tuple(_MAKE)
 _TOOLS = ("cp", "gcc", "losetup", "mount", "pkg-config", "umount")
 _COMMAND_SECONDS = 120.0
@@ -45,18 +48,23 @@ def find_obstacle() -> str:
 
 
 def make_image(kind: str, image: Path) -> None:
-    """Make an image file with an empty file system in it.
+    """Make an image file, a new one, with an empty file system in it.
 
     Raises:
         DiskFailed: this and all else here, where it cannot be done.
     """
-    with image.open("wb") as file:
+    image.unlink(missing_ok=True)
+    with image.open("xb") as file:
         file.truncate(_SIZE_BYTES)
     _run(*_MAKE[kind], str(image))
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Copy an image file; what is a hole in it is one in the copy."""
+    """Copy an image file into a new one; what is a hole in it is one in the copy.
+
+    A file system that is still mounted in another mount namespace writes to the file that was there before.
+    """
+    target.unlink(missing_ok=True)
     _run("cp", "--reflink=auto", "--sparse=auto", str(source), str(target))
 
 
@@ -71,10 +79,10 @@ def loop_device(image: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def mounted(device: Path, mountpoint: Path) -> Iterator[Path]:
+def mounted(kind: str, device: Path, mountpoint: Path) -> Iterator[Path]:
     """Mount a device for as long as the context lasts, and then wait until it is released."""
     mountpoint.mkdir(exist_ok=True)
-    _run("mount", str(device), str(mountpoint))
+    _run("mount", "-t", kind, "-o", _OPTIONS[kind], str(device), str(mountpoint))
     try:
         yield mountpoint
     finally:

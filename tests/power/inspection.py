@@ -78,6 +78,8 @@ class Inspection:
         if damaged is False and in_list is not False:
             listed = "does not have it" if in_list is None else "says that it is damaged"
             self._violate(Count.UNLIKE_LIST, story, f"it can be read, and the list before {listed}")
+        if damaged and not in_list:
+            self._violate(Count.UNLIKE_LIST, story, "it is damaged, and the list before does not say so")
         if damaged is None and in_list is not None:
             self._violate(Count.UNLIKE_LIST, story, "the list has it, and it is not there")
 

@@ -22,7 +22,7 @@ FRIEND = "bob"
 _SHORT_AT_ONCE = 6
 # How often jobs of each kind are started; several of the short ones at once.
 _PERIODS_SECONDS: dict[Callable[[int], Plan], float] = {
-    plans.short: 0.8,
+    plans.short: 1.0,
     plans.medium: 4.0,
     plans.lasting: 3.0,
     plans.over_limit: 15.0,

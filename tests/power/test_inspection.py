@@ -106,6 +106,8 @@ WRONG = {
     "no end": (Log([piece(0, PRINTED)], None), False, None, Count.FAILED),
     "not in the list": (Log([piece(0, PRINTED)], TRUE_END), True, {}, Count.UNLIKE_LIST),
     "damaged in the list": (Log([piece(0, PRINTED)], TRUE_END), True, {ID: True}, Count.UNLIKE_LIST),
+    "damaged, not in the list": (Unreadable("x"), False, {}, Count.UNLIKE_LIST),
+    "damaged, well in the list": (Unreadable("x"), False, {ID: False}, Count.UNLIKE_LIST),
     "only in the list": (Missing(), False, {ID: False}, Count.UNLIKE_LIST),
     "unheard of": (Log([piece(0, PRINTED)], TRUE_END), True, {ID: False, "another": False}, Count.UNLIKE_LIST),
 }

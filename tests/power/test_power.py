@@ -60,7 +60,7 @@ async def test_what_was_told_is_there_after_a_power_cut(
             pytest.skip("too few cuts were asked for to make some of them under --durability exit")
     verdict = verdicts[f"{kind}, {durability}"] = Verdict(_PROMISED[durability])
     base, log = folder / "base", folder / "log"
-    seconds = min(45.0, 20.0 + cut_count / 8)
+    seconds = min(40.0, 20.0 + cut_count / 8)
     first, stories = await record_scene(kind, durability, recorder, folder, seconds)
     recording = Recording(log)
     try:
@@ -70,7 +70,7 @@ async def test_what_was_told_is_there_after_a_power_cut(
             began = time.monotonic()
             known = set(verdict.problems)
             replay.make(cut, folder / "cut")
-            await inspect_cut(folder, cut, stories, verdict, by_daemon=number % _DAEMON_EVERY == 0)
+            await inspect_cut(kind, folder, cut, stories, verdict, by_daemon=number % _DAEMON_EVERY == 0)
             verdict.cut_seconds.append(time.monotonic() - began)
             if keep is not None and verdict.problems.keys() - known:
                 replay.make(cut, keep / f"{kind}-{durability}-{cut.count}-{cut.variant}")
@@ -92,7 +92,7 @@ def recorded_disk(kind: str, recorder: Path, folder: Path) -> Iterator[Path]:
     with (
         recorded_image(recorder, image, folder / "log", folder / "recorded") as file,
         loop_device(file) as device,
-        mounted(device, folder / "mounted") as mountpoint,
+        mounted(kind, device, folder / "mounted") as mountpoint,
     ):
         yield mountpoint
 
@@ -120,7 +120,9 @@ async def record_scene(
     return first, scene.stories
 
 
-async def inspect_cut(folder: Path, cut: Cut, stories: list[Story], verdict: Verdict, *, by_daemon: bool) -> None:
+async def inspect_cut(
+    kind: str, folder: Path, cut: Cut, stories: list[Story], verdict: Verdict, *, by_daemon: bool
+) -> None:
     """Look at every job on the disk `cut`, as it is when the machine is up again."""
     verdict.counts[Count.CUTS] += 1
     verdict.counts[Count.DAEMONS] += by_daemon
@@ -128,7 +130,7 @@ async def inspect_cut(folder: Path, cut: Cut, stories: list[Story], verdict: Ver
         if cut.seed % 2:  # the disk has another number than before, as it may after a restart
             stack.enter_context(loop_device(folder / "base"))
         device = stack.enter_context(loop_device(folder / "cut"))
-        mountpoint = stack.enter_context(mounted(device, folder / "mounted"))
+        mountpoint = stack.enter_context(mounted(kind, device, folder / "mounted"))
         view = view_by_daemon if by_daemon else view_by_engine
         try:
             async with view(mountpoint / "state") as seen:

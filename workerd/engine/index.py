@@ -129,12 +129,19 @@ class IndexFile:
     def last_output(self) -> Record | None:
         """Return the last output record that checks; None when there is none."""
         count = self.count()
+        first = min(self._first_or_one(), count)
         # The last record may be the end, or one that is being written. Where more do not check, a power cut took them.
-        for last in (*range(count - 1, max(count - 4, 0), -1), self.find(range(1, count), lambda *_: False) - 1):
+        for last in (*range(count - 1, max(count - 4, 0), -1), self.find(range(first, count), lambda *_: False) - 1):
             record = self.read(last)
             if record is not None and record.kind is Kind.OUTPUT:
                 return record
         return None
+
+    def _first_or_one(self) -> int:
+        try:
+            return self.first_kept()
+        except SpoolCorrupt:
+            return 1
 
     def end(self) -> Record | None:
         """Return the end record; None when the last record is another."""

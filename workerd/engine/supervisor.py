@@ -127,8 +127,12 @@ def supervise(folder: JobFolder, journal: Journal, lock: int, reply: int) -> Non
                 _answer(reply, encode_failure(ResourcesExhausted(supervisor.spec.program, problem)))
             raise
         supervisor.say_running()
+        if supervisor.spec.durability is Durability.INTERVAL:
+            supervisor.force_job()
         _answer(reply, STARTED)
         os.close(reply)
+        if supervisor.spec.durability is Durability.EXIT:
+            supervisor.force_job()
         supervisor.run()
     except BaseException:
         writer.report_fault(traceback.format_exc())
@@ -182,13 +186,15 @@ class Supervisor:
             self._deadline = time.monotonic() + self.spec.timeout_seconds
 
     def say_running(self) -> None:
-        """Write down that the program runs, and wait for the disk if that is to be so before a spawn is answered."""
+        """Write down that the program runs."""
         self._write_status(state=JobState.RUNNING, pid=self._pid, started_ns=time.time_ns())
-        if self.spec.durability is Durability.INTERVAL:
-            try:
-                self._force_names()
-            except OSError as error:  # the program runs; the end waits for the same again
-                self._journal.report_fault(f"the job could not be forced to the disk: {error}\n")
+
+    def force_job(self) -> None:
+        """Wait until the disk has the job, so that a power cut leaves it lost and not gone."""
+        try:
+            self._force_names()
+        except OSError as error:  # the program runs; the end waits for the same again
+            self._journal.report_fault(f"the job could not be forced to the disk: {error}\n")
 
     def run(self) -> None:
         """Watch over the job until it has ended."""
