@@ -45,6 +45,11 @@ def make_directory(name: str) -> Damage:
     return apply
 
 
+def leave_lock(folder: JobFolder) -> None:
+    (folder.path / "lock").touch()
+    folder.journal.unlink()
+
+
 def cut_in_half(name: str) -> Damage:
     def apply(folder: JobFolder) -> None:
         os.truncate(folder.path / name, (folder.path / name).stat().st_size // 2)
@@ -56,6 +61,7 @@ UNREADABLE = {
     "the journal is empty": empty("journal"),
     "the journal is gone": remove("journal"),
     "the journal is a directory": make_directory("journal"),
+    "an earlier version left a lock, and the journal is gone": leave_lock,
     "the first record of the journal is damaged": overwrite("journal", 20, b"?"),
     "the end in the journal is damaged": overwrite("journal", -100, b"?"),
     "the journal is cut": cut_in_half("journal"),

@@ -93,7 +93,9 @@ class JobFolder:
         """Whether an earlier version made it, before there were journals."""
         if os.path.exists(self.journal):  # unlike Path.exists, False for what may not be looked at
             return False
-        return any(os.path.exists(self.path / name) for name in ("lock", "status")) or self._version() <= NEWEST_OLD
+        if (version := self._version()) is not None:
+            return version <= NEWEST_OLD
+        return any(os.path.exists(self.path / name) for name in ("lock", "status"))
 
     @property
     def lock(self) -> Path:
@@ -163,7 +165,7 @@ class JobFolder:
                 break
         journal.is_broken = journal.rest > 0 and goes_on(data, self.job_id, journal.size)
         if journal.spec is None:
-            if (version := self._version()) > FORMAT_VERSION:
+            if (version := self._version()) is not None and version > FORMAT_VERSION:
                 raise FormatTooNew(self.spec, version)
             if not journal.is_broken and is_cut_off(data):
                 raise NeverForced(self.journal)
@@ -364,12 +366,12 @@ class JobFolder:
         except (FileNotFoundError, SpoolCorrupt):
             return ""
 
-    def _version(self) -> int:
-        """Read the format off the file that every version has; the present one where that cannot be read."""
+    def _version(self) -> int | None:
+        """Read the format off the file that every version has; return None where that cannot be read."""
         try:
             return _decode_version(read_whole(self.spec)).format
         except (FileNotFoundError, SpoolCorrupt, msgspec.MsgspecError, UnicodeDecodeError):
-            return FORMAT_VERSION
+            return None
 
 
 def _lock(path: Path, flags: int) -> int | None:
