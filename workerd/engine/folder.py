@@ -156,6 +156,7 @@ class JobFolder:
                 if self.is_old:
                     return read_old(self.path)
                 self.path.stat()
+                self._refuse_newer()
                 raise SpoolCorrupt(self.journal, "it is missing") from None
             if data != before:
                 journal = parse(data, self.job_id)
@@ -165,8 +166,7 @@ class JobFolder:
                 break
         journal.is_broken = journal.rest > 0 and goes_on(data, self.job_id, journal.size)
         if journal.spec is None:
-            if (version := self._version()) is not None and version > FORMAT_VERSION:
-                raise FormatTooNew(self.spec, version)
+            self._refuse_newer()
             if not journal.is_broken and is_cut_off(data):
                 raise NeverForced(self.journal)
             raise SpoolCorrupt(self.journal, "its first record does not check")
@@ -365,6 +365,10 @@ class JobFolder:
             return "".join(self.read().faults)
         except (FileNotFoundError, SpoolCorrupt):
             return ""
+
+    def _refuse_newer(self) -> None:
+        if (version := self._version()) is not None and version > FORMAT_VERSION:
+            raise FormatTooNew(self.spec, version)
 
     def _version(self) -> int | None:
         """Read the format off the file that every version has; return None where that cannot be read."""

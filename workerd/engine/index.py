@@ -129,13 +129,15 @@ class IndexFile:
     def last_output(self) -> Record | None:
         """Return the last output record that checks; None when there is none."""
         count = self.count()
-        first = min(self._first_or_one(), count)
         # The last record may be the end, or one that is being written. Where more do not check, a power cut took them.
-        for last in (*range(count - 1, max(count - 4, 0), -1), self.find(range(first, count), lambda *_: False) - 1):
-            record = self.read(last)
-            if record is not None and record.kind is Kind.OUTPUT:
+        for last in range(count - 1, max(count - 4, 0), -1):
+            if (record := self._read_output(last)) is not None:
                 return record
-        return None
+        return self._read_output(self.find(range(self._first_or_one(), count), lambda *_: False) - 1)
+
+    def _read_output(self, number: int) -> Record | None:
+        record = self.read(max(0, number))
+        return record if record is not None and record.kind is Kind.OUTPUT else None
 
     def _first_or_one(self) -> int:
         try:
