@@ -4,7 +4,9 @@ from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from workerd.engine.job import Stream, User
+import worker_api.worker.v1 as api
+
+from workerd.engine.job import Job, Stream, User
 
 BOTH = frozenset(Stream)
 
@@ -60,6 +62,17 @@ class End:
 
 
 Event = Piece | Hole | End
+
+
+def has_ended(job: Any) -> bool:
+    """Return whether a status, of whichever face, is that of a job that has ended."""
+    match job:
+        case Job():
+            return job.ended
+        case api.Job():
+            return job.state is api.JobState.ENDED
+        case _:
+            return True
 
 
 class Face(Protocol):

@@ -89,7 +89,8 @@ class BatchRun:
             async with self._open(kind) as face:
                 if face is not None:
                     checker = self._checker(face, truths, damaged)
-                    await asyncio.gather(checker.check_lists(), *self._jobs(checker, truths, damaged, running))
+                    await checker.check_lists()
+                    await asyncio.gather(*self._jobs(checker, truths, damaged, running))
         async with self._open(kind) as face:
             if face is not None:
                 await self._check(face, truths, damaged, running)

@@ -65,6 +65,24 @@ class _KnownJob:
         return hash(self.before.id)
 
 
+@dataclass(frozen=True, eq=False)
+class _EarlierJob:
+    """Equal to a running job with as much output as it had, or less."""
+
+    latest: Job
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Job)
+            and (other.spec, other.status) == (self.latest.spec, self.latest.status)
+            and other.stdout_bytes <= self.latest.stdout_bytes
+            and other.stderr_bytes <= self.latest.stderr_bytes
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.latest.id)
+
+
 @dataclass(slots=True)
 class RunningJob:
     """One running job, with what is true now and what will be true when it has ended."""
@@ -133,7 +151,7 @@ async def _start(face: EngineFace, label: str, owner: User, folder: Path) -> Run
     status: Job = await face.status(job_id, owner)
     job = _KnownJob(status, later.end)
     return RunningJob(
-        Truth(label, job_id, owner, row.value, status, now, frozenset()),
+        Truth(label, job_id, owner, row.value, status, now, frozenset(), _EarlierJob(status)),
         Truth(label, job_id, owner, job, job, later, frozenset()),
         gate,
         parent_of(status.status.pid),

@@ -92,7 +92,12 @@ class KnownLog:
 
 @dataclass(slots=True)
 class Truth:
-    """What one kind of face tells of one undamaged job."""
+    """What one kind of face tells of one undamaged job.
+
+    Attributes:
+        early: equal to what else may be told of the job while it runs if it is damaged: nobody can know that the end of
+            its index is missing before more is written behind it.
+    """
 
     label: str
     id: str
@@ -101,6 +106,7 @@ class Truth:
     status: Any
     log: KnownLog
     rights: frozenset[tuple[str, str]]
+    early: object = None
 
 
 async def ask_for_truth(face: Face, label: str, job_id: str, owner: User, row: object) -> Truth:
