@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from tests.damage.mutations import ON_BYTES, Operation, change, differing_range
 
-datas = st.binary(max_size=3000)
+contents = st.binary(max_size=3000)
 seeds = st.integers(0, 2**32)
 
 
-@given(st.sampled_from(sorted(ON_BYTES)), datas, seeds)
+@given(st.sampled_from(sorted(ON_BYTES)), contents, seeds)
 def test_a_change_changes_something_and_repeats_with_its_seed(operation: Operation, data: bytes, seed: int) -> None:
     changed = change(operation, data, Random(seed))
     assert changed is None or changed[0] != data
@@ -23,7 +23,7 @@ def test_bytes_with_content_can_always_be_changed(operation: Operation, data: by
     assert change(operation, data, Random(0)) is not None
 
 
-@given(datas, seeds)
+@given(contents, seeds)
 def test_each_operation_keeps_what_it_does_not_touch(data: bytes, seed: int) -> None:
     sizes = {}
     for operation in sorted(ON_BYTES):
@@ -47,7 +47,7 @@ def test_each_operation_keeps_what_it_does_not_touch(data: bytes, seed: int) -> 
     assert sizes.get(Operation.TRUNCATE, -1) < 0 < sizes.get(Operation.APPEND, 1)
 
 
-@given(datas, datas)
+@given(contents, contents)
 def test_the_differing_range_is_all_that_must_be_written(before: bytes, after: bytes) -> None:
     start, end = differing_range(before, after)
     size = min(len(before), len(after))

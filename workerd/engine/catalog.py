@@ -32,7 +32,7 @@ ON CONFLICT (id) DO UPDATE SET owner = ?2, name = ?3, created_ns = ?4, ended_ns 
 """
 _MARK_DAMAGED = """
 INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, '', ?3, ?3, ?4)
-ON CONFLICT (id) DO UPDATE SET owner = iif(owner = '', ?2, owner), ended_ns = ?3, disk_bytes = ?4
+ON CONFLICT (id) DO UPDATE SET owner = CASE owner WHEN '' THEN ?2 ELSE owner END, ended_ns = ?3, disk_bytes = ?4
 """
 # The sign keeps SQLite from looking at all unended jobs for each size (sqlite.org/optoverview.html).
 _NOTE_SIZES = """
