@@ -65,31 +65,31 @@ class Launcher:
         raise failure
 
     async def _ask(self, folder: JobFolder, lock: int) -> bytes:
-        directory = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            reply, supervisors_end = os.pipe()
+        async with self._sending:  # the loop takes one waiter for a socket, and who waits holds no descriptor
+            directory = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                await self._send(folder.job_id, [directory, lock, supervisors_end])
-            except BaseException:
-                os.close(reply)
-                raise
+                reply, supervisors_end = os.pipe()
+                try:
+                    await self._send(folder.job_id, [directory, lock, supervisors_end])
+                except BaseException:
+                    os.close(reply)
+                    raise
+                finally:
+                    os.close(supervisors_end)
             finally:
-                os.close(supervisors_end)
-        finally:
-            os.close(directory)
+                os.close(directory)
         return await read_to_end(reply)
 
     async def _send(self, job_id: str, descriptors: list[int]) -> None:
-        async with self._sending:  # the loop takes one waiter for a socket
-            if self._zygote is None or self._zygote.poll() is not None:
-                self._restart()
-            try:
-                await self._send_once(job_id, descriptors)
-            except OSError as error:
-                if error.errno not in _ENDED:
-                    raise
-                self._restart()  # nothing of the request was taken
-                await self._send_once(job_id, descriptors)
+        if self._zygote is None or self._zygote.poll() is not None:
+            self._restart()
+        try:
+            await self._send_once(job_id, descriptors)
+        except OSError as error:
+            if error.errno not in _ENDED:
+                raise
+            self._restart()  # nothing of the request was taken
+            await self._send_once(job_id, descriptors)
 
     async def _send_once(self, job_id: str, descriptors: list[int]) -> None:
         while True:
