@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -296,8 +297,12 @@ def test_your_own_daemon_is_started_again_for_a_follower(tmp_path: Path) -> None
 
     def end_daemon(number: signal.Signals) -> None:
         handle = os.pidfd_open(int((state / "lock").read_text()))
-        signal.pidfd_send_signal(handle, number)
-        os.close(handle)
+        try:
+            signal.pidfd_send_signal(handle, number)
+            # A daemon that still drains would pass on what the job prints next, and the follower would notice nothing.
+            assert select.select([handle], [], [], 30)[0], "the daemon is still running"
+        finally:
+            os.close(handle)
 
     command = [sys.executable, "-m", "workerctl", "run", "--", "sh", "-c", f"echo a; cat {gate}; cat {gate}; echo d"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as run:
