@@ -160,6 +160,8 @@ class Gate:
         request = await self._receive(stream, holder.user.id)
         call = self._decide(route, request, caller)
         if not route.method.cardinality.server_streaming:
+            task = asyncio.current_task()
+            call = replace(call, is_heard=lambda: task not in self._unheard)
             with self._finishing(route), self._noting_failure(route, call), containing(stream):
                 response = await route.handler.function(call, request)
             await send(stream, response)

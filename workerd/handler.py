@@ -24,9 +24,11 @@ from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound, SpoolCorrupt
 from workerd.engine.job import Job, User
 from workerd.engine.reader import CHUNK_BYTES
+from workerd.engine.threads import Threads
 
 log = structlog.get_logger()
 _NOBODY = User("", "")
+_SIGN_SECONDS = 30.0
 
 
 class Service(Protocol):
@@ -44,6 +46,7 @@ class Daemon:
         pki: the folder of certificates.
         grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
         run_as: the account that jobs run as when the caller names none; empty for the daemon's own.
+        signing: threads for signing certificates.
     """
 
     engine: Engine
@@ -51,6 +54,9 @@ class Daemon:
     pki: PkiFolder
     grace_seconds: float
     run_as: str = ""
+    signing: Threads = field(
+        default_factory=lambda: Threads("signing a certificate", most=2, limit_seconds=_SIGN_SECONDS)
+    )
 
     def find(self, job_id: str) -> Resource:
         """Find a job to decide on; one that is not there is nobody's."""
@@ -74,6 +80,7 @@ class Call:
         damage: what is wrong with them then.
         resource: the same for further decisions: that job, or the daemon.
         room: tells how many bytes are worth preparing next for a client that is answered with a stream.
+        is_heard: return whether the client still waits for the answer.
     """
 
     daemon: Daemon
@@ -83,6 +90,7 @@ class Call:
     damage: SpoolCorrupt | None = None
     resource: Resource = DAEMON
     room: Callable[[], int] = lambda: CHUNK_BYTES
+    is_heard: Callable[[], bool] = lambda: True
 
     @property
     def engine(self) -> Engine:

@@ -18,8 +18,8 @@ import structlog
 from pki.store import PkiFolder
 from workerd.access.expiry import remind
 from workerd.api_process import DRAINED, SERVING, Orders
+from workerd.engine import pidfd
 from workerd.engine.keeper import Keeper
-from workerd.engine.launcher import read_to_end
 from workerd.errors import CannotServe
 from workerd.listening import advertise, bind
 from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
@@ -162,7 +162,7 @@ class ApiProcesses:
                 await self._pause(_pause_seconds(deaths))
                 continue
             self._running[slot] = process
-            answer = await read_to_end(report)
+            answer = await _read_to_end(report)
             if answer == SERVING:
                 await self._note_serving(slot)
             began = asyncio.get_running_loop().time()
@@ -221,14 +221,8 @@ class ApiProcesses:
 
 async def _wait_end(process: subprocess.Popen[bytes]) -> None:
     """Wait for a child's end without blocking the loop, and reap it."""
-    ended = asyncio.Event()
-    handle = os.pidfd_open(process.pid)
-    try:
-        asyncio.get_running_loop().add_reader(handle, ended.set)
-        await ended.wait()
-    finally:
-        asyncio.get_running_loop().remove_reader(handle)
-        os.close(handle)
+    with pidfd.hold(process.pid) as handle:
+        await pidfd.wait_end(handle)
     process.wait()
 
 
@@ -238,3 +232,26 @@ def _pause_seconds(deaths: int) -> float:
 
 def _how(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+async def _read_to_end(descriptor: int) -> bytes:
+    """Read a pipe to its end of file without blocking the loop, and close it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    data = bytearray()
+
+    def receive() -> None:
+        with contextlib.suppress(BlockingIOError):
+            chunk = os.read(descriptor, 4096)
+            data.extend(chunk)
+            if not chunk and not done.done():
+                done.set_result(None)
+
+    os.set_blocking(descriptor, False)
+    loop.add_reader(descriptor, receive)
+    try:
+        await done
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return bytes(data)

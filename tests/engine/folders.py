@@ -1,5 +1,6 @@
 """Folders of jobs in tests, written as a supervisor writes them, without one."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,12 @@ from workerd.engine import identity
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, JobEnd, JobState, JobStatus, Stream
 from workerd.engine.journal import Ended, Entry, JournalWriter, Stated, Supervised
-from workerd.engine.recovery import recover
+from workerd.engine.recovery import check_lost, recover
+from workerd.engine.remains import end_remains, find_remains
 from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import DEFAULT_STORAGE
+from workerd.engine.threads import Threads
+from workerd.engine.watcher import Watcher
 
 JOB_ID = "00000000-0000-4000-8000-000000000000"
 _NO_PID = 2**22  # one more than the largest (proc_sys_kernel(5), pid_max)
@@ -64,11 +68,28 @@ class Written:
         return end
 
     def recover(self) -> bool:
-        return recover(self.folder, self.lock, self.spool)
+        return end_and_recover(self.folder, self.lock, self.spool)
 
     def close(self) -> None:
         os.close(self.lock)
         self.log.close()
+
+
+def end_and_recover(folder: JobFolder, lock: int, spool: str) -> bool:
+    """Do what a keeper does for a job that no supervisor watches over."""
+    journal = check_lost(folder)
+    if journal is not None and journal.supervisor is not None and journal.supervisor.boot == identity.boot_id():
+
+        async def end() -> None:
+            if (remains := await find_remains(folder, journal, spool)) is None:
+                return
+            with Watcher() as watcher:
+                running = asyncio.create_task(watcher.run())
+                await end_remains(remains, watcher, Threads("looking", most=1, limit_seconds=30))
+                running.cancel()
+
+        asyncio.run(end())
+    return recover(folder, lock)
 
 
 def write_running(

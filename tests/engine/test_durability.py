@@ -1,6 +1,7 @@
 """When a supervisor forces what to the disk: seen from its own calls of fsync(2) and fdatasync(2)."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from workerd.engine import identity
 from workerd.engine.files import replacing
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Durability, Exited, Stream
+from workerd.engine.reply import GO
 from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import Storage
 
@@ -38,6 +40,13 @@ def noting(call):
         call(descriptor)
     return note
 
+def may_go_on(reply, asked=supervisor._may_go_on):
+    try:
+        return asked(reply)
+    finally:
+        os.read(answer, 64)
+
+supervisor._may_go_on = may_go_on
 os.fsync, os.fdatasync = noting(os.fsync), noting(os.fdatasync)
 exec(sys.argv[6])
 supervisor.main(job_id, directory, lock, reply)
@@ -117,16 +126,18 @@ def supervise(folder: JobFolder, script: str, durability: Durability, before: st
     spec = shell(script, working_directory="/").specify(JOB, 1, Storage(durability=durability))
     lock = folder.create(spec, identity.establish(identity_file), identity_file)
     directory = os.open(folder.path, os.O_RDONLY)
-    answer, reply = os.pipe()
-    descriptors = (directory, lock, reply, answer)
-    subprocess.run(
-        [sys.executable, "-c", SUPERVISE, JOB, *map(str, descriptors), before],
-        pass_fds=descriptors,
-        check=True,
-        timeout=60,
-    )
-    for descriptor in descriptors:
-        os.close(descriptor)
+    answer, reply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with answer, reply:
+        answer.send(GO)
+        descriptors = (directory, lock, reply.fileno(), answer.fileno())
+        subprocess.run(
+            [sys.executable, "-c", SUPERVISE, JOB, *map(str, descriptors), before],
+            pass_fds=descriptors,
+            check=True,
+            timeout=60,
+        )
+    os.close(directory)
+    os.close(lock)
     lines = [line.split() for line in (folder.path.parent / "calls").read_text().splitlines()]
     return [Call(name, int(records), state, answered == "True") for name, records, state, answered in lines]
 

@@ -135,7 +135,7 @@ async def test_a_spawn_of_an_engine_that_was_killed_is_cleared_away_and_its_key_
     job_id = await wait_claimed(tmp_path)
     again = asyncio.create_task(engines[1].spawn(request))
     (task,) = engines[0]._spawner._spawning.values()
-    task.cancel()  # its descriptors are closed, as when its process ends
+    task.task.cancel()  # its descriptors are closed, as when its process ends
     os.kill(zygote(engines[0]), signal.SIGKILL)
     with pytest.raises(asyncio.CancelledError):
         await spawning

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from tests.engine.folders import JOB_ID, Written, write_running
 from tests.engine.logs import ME, read_log, read_whole_log, shell, wait_for_output
 from tests.waiting import wait_unlocked
-from workerd.engine import identity
+from workerd.engine import identity, remains
 from workerd.engine.engine import Engine
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
@@ -113,8 +114,23 @@ def test_what_has_the_mark_of_another_boot_or_another_spool_is_not_touched(tmp_p
             stranger.kill()
 
 
-def test_a_job_whose_supervisor_lives_is_not_ended(tmp_path: Path) -> None:
+def test_a_supervisor_that_is_ending_is_waited_for(tmp_path: Path) -> None:
+    """The kernel lets go of its lock before the process is gone."""
+    with subprocess.Popen(SLEEP) as supervisor:
+        ticks = int(Path(f"/proc/{supervisor.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        with closing(
+            write_running(tmp_path, WRITES, boot=identity.boot_id(), supervisor=supervisor.pid, start_ticks=ticks)
+        ) as torn:
+            ending = threading.Timer(0.5, supervisor.kill)
+            ending.start()
+            assert torn.recover()
+            ending.join()
+            assert read_whole_log(torn.folder) == WRITES
+
+
+def test_a_job_whose_supervisor_lives_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lock is free, so it is held on another file: this is not the folder that it writes to."""
+    monkeypatch.setattr(remains, "_DYING_SECONDS", 0.2)
     with subprocess.Popen(SLEEP) as supervisor:
         ticks = int(Path(f"/proc/{supervisor.pid}/stat").read_text().rpartition(")")[2].split()[19])
         with closing(
@@ -148,6 +164,7 @@ async def test_an_engine_on_a_copy_of_a_state_directory_harms_no_job_of_the_orig
                 log = await read_log(copied, each)
                 assert log.stdout == b"ready\n"
                 assert log.end is not None and isinstance(log.end.cause, Lost)
+                assert "is a copy" in log.end.cause.detail
             again = await copied.spawn(shell("exit 4", request_key="another"))
             assert (await read_log(copied, again)).end is not None
         gate.write_text("still here\n")

@@ -3,8 +3,10 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import DamagedJob, Exited, Job, Lost, Stopped, Stream
 from workerd.engine.journal import JournalWriter, Supervised
 from workerd.engine.reader import LogReader
+from workerd.engine.reply import GO, LONGEST, READY
 from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import DEFAULT_STORAGE
 from workerd.engine.tree import parent_of
@@ -199,12 +202,19 @@ async def test_a_job_whose_engine_vanished_before_the_answer_runs_on(tmp_path: P
     identity_file = tmp_path / "spool"
     lock = folder.create(spec, identity.establish(identity_file), identity_file)
     directory = os.open(folder.path, os.O_RDONLY)
-    reply, closed = os.pipe()
-    os.close(reply)
-    code = f"from workerd.engine.supervisor import main; main({NEVER!r}, {directory}, {lock}, {closed})"
-    subprocess.run([sys.executable, "-c", code], pass_fds=[directory, lock, closed], check=True, timeout=30)
-    for descriptor in (directory, lock, closed):
-        os.close(descriptor)
+    engine, reply = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with reply:
+        descriptors = (directory, lock, reply.fileno())
+        arguments = ", ".join(map(str, descriptors))
+        code = f"from workerd.engine.supervisor import main; main({NEVER!r}, {arguments})"
+        with subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors) as supervisor:
+            with engine:
+                engine.settimeout(30)
+                assert engine.recv(LONGEST) == READY
+                engine.send(GO)
+            assert supervisor.wait(30) == 0
+    os.close(directory)
+    os.close(lock)
     status = folder.read_status()
     assert status is not None
     assert status.end is not None
@@ -217,7 +227,7 @@ async def test_a_job_whose_supervisor_died_before_it_answered_is_kept_as_lost(
 ) -> None:
     """What may have been executed is not forgotten: its key finds the job, and starts nothing."""
 
-    async def die(folder: JobFolder, lock: int) -> None:
+    async def die(folder: JobFolder, lock: int, is_wanted: Callable[[], bool]) -> None:  # noqa: ARG001
         SpoolWriter(folder).close()
         JournalWriter(lock, folder.job_id, folder.read().size).append(Supervised(1, 0, "an earlier boot", ""))
         raise LauncherFailed("killed")

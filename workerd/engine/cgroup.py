@@ -5,8 +5,6 @@ No controller is enabled, so none is needed: it works on hybrid machines too, wh
 
 import contextlib
 import os
-import select
-import time
 from pathlib import Path
 
 _PARENT = "workerd"
@@ -41,23 +39,6 @@ def kill(directory: Path) -> None:
     """Send SIGKILL to every process in a cgroup and below it, those that are being forked included."""
     with contextlib.suppress(FileNotFoundError):
         (directory / "cgroup.kill").write_text("1")
-
-
-def wait_empty(directory: Path, timeout_seconds: float) -> None:
-    """Wait until every process in a cgroup and below it has ended (cgroups(7), "cgroup.events file").
-
-    Raises:
-        TimeoutError: they have not.
-    """
-    deadline = time.monotonic() + timeout_seconds
-    with contextlib.suppress(FileNotFoundError), open(directory / "cgroup.events", "rb", buffering=0) as events:
-        changed = select.poll()
-        changed.register(events, select.POLLPRI)
-        while b"populated 1" in os.pread(events.fileno(), 4096, 0):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError(f"processes in {directory} have not ended within {timeout_seconds:g} s of SIGKILL")
-            changed.poll(left * 1000)
 
 
 def remove(directory: Path) -> None:

@@ -5,7 +5,6 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
 from workerd.engine.errors import FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
-from workerd.engine.folder import JobFolder
 from workerd.engine.job import (
     DamagedJob,
     Job,
@@ -33,10 +31,11 @@ from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
-from workerd.engine.sharing import set_rights
+from workerd.engine.sharing import Sharer
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
 from workerd.engine.standing import read_job, wait_readable
+from workerd.engine.stopping import Stopper
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.engine.watcher import Change
 
@@ -100,6 +99,8 @@ class Engine:
         self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
         self._launcher = Launcher()
         self._spawner = Spawner(self._shelf, storage, limits, self._launcher)
+        self._stopper = Stopper(self._shelf, self.status)
+        self._sharer = Sharer()
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -129,9 +130,9 @@ class Engine:
             await self.keeper.wait_scanned()
         await self._shelf.wait_complete()
 
-    async def spawn(self, request: SpawnRequest) -> str:
+    async def spawn(self, request: SpawnRequest, is_wanted: Callable[[], bool] = lambda: True) -> str:
         """Start a job, as `workerd.engine.spawner.Spawner` does it, and return its id."""
-        return await self._spawner.spawn(request)
+        return await self._spawner.spawn(request, is_wanted)
 
     async def stop(self, job_id: str, by: User, grace_seconds: float) -> Job:
         """Order a job to be stopped, and wait until its supervisor has taken the order.
@@ -146,44 +147,12 @@ class Engine:
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
+            SpoolCorrupt: it is damaged.
+            StopUnconfirmed: it does not end within a limit.
         """
         folder = self._shelf.folder(parse_job_id(job_id))
-        with contextlib.ExitStack() as stack:
-            with _found(job_id):
-                changed = stack.enter_context(self._shelf.watcher.watch(folder.path))
-            ordered = False
-            while True:
-                changed.clear()
-                try:
-                    job = self.status(job_id)
-                except SpoolCorrupt as error:  # it may run all the same
-                    if not isinstance(error, FormatTooNew):
-                        with contextlib.suppress(SpoolCorrupt):
-                            folder.order_stop(StopOrder(by, grace_seconds))
-                    raise
-                if job.ended:
-                    return job
-                if not ordered:
-                    ordered = self._order_stop(folder, StopOrder(by, grace_seconds))
-                elif job.status.state is JobState.STOPPING:
-                    return job
-                await changed.wait()
-
-    def _order_stop(self, folder: JobFolder, order: StopOrder) -> bool:
-        """Order a job to be stopped; return False if its supervisor has gone, or is about to write the end.
-
-        Raises:
-            SpoolCorrupt: it runs, and there is nothing that its supervisor takes orders from.
-        """
-        with contextlib.suppress(SpoolCorrupt):
-            if folder.order_stop(order):
-                return True
-            if os.path.lexists(folder.control):
-                return False
-        if folder.is_locked() and not folder.is_old and not folder.read().ended:
-            problem = "its supervisor can be told nothing: end the job's processes by hand"
-            raise SpoolCorrupt(folder.control, problem)
-        return False
+        with _found(job_id):
+            return await self._stopper.stop(folder, StopOrder(by, grace_seconds))
 
     def status(self, job_id: str) -> Job:
         """Return how a job stands.
@@ -254,10 +223,11 @@ class Engine:
             JobIdMalformed, JobNotFound: there is no such job.
             InvalidArgument: it is shared with too many users.
             SpoolCorrupt: its folder is damaged.
+            NoAnswer: that takes too long.
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return await asyncio.to_thread(set_rights, self._shelf.folder(job_id), user, rights)
+            return await self._sharer.set_rights(self._shelf.folder(job_id), user, rights)
 
     @contextlib.contextmanager
     def watch_shares(self, job_id: str) -> Iterator[Change]:

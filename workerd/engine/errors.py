@@ -12,6 +12,7 @@ EngineError
 │   ├── ArgumentsTooLong
 │   └── ResourcesExhausted
 ├── Draining
+├── SpawnGivenUp
 ├── LimitMet
 │   ├── TooManyJobs
 │   ├── SpawnsTooFast
@@ -28,6 +29,9 @@ EngineError
 ├── CatalogFailed
 │   ├── CatalogBusy
 │   └── CatalogIncomplete
+├── NoAnswer
+│   ├── StartUnconfirmed
+│   └── StopUnconfirmed
 └── WatchesExhausted
 """
 
@@ -141,6 +145,13 @@ class Draining(EngineError):
         super().__init__("the daemon takes no new jobs, because it is being drained: try again when it is back")
 
 
+class SpawnGivenUp(EngineError):
+    """Nobody waits for a job any more that was about to be started, so it was not."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"job {job_id} was not started: whoever asked for it has gone")
+
+
 class LimitMet(EngineError):
     """A limit that the engine was given was met.
 
@@ -220,12 +231,13 @@ class SpoolCorrupt(EngineError):
     Args:
         path: of the file.
         problem: what is wrong with it, as a clause.
+        advice: what to do.
     """
 
-    def __init__(self, path: Path, problem: str) -> None:
+    def __init__(self, path: Path, problem: str, advice: str = "restore the file, or remove the job") -> None:
         self.path = path
         self.problem = problem
-        super().__init__(f"{path} cannot be read: {problem}")
+        super().__init__(f"{path} cannot be read: {problem}: {advice}")
 
 
 class NeverForced(SpoolCorrupt):
@@ -258,7 +270,7 @@ class FormatTooNew(SpoolCorrupt):
     """A file was written by a newer workerd. It is left untouched."""
 
     def __init__(self, path: Path, version: int) -> None:
-        super().__init__(path, f"its format {version} is newer than this workerd knows: update workerd")
+        super().__init__(path, f"its format {version} is newer than this workerd knows", "update workerd")
 
 
 class JobNotEnded(EngineError):
@@ -303,6 +315,41 @@ class CatalogIncomplete(CatalogFailed):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "it is being made again from the jobs' folders: try again")
+
+
+class NoAnswer(EngineError):
+    """A process, a disk or a service of the daemon's machine did not answer in time.
+
+    Args:
+        work: what has not been done, as a noun phrase.
+        seconds: how long it was waited for.
+        advice: what to do.
+    """
+
+    def __init__(self, work: str, seconds: float, advice: str = "") -> None:
+        advice = advice or "its disk or a service that it uses may hang: try again, or tell whoever runs it"
+        super().__init__(f"{work} took more than {seconds:g} s on the daemon's machine: {advice}")
+
+
+class StartUnconfirmed(NoAnswer):
+    """A job was started, and has not confirmed within a limit that its program runs."""
+
+    def __init__(self, job_id: str, seconds: float) -> None:
+        advice = (
+            f"it may still begin: `workerctl status {job_id}` shows it, and so does a spawn with the same request key"
+        )
+        super().__init__(f"the start of job {job_id}", seconds, advice)
+
+
+class StopUnconfirmed(NoAnswer):
+    """A job was ordered to stop, its processes were sent SIGKILL, and it has not ended within a limit."""
+
+    def __init__(self, job_id: str, seconds: float) -> None:
+        advice = (
+            "its processes were sent SIGKILL, and one of them, or its disk, may hang; its end is recorded as soon as"
+            f" there is one: `workerctl status {job_id}` shows it"
+        )
+        super().__init__(f"the end of job {job_id}", seconds, advice)
 
 
 class WatchesExhausted(EngineError):

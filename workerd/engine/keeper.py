@@ -35,10 +35,12 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.hold import holding
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
-from workerd.engine.recovery import is_complete, recover
+from workerd.engine.recovery import COPIED, VANISHED, check_lost, is_complete, recover
+from workerd.engine.remains import KILL_SECONDS, end_remains, find_remains
 from workerd.engine.retention import Retention
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
+from workerd.engine.threads import Threads
 
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
@@ -86,6 +88,8 @@ class Keeper:
         self._job_ended = asyncio.Event()
         self._rescanning: asyncio.Task[None] | None = None
         self._is_catalog_checked = False
+        self._recovering = Threads("recovering a job", most=4, limit_seconds=None)
+        self._looking = Threads("looking for a job's processes", most=1, limit_seconds=KILL_SECONDS)
 
     async def __aenter__(self) -> Self:
         directory = self._shelf.directory
@@ -222,8 +226,14 @@ class Keeper:
         """Bring what a supervisor left to an end; return None if nothing had been executed."""
         if await self._shelf.clear(folder):
             return None
-        # In a thread: what is left of the job may take its time to end, and a log its time to be read.
-        if await asyncio.to_thread(recover, folder, lock, self._shelf.spool):
+        spool, why = self._shelf.spool, VANISHED
+        if (journal := check_lost(folder)) is not None:
+            if (remains := await find_remains(folder, journal, spool)) is not None:
+                await end_remains(remains, self._shelf.watcher, self._looking)
+            if journal.spool not in ("", spool):
+                why = COPIED
+        # In a thread: a long log takes its time to be read.
+        if await self._recovering.run(recover, folder, lock, why):
             log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
         return folder.read()
 
@@ -280,7 +290,7 @@ class Keeper:
         """Check the catalogue as the keeper found it: a power cut may have damaged it, or taken its last rows."""
         if not self._is_catalog_checked:
             self._catalog.mark_incomplete()
-            if (problem := await asyncio.to_thread(self._catalog.find_damage)) is not None:
+            if (problem := await self._recovering.run(self._catalog.find_damage)) is not None:
                 self._catalog.reset(problem)
             self._is_catalog_checked = True
 

@@ -9,16 +9,24 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from typing import Self
 
-from workerd.engine import pidfd
-from workerd.engine.errors import LauncherFailed
-from workerd.engine.folder import JobFolder
-from workerd.engine.reply import STARTED, decode_failure
+import structlog
 
+from workerd.engine import pidfd
+from workerd.engine.errors import LauncherFailed, SpawnGivenUp, StartUnconfirmed
+from workerd.engine.folder import JobFolder
+from workerd.engine.reply import GO, LONGEST, READY, STARTED, decode_failure
+
+log = structlog.get_logger()
 _ATTEMPTS = 3
 _ENDED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)  # of a send: nobody is there any more
 _STOP_SECONDS = 1.0
+_STUCK_SECONDS = 10.0
+_READY_SECONDS = 60.0  # for a supervisor to be made, on a machine that is overloaded
+START_SECONDS = 60.0  # for a program to run: its file may be on another machine, and the journal is forced to the disk
 
 
 class Launcher:
@@ -28,6 +36,7 @@ class Launcher:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
         self._sending = asyncio.Lock()
+        self._last_ready = 0.0  # when a supervisor was ready (time.monotonic)
         # What jobs may have open, whatever the daemon allows itself later.
         self._descriptor_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -38,47 +47,94 @@ class Launcher:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    async def launch(self, folder: JobFolder, lock: int) -> None:
+    async def launch(self, folder: JobFolder, lock: int, is_wanted: Callable[[], bool] = lambda: True) -> None:
         """Start a supervisor for the job in a folder, and wait until its program runs.
 
         Args:
             folder: the job's, with what was asked for.
             lock: a descriptor that holds the folder's lock. The supervisor gets a copy.
+            is_wanted: return whether the job is still to be started; called just before that.
 
         Raises:
             CannotStart: with the reason.
-            LauncherFailed: the supervisor ended without an answer.
+            SpawnGivenUp: it is not wanted any more; it never runs.
+            StartUnconfirmed: the supervisor has not answered in time; the program may run.
+            LauncherFailed: there was no supervisor in time, or it ended without an answer.
             OSError: the zygote could not be asked.
         """
-        answer = b""
+        answer, deadline = b"", time.monotonic() + _READY_SECONDS
         for _ in range(_ATTEMPTS):
-            answer = await self._ask(folder, lock)
+            answer = await self._ask(folder, lock, is_wanted, deadline)
             if answer or folder.read_status() is not None:
                 break
             # The zygote was killed with the request in its hands: nothing of it was executed, so it can be made again.
-        if answer == STARTED:
+        if answer == STARTED or (not answer and _has_begun(folder)):  # its supervisor was killed: it is lost, not new
             return
         try:
             failure = decode_failure(answer)
         except ValueError:
-            raise LauncherFailed(folder.read_fault() or f"it answered {answer!r}") from None
+            detail = (
+                f"it answered {answer!r}" if answer else f"none was ready within {_READY_SECONDS:g} s, or it was killed"
+            )
+            raise LauncherFailed(folder.read_fault() or detail) from None
         raise failure
 
-    async def _ask(self, folder: JobFolder, lock: int) -> bytes:
+    async def _ask(self, folder: JobFolder, lock: int, is_wanted: Callable[[], bool], deadline: float) -> bytes:
+        """Ask for a supervisor; return its answer, empty if it ended without one or none was ready by the deadline."""
+        requesting = asyncio.ensure_future(self._request(folder, lock))
+        try:
+            while not (await asyncio.wait([requesting], timeout=_STUCK_SECONDS))[0]:
+                self._kill_stuck_zygote()
+                if time.monotonic() >= deadline:
+                    return b""
+        finally:
+            if not requesting.done():  # its supervisor, if there ever is one, finds the socket closed and ends
+                requesting.cancel()
+                await asyncio.wait([requesting])
+        reply, answer = requesting.result()
+        with reply:
+            if answer != READY:
+                return answer
+            self._last_ready = time.monotonic()
+            if not is_wanted():
+                raise SpawnGivenUp(folder.job_id)
+            try:
+                reply.send(GO)
+                async with asyncio.timeout(START_SECONDS):
+                    return await _receive(reply)
+            except BrokenPipeError:
+                return b""
+            except TimeoutError:
+                raise StartUnconfirmed(folder.job_id, START_SECONDS) from None
+
+    async def _request(self, folder: JobFolder, lock: int) -> tuple[socket.socket, bytes]:
+        """Ask the zygote for a supervisor, and wait for the first that is heard of it."""
         async with self._sending:  # the loop takes one waiter for a socket, and who waits holds no descriptor
             directory = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                reply, supervisors_end = os.pipe()
-                try:
-                    await self._send(folder.job_id, [directory, lock, supervisors_end])
-                except BaseException:
-                    os.close(reply)
-                    raise
-                finally:
-                    os.close(supervisors_end)
+                reply, supervisors_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(reply.close)
+                    with supervisors_end:
+                        await self._send(folder.job_id, [directory, lock, supervisors_end.fileno()])
+                    undo.pop_all()
             finally:
                 os.close(directory)
-        return await read_to_end(reply)
+        try:
+            reply.setblocking(False)
+            return reply, await _receive(reply)
+        except BaseException:
+            reply.close()
+            raise
+
+    def _kill_stuck_zygote(self) -> None:
+        """Kill a zygote that has made no supervisor for a while although it was asked: it was stopped, say.
+
+        Whoever waits for it finds that it has gone, and asks the next one.
+        """
+        if self._zygote is not None and time.monotonic() - self._last_ready >= _STUCK_SECONDS:
+            log.warning("the zygote does not answer and is replaced", pid=self._zygote.pid, seconds=_STUCK_SECONDS)
+            self._zygote.kill()
 
     async def _send(self, job_id: str, descriptors: list[int]) -> None:
         if self._zygote is None or self._zygote.poll() is not None:
@@ -113,6 +169,7 @@ class Launcher:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+        self._last_ready = time.monotonic()  # it has not been asked before
         resource.prlimit(self._zygote.pid, resource.RLIMIT_NOFILE, self._descriptor_limit)
 
     def _stop(self) -> None:
@@ -138,6 +195,12 @@ def _wait_or_kill(pid: int) -> None:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
 
 
+def _has_begun(folder: JobFolder) -> bool:
+    """Return whether a job's program may have been executed, and nothing went wrong inside its supervisor."""
+    journal = folder.read()
+    return journal.status is not None and not journal.faults
+
+
 async def _wait_writable(there: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     writable = asyncio.Event()
@@ -148,24 +211,18 @@ async def _wait_writable(there: socket.socket) -> None:
         loop.remove_writer(there)
 
 
-async def read_to_end(descriptor: int) -> bytes:
-    """Read a pipe to its end of file without blocking the loop, and close it."""
+async def _receive(there: socket.socket) -> bytes:
+    """Receive one packet without blocking the loop; an empty one when the other side has gone."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-    data = bytearray()
-
-    def receive() -> None:
-        with contextlib.suppress(BlockingIOError):
-            chunk = os.read(descriptor, 4096)
-            data.extend(chunk)
-            if not chunk and not done.done():
-                done.set_result(None)
-
-    os.set_blocking(descriptor, False)
-    loop.add_reader(descriptor, receive)
+    readable = asyncio.Event()
+    loop.add_reader(there, readable.set)
     try:
-        await done
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return there.recv(LONGEST)
+            readable.clear()
+            await readable.wait()
+    except ConnectionResetError:
+        return b""
     finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-    return bytes(data)
+        loop.remove_reader(there)

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -126,14 +127,14 @@ class LogReader:
             if self._is_released():  # then the records may be blank, or the data
                 self.exhausted = False
                 return self._step_over_released()
-            if batch.count or batch.spans or not batch.problem:
+            if batch.count or batch.spans or batch.problem is None:
                 self._offset, self.exhausted, self.complete = batch.position, batch.exhausted, batch.ends
                 self._next += batch.count
                 self._checked = max(self._checked, batch.checked)
                 return list(_cut(data, batch.spans))
             looks += 1
             if looks == _LOOKS:
-                raise SpoolCorrupt(self._path, batch.problem)
+                raise batch.problem
 
     def _collect(self, most_bytes: int) -> "_Batch":
         """Choose what to read next, off the index alone."""
@@ -178,12 +179,12 @@ class LogReader:
         for number, record in unchecked:
             piece = view[record.offset - begin : record.end_offset - begin]
             if len(piece) < record.length or (record.data is not None and record.data != checksum(piece)):
-                batch.cut(number, record, self._next)
+                batch.cut(number, record, self._next, self._path)
                 break
             batch.checked = number
         else:
             if len(data) < end - begin:
-                batch.cut(*batch.records[-1], self._next)
+                batch.cut(*batch.records[-1], self._next, self._path)
         return data[batch.spans[0].start - begin :] if batch.spans else b""
 
     def _records(self, batch: "_Batch") -> Iterator[Record]:
@@ -196,7 +197,7 @@ class LogReader:
         # The last record may be one that is being written: the next event of the file tells. An earlier one is damaged.
         if len(data) >= (count + 2) * RECORD_SIZE:
             batch.exhausted = False
-            batch.problem = f"record {self._next + count} of the index does not check"
+            batch.problem = SpoolCorrupt(self._index.path, f"record {self._next + count} does not check")
 
     def _is_released(self) -> bool:
         return self._index.first_kept() > self._next
@@ -218,7 +219,7 @@ class _Batch:
         count: how many records it gets past.
         records: those with bytes that are wanted, with their numbers.
         checked: the number of the last record whose bytes check.
-        problem: what is wrong with what comes next; empty if nothing is.
+        problem: what is wrong with what comes next, if anything is.
     """
 
     position: int
@@ -226,7 +227,7 @@ class _Batch:
     ends: bool = False
     exhausted: bool = True
     checked: int = 0
-    problem: str = ""
+    problem: SpoolCorrupt | None = None
     spans: list["_Span"] = field(default_factory=list)
     records: list[tuple[int, Record]] = field(default_factory=list)
 
@@ -235,9 +236,13 @@ class _Batch:
         self.records.append((number, record))
         _append(self.spans, record, start, end)
 
-    def cut(self, number: int, record: Record, first: int) -> None:
+    def cut(self, number: int, record: Record, first: int, output: Path) -> None:
         """Leave out a record whose bytes do not check, with all that follows. `first` is the number read first."""
-        self.problem = f"bytes {record.offset} to {record.end_offset} are not those that the job printed"
+        self.problem = SpoolCorrupt(
+            output,
+            f"its bytes from {record.offset} to before {record.end_offset} are not those that the job printed",
+            f"what follows can be read from offset {record.end_offset} on",
+        )
         self.ends = self.exhausted = False
         self.count = number - first
         self.position = min(self.position, record.offset)

@@ -6,6 +6,7 @@ other job was lost: its supervisor vanished. Where the log has its end and the j
 damaged: nothing is made up in its place.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -15,11 +16,9 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from workerd.engine import cgroup, tree
 from workerd.engine.errors import EndMissing, FormatTooNew, JournalDamaged, SpoolCorrupt
 from workerd.engine.files import open_regular, sync_names
 from workerd.engine.folder import JobFolder
-from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
 from workerd.engine.index import IndexFile
 from workerd.engine.job import JobEnd, JobState, JobStatus, Lost, Stream, StreamSummary
 from workerd.engine.journal import Ended, Journal, JournalWriter, LogTail
@@ -28,14 +27,43 @@ from workerd.engine.reader import Extent
 from workerd.engine.record import LOW_HALF, RECORD_SIZE, Kind, Record
 
 _PIECE = 1 << 20
+VANISHED = "the job's supervisor vanished, and the job with it"
+COPIED = "this is a copy of the state directory that the job ran in: what is left of the job belongs to that"
 
 
-def recover(folder: JobFolder, lock: int, spool: str) -> bool:
-    """Bring the folder of a job to a true end. Blocks the thread until then; the caller holds the job's lock.
+def check_lost(folder: JobFolder) -> Journal | None:
+    """Check a job that no supervisor watches over; return its journal if it was lost, None if it has ended.
+
+    Raises:
+        FormatTooNew: it was written by a newer workerd.
+        SpoolCorrupt: it is damaged beyond what `recover` can mend.
+    """
+    journal = folder.read()
+    if journal.ended:
+        return None
+    with contextlib.suppress(FileNotFoundError), folder.open_index() as index:
+        _check_lost(folder, journal, index)
+    return journal
+
+
+def _check_lost(folder: JobFolder, journal: Journal, index: IndexFile) -> int:
+    """Check that the end of a job was not told and then damaged; return the number of the first record that is kept."""
+    if index.end() is not None:
+        raise EndMissing(folder.path)
+    first = _first_kept(index)
+    if journal.is_broken:
+        raise JournalDamaged(folder.journal, journal.size)
+    return first
+
+
+def recover(folder: JobFolder, lock: int, why: str = VANISHED) -> bool:
+    """Bring the folder of a job to a true end. Blocks the thread until then.
+
+    The caller holds the job's lock, and has ended the job's processes (`workerd.engine.remains`).
 
     Args:
         lock: as `JobFolder.try_lock` returns it.
-        spool: the id of the state directory. Processes of a job are ended only if they carry its mark.
+        why: what a lost job is lost by, for people.
 
     Returns:
         Whether the job was lost: its supervisor had vanished before the end.
@@ -43,7 +71,6 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
     Raises:
         FormatTooNew: it was written by a newer workerd; nothing of it is touched.
         SpoolCorrupt: it is damaged beyond that; nothing of it is touched.
-        TimeoutError: what is left of the job does not end.
     """
     journal = folder.read()
     if journal.ended:
@@ -53,15 +80,9 @@ def recover(folder: JobFolder, lock: int, spool: str) -> bool:
     output = open_regular(folder.output, flags)
     try:
         with folder.open_index(flags) as index:
-            if index.end() is not None:
-                raise EndMissing(folder.path)
-            first = _first_kept(index)
-            if journal.is_broken:
-                raise JournalDamaged(folder.journal, journal.size)
-            _kill_what_is_left(folder, journal, spool)
-            survey = _survey(index, output, first)
+            survey = _survey(index, output, _check_lost(folder, journal, index))
             _cut(index, output, survey)
-            end = _lost(journal.status or JobStatus(state=JobState.STARTING), survey)
+            end = _lost(journal.status or JobStatus(state=JobState.STARTING), survey, why)
             if folder.is_old:
                 write_old_status(folder.path, end)
             else:
@@ -91,8 +112,10 @@ def complete(folder: JobFolder, journal: Journal) -> None:
     size = _log_size(journal)
     with folder.requiring_files(), folder.open_index(os.O_RDWR) as index:
         last = index.last_output()
-        if (0 if last is None else last.end_offset) != size or os.stat(folder.output).st_size < size:
-            raise SpoolCorrupt(folder.output, f"there is less than the {size} bytes that the job's end tells of")
+        if (there := os.stat(folder.output).st_size) < size:
+            raise SpoolCorrupt(folder.output, f"it has {there} of the {size} bytes that the job printed")
+        if (there := 0 if last is None else last.end_offset) != size:
+            raise SpoolCorrupt(folder.index, f"it knows {there} of the {size} bytes that the job printed")
         records = next(n for n in range(index.count(), 0, -1) if n == 1 or _is_output(index.read(n - 1)))
         os.ftruncate(index.descriptor, records * RECORD_SIZE)
         _write_end(index, records, size)
@@ -174,44 +197,6 @@ def _has(path: Path, offset: int, data: bytes) -> bool:
         return os.pread(descriptor, len(data), offset) == data
     finally:
         os.close(descriptor)
-
-
-def _kill_what_is_left(folder: JobFolder, journal: Journal, spool: str) -> None:
-    """End the processes of a job whose supervisor has vanished, if it is certain that they are this job's."""
-    supervisor = journal.supervisor
-    if folder.is_old:
-        _kill_what_is_left_of_old(journal, folder.job_id)
-        return
-    if supervisor is None:
-        return  # a power cut took what the journal had of it, and the job with it
-    if supervisor.boot != boot_id() or journal.spool != spool:
-        return  # nothing is left; or this is a copy, and what is there belongs to the original
-    if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
-        problem = f"its supervisor, process {supervisor.pid}, lives and holds another file"
-        raise SpoolCorrupt(folder.journal, problem)
-    mark = job_mark(spool, folder.job_id)
-    if Path(supervisor.cgroup).name == mark:
-        _kill_cgroup(Path(supervisor.cgroup))
-    else:
-        tree.kill_marked(f"{MARK_VARIABLE}={mark}")
-
-
-def _kill_what_is_left_of_old(journal: Journal, job_id: str) -> None:
-    """Do the same for a format that knew neither supervisor nor boot nor state directory."""
-    status = journal.status
-    parent = tree.parent_of(status.pid) if status is not None and status.pid else None
-    if parent is not None and tree.name_of(parent) == "workerd-job":
-        return  # its supervisor lives, so its lock is elsewhere: this is a copy of its folder
-    if status is not None and status.cgroup:
-        _kill_cgroup(Path(status.cgroup))
-    else:
-        tree.kill_marked(f"WORKERD_JOB_ID={job_id}")
-
-
-def _kill_cgroup(directory: Path) -> None:
-    cgroup.kill(directory)
-    cgroup.wait_empty(directory, tree.KILL_SECONDS)
-    cgroup.remove(directory)
 
 
 @dataclass(slots=True)
@@ -318,9 +303,9 @@ def _is_output(record: Record | None) -> bool:
     return record is not None and record.kind is Kind.OUTPUT
 
 
-def _lost(status: JobStatus, survey: _Survey) -> JobStatus:
+def _lost(status: JobStatus, survey: _Survey, why: str) -> JobStatus:
     end = JobEnd(
-        cause=Lost("the job's supervisor vanished, and the job with it"),
+        cause=Lost(why),
         started_ns=status.started_ns,
         ended_ns=time.time_ns(),
         user_cpu_seconds=0.0,

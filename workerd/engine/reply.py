@@ -1,6 +1,8 @@
-"""What is answered to a spawn: one short message on a pipe. Pure: values in, bytes out, and back.
+"""What an engine and a supervisor say to each other while a job is started. Pure: values in, bytes out, and back.
 
-A supervisor answers the engine, and the process that is to become the program answers its supervisor.
+Each message is one packet (unix(7), SOCK_SEQPACKET). The supervisor says READY; the engine says GO; the supervisor says
+STARTED, or why the program does not run. Without GO nothing is executed, so a spawn that was given up never runs. The
+process that is to become the program answers its supervisor in the same words, on a pipe.
 """
 
 import msgspec
@@ -8,7 +10,11 @@ import msgspec
 from workerd.engine import errors
 from workerd.engine.errors import CannotStart
 
+READY = b"ready"
+GO = b"go"
 STARTED = b"started"
+LONGEST = 1 << 16
+_LONGEST_TEXT = 4096
 _KINDS: dict[str, type[CannotStart]] = {
     kind.__name__: kind
     for kind in (
@@ -31,7 +37,8 @@ class _Failure(msgspec.Struct):
 
 def encode_failure(error: CannotStart) -> bytes:
     """Encode why the program does not run."""
-    return msgspec.json.encode(_Failure(type(error).__name__, error.subject, error.problem))
+    subject, problem = error.subject[:_LONGEST_TEXT], error.problem[:_LONGEST_TEXT]
+    return msgspec.json.encode(_Failure(type(error).__name__, subject, problem))
 
 
 def decode_failure(data: bytes) -> CannotStart:

@@ -16,6 +16,7 @@ from workerd.engine.catalog import EndedJob
 from workerd.engine.folder import JobFolder
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, disk_bytes
+from workerd.engine.threads import Threads
 
 log = structlog.get_logger()
 _GROWTH_SECONDS = 60.0  # how long the growth of running jobs may go unnoticed
@@ -66,6 +67,7 @@ class Retention:
         self._shelf = shelf
         self._storage = storage
         self._remove = remove
+        self._measuring = Threads("measuring jobs", most=1, limit_seconds=_GROWTH_SECONDS)
         self._measured_at: float | None = None
         self._retry_at: dict[str, float] = {}  # of the jobs that could not be removed
 
@@ -129,7 +131,7 @@ class Retention:
             return
         ids = self._shelf.catalog.unended()
         for some in (ids[at : at + _MEASURED_AT_ONCE] for at in range(0, len(ids), _MEASURED_AT_ONCE)):
-            sizes = await asyncio.to_thread(_measure, [self._shelf.folder(job_id).path for job_id in some])
+            sizes = await self._measuring.run(_measure, [self._shelf.folder(job_id).path for job_id in some])
             self._shelf.catalog.note_sizes(sizes)
         self._measured_at = now
 

@@ -3,13 +3,47 @@
 What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
 """
 
-from collections.abc import Collection
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection
 
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Share, User
+from workerd.engine.threads import Threads
 
 MAX_USERS = 1000
+_LIMIT_SECONDS = 30.0
+
+
+class Sharer:
+    """Shares jobs, one change of a job at a time: many changes of one job hold up no change of another."""
+
+    def __init__(self) -> None:
+        self._threads = Threads("sharing a job", most=8, limit_seconds=_LIMIT_SECONDS)
+        self._queues: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    async def set_rights(self, folder: JobFolder, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+        """Set what one user may do with a job from now on, as the function `set_rights` does.
+
+        Raises:
+            NoAnswer: that takes too long.
+        """
+        async with self._turn(folder.job_id):
+            return await self._threads.run(set_rights, folder, user, rights)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, job_id: str) -> AsyncIterator[None]:
+        """Wait for one's turn to change a job."""
+        lock, users = self._queues.get(job_id, (asyncio.Lock(), 0))
+        self._queues[job_id] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._queues.pop(job_id)
+            if users > 1:
+                self._queues[job_id] = lock, users - 1
 
 
 def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[Share, ...]:

@@ -21,17 +21,19 @@ import structlog
 
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
-from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, SpoolCorrupt
+from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, NoAnswer, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import has_end, has_output
+from workerd.engine.threads import Threads
 from workerd.engine.watcher import CLOSED, REPLACED, Watcher
 
 log = structlog.get_logger()
 _LOOKS_SECONDS = (0.001, 0.01, 0.1, 1.0)
 _SCAN_SECONDS = 60.0
 _HELD_SECONDS = 3.0
+_REMOVE_SECONDS = 30.0
 OnEnd = Callable[[JobSpec, JobEnd], None]
 """Told of a job that has ended; what it raises puts that off."""
 
@@ -70,6 +72,7 @@ class Shelf:
         self._labels = state_directory / "labels"
         self._drafts = state_directory / "drafts"
         self._removed = state_directory / "removed"
+        self._removing = Threads("removing a job's files", most=4, limit_seconds=_REMOVE_SECONDS)
 
     def __enter__(self) -> Self:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -178,7 +181,7 @@ class Shelf:
             if not journal.ended:
                 raise SpoolCorrupt(folder.journal, "it says nothing of an end")
             self.tell_end(folder, lock, journal)
-            async with _held(folder):
+            async with self._held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
         log.info("a job was removed", job=folder.path.name)
@@ -190,10 +193,28 @@ class Shelf:
             FileNotFoundError: it is not there.
         """
         with self._closing(_lock_damaged(folder)):
-            async with _held(folder):
+            async with self._held(folder):
                 removed = self._take_away(folder)
         await self._delete(removed)
         log.warning("a damaged job was removed", job=folder.path.name)
+
+    @contextlib.asynccontextmanager
+    async def _held(self, folder: JobFolder) -> AsyncIterator[None]:
+        """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock; only waiting takes a thread.
+
+        Raises:
+            NoAnswer: another holds it for too long.
+        """
+        descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # A copy: the thread may get its turn after this task was cancelled.
+                await self._removing.run(_wait_flock, os.dup(descriptor))
+            yield
+        finally:
+            os.close(descriptor)
 
     def _take_away(self, folder: JobFolder) -> Path:
         try:  # first: as soon as the folder is away, a new one may take its place, and enter the job again
@@ -206,8 +227,8 @@ class Shelf:
 
     async def _delete(self, removed: Path) -> None:
         try:
-            await asyncio.to_thread(shutil.rmtree, removed)
-        except (OSError, RuntimeError) as error:  # RuntimeError: no thread; the next start sweeps it away
+            await self._removing.run(shutil.rmtree, removed)
+        except (NoAnswer, OSError, RuntimeError) as error:  # RuntimeError: no thread; the next start sweeps it away
             log.error("the files of a removed job are still there", folder=str(removed), error=str(error))
 
     def tell_end(self, folder: JobFolder, lock: int, journal: Journal) -> None:
@@ -293,21 +314,6 @@ def _lock_damaged(folder: JobFolder) -> int | None:
         return folder.try_lock()
     except SpoolCorrupt:
         return None
-
-
-@contextlib.asynccontextmanager
-async def _held(folder: JobFolder) -> AsyncIterator[None]:
-    """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock; only waiting takes a thread."""
-    descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # A copy: the thread may get its turn after this task was cancelled.
-            await asyncio.to_thread(_wait_flock, os.dup(descriptor))
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _wait_flock(descriptor: int) -> None:

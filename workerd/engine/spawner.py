@@ -9,6 +9,8 @@ import functools
 import os
 import time
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -22,19 +24,35 @@ from workerd.engine.errors import (
     LimitMet,
     NeverForced,
     ResourcesExhausted,
+    SpawnGivenUp,
     SpoolCorrupt,
+    StartUnconfirmed,
     TooManyJobs,
 )
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import JobSpec, JobState, JobStatus, User
-from workerd.engine.launcher import Launcher
+from workerd.engine.launcher import START_SECONDS, Launcher
 from workerd.engine.request import SpawnRequest
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, can_limit_logs
+from workerd.engine.threads import Threads
 
 log = structlog.get_logger()
 _FINISH_SECONDS = 5.0
+_ACCOUNT_SECONDS = 30.0  # where accounts are kept on another machine, that may be down
 _KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
+
+
+@dataclass(slots=True)
+class _Spawning:
+    """A job that is being started, and who waits for it."""
+
+    task: asyncio.Task[None] = field(init=False)
+    callers: list[Callable[[], bool]] = field(default_factory=list)
+
+    def is_wanted(self) -> bool:
+        """Return whether any caller is still there."""
+        return any(is_wanted() for is_wanted in self.callers)
 
 
 class Spawner:
@@ -51,13 +69,15 @@ class Spawner:
         self._storage = storage
         self._admission = Admission(limits)
         self._launcher = launcher
-        self._spawning: dict[str, asyncio.Task[None]] = {}
+        self._looking_up = Threads("looking up an account", most=4, limit_seconds=_ACCOUNT_SECONDS)
+        self._spawning: dict[str, _Spawning] = {}
 
-    async def spawn(self, request: SpawnRequest) -> str:
+    async def spawn(self, request: SpawnRequest, is_wanted: Callable[[], bool] = lambda: True) -> str:
         """Start a job and wait until its program runs.
 
         Args:
             request: what to run. A request of the same owner with the same key finds the job of the first.
+            is_wanted: return whether the caller is still there. A job that no caller waits for is not started.
 
         Returns:
             The job's id.
@@ -67,19 +87,23 @@ class Spawner:
             CannotStart: the program does not run; nothing is left of the job.
             Draining: no new jobs are taken.
             LimitMet: it would be too much; a repeated request never is.
+            SpawnGivenUp: nobody waits for it any more.
+            NoAnswer: something that it takes did not answer in time; StartUnconfirmed if the program may run.
             LauncherFailed: the supervisor failed.
             OSError: the state directory cannot be used.
         """
         request.check(self._storage, lambda: self._can_limit_logs)
         key = request.request_key
         job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
-        task = self._spawning.get(job_id)
-        if task is None:
+        spawning = self._spawning.get(job_id)
+        if spawning is None:
             if not self._shelf.folder(job_id).path.exists():
                 self._admission.admit(request, time.monotonic())
-            task = self._spawning[job_id] = asyncio.create_task(self._spawn(job_id, request, time.time_ns()))
-            task.add_done_callback(lambda done: self._spawned(job_id, done))
-        await asyncio.shield(task)
+            spawning = self._spawning[job_id] = _Spawning()
+            spawning.task = asyncio.create_task(self._spawn(job_id, request, time.time_ns(), spawning))
+            spawning.task.add_done_callback(lambda done: self._spawned(job_id, done))
+        spawning.callers.append(is_wanted)
+        await asyncio.shield(spawning.task)
         return job_id
 
     @functools.cached_property
@@ -90,7 +114,7 @@ class Spawner:
         """Wait for the jobs that are being started; those that take too long are left to the next daemon."""
         if not self._spawning:
             return
-        _, given_up = await asyncio.wait(self._spawning.values(), timeout=_FINISH_SECONDS)
+        _, given_up = await asyncio.wait([each.task for each in self._spawning.values()], timeout=_FINISH_SECONDS)
         if given_up:
             log.warning("jobs that are still being started are left to the next daemon", jobs=[*self._spawning])
             for task in given_up:
@@ -101,18 +125,20 @@ class Spawner:
         del self._spawning[job_id]
         if task.cancelled():
             return
-        if (error := task.exception()) is not None and not isinstance(error, CannotStart | Draining | LimitMet):
+        if (error := task.exception()) is not None and not isinstance(
+            error, CannotStart | Draining | LimitMet | SpawnGivenUp
+        ):
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
-    async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int) -> None:
+    async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int, spawning: "_Spawning") -> None:
         try:
             if not self._shelf.folder(job_id).path.exists():
                 await self._check_room(request.owner)
-            account = await asyncio.to_thread(find_account, request.run_as) if request.run_as else None
+            account = await self._looking_up.run(find_account, request.run_as) if request.run_as else None
             spec = request.specify(job_id, created_ns, self._storage, account)
             lock = await self._claim(spec)
             if lock is not None:
-                await self._start(spec, lock)
+                await self._start(spec, lock, spawning)
         except OSError as error:
             if error.errno not in SHORTAGES:
                 raise
@@ -123,7 +149,15 @@ class Spawner:
 
         Raises:
             SpoolCorrupt: its folder is there and damaged.
+            StartUnconfirmed: another spawn with the same key does not get on.
         """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                return await self._wait_claim(spec)
+        except TimeoutError:
+            raise StartUnconfirmed(spec.id, START_SECONDS) from None
+
+    async def _wait_claim(self, spec: JobSpec) -> int | None:
         folder = self._shelf.folder(spec.id)
         while True:
             lock = self._shelf.claim(spec)
@@ -152,14 +186,14 @@ class Spawner:
         finally:
             os.close(lock)
 
-    async def _start(self, spec: JobSpec, lock: int) -> None:
+    async def _start(self, spec: JobSpec, lock: int, spawning: "_Spawning") -> None:
         folder = self._shelf.folder(spec.id)
         try:
             if self._shelf.drain.exists():
                 raise Draining
             await self._enter(spec)
-            await self._launcher.launch(folder, lock)
-        except asyncio.CancelledError:
+            await self._launcher.launch(folder, lock, spawning.is_wanted)
+        except (asyncio.CancelledError, StartUnconfirmed):
             raise  # what was executed is not known here: the keeper sees it from the folder
         except BaseException:
             # With a status the program may have been executed: the keeper ends the job as lost, and its key finds it.

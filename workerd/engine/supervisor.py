@@ -57,8 +57,9 @@ from workerd.engine.job import (
     User,
 )
 from workerd.engine.journal import Ended, Journal, JournalWriter, NotStarted, Stated, Supervised
-from workerd.engine.reply import STARTED, encode_failure
+from workerd.engine.reply import GO, LONGEST, READY, STARTED, encode_failure
 
+_GO_SECONDS = 60.0  # an engine that takes longer has been stopped; it asks another supervisor when it goes on
 _LONGEST_WAIT_SECONDS = 86_400.0  # epoll_wait(2) counts milliseconds in an int
 
 
@@ -107,8 +108,10 @@ def supervise(folder: JobFolder, journal: Journal, lock: int, reply: int) -> Non
         folder: holds the journal and nothing else of the job.
         journal: what that says: only what was asked for.
         lock: the descriptor of the journal, which holds the job's lock; kept until the end.
-        reply: where to say whether the program runs (`workerd.engine.reply`).
+        reply: a socket on which to ask whether to go on, and to say whether the program runs (`workerd.engine.reply`).
     """
+    if not _may_go_on(reply):
+        return
     if journal.spec is None:
         raise SpoolCorrupt(folder.journal, "its first record does not check")
     writer = JournalWriter(lock, folder.job_id, journal.size)
@@ -372,9 +375,20 @@ class Supervisor:
         return read_end
 
 
+def _may_go_on(reply: int) -> bool:
+    """Return whether the engine still waits for the job to be started. Nothing of the job was touched before that."""
+    engine = select.poll()
+    engine.register(reply, select.POLLIN)
+    try:
+        os.write(reply, READY)
+        return bool(engine.poll(_GO_SECONDS * 1000)) and os.read(reply, LONGEST) == GO
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+
+
 def _answer(reply: int, data: bytes) -> None:
     # The daemon may have been killed meanwhile; whoever repeats the spawn finds the job in its folder.
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         os.write(reply, data)
 
 

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from workerd.engine import pidfd
 
-KILL_SECONDS = 30.0  # how long a process that got SIGKILL is waited for
-
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
     """Walk the processes below one process, parents before children.
@@ -46,31 +44,32 @@ def signal_descendants(pid: int, *signals: signal.Signals) -> None:
                         signal.pidfd_send_signal(handle, number)
 
 
-def kill_marked(variable: str) -> None:
-    """Send SIGKILL to every process of this user's that was started with an environment variable, until none is left.
+def kill_marked(variable: str) -> list[int]:
+    """Send SIGKILL to every process of this user's that was started with an environment variable.
 
     It is the last means, for a job whose supervisor is gone and that had no cgroup: a process that was given another
-    environment since is not found (proc_pid_environ(5)).
+    environment since is not found (proc_pid_environ(5)). What is forked meanwhile may be missed: look again until
+    nothing is found.
 
     Args:
         variable: as NAME=VALUE.
 
-    Raises:
-        TimeoutError: one does not end, as in an uninterruptible sleep.
+    Returns:
+        A pidfd of each, for the caller to close.
     """
     wanted = variable.encode()
-    found = True
-    while found:
-        found = False
-        for name in os.listdir("/proc"):
-            if name.isdecimal() and wanted in _environment(int(name)):
+    handles = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and wanted in _environment(int(name)):
+            with contextlib.suppress(ProcessLookupError):
+                handle = os.pidfd_open(int(name))
                 # Held before it is looked at again: an id that was recycled in between would be another's.
-                with contextlib.suppress(ProcessLookupError), pidfd.hold(int(name)) as handle:
-                    if wanted in _environment(int(name)):
-                        found = True
-                        signal.pidfd_send_signal(handle, signal.SIGKILL)
-                        if not pidfd.wait_ended(handle, KILL_SECONDS):
-                            raise TimeoutError(f"process {name} has not ended within {KILL_SECONDS:g} s of SIGKILL")
+                if wanted in _environment(int(name)):
+                    handles.append(handle)
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                else:
+                    os.close(handle)
+    return handles
 
 
 def _environment(pid: int) -> list[bytes]:

@@ -2,9 +2,11 @@
 
 Forking is safe and cheap here and nowhere else: no thread, no event loop, no gRPC, nothing but what a supervisor needs.
 A request is one message on a socket pair (unix(7), SOCK_SEQPACKET): the job's id, and the descriptors of its folder, of
-its lock and of the pipe for the answer. The zygote ends when the daemon does; its supervisors live on.
+its lock and of the socket for the answer (`workerd.engine.reply`). The zygote ends when the daemon does; its
+supervisors live on.
 """
 
+import contextlib
 import gc
 import os
 import signal
@@ -38,7 +40,9 @@ def serve(requests: socket.socket) -> None:
         try:
             pid = os.fork()
         except OSError as error:  # no process, no memory: for this job, not for the zygote
-            os.write(reply, encode_failure(ResourcesExhausted("a supervisor", f"no process for it: {error.strerror}")))
+            problem = f"no process for it: {error.strerror}"
+            with contextlib.suppress(BrokenPipeError):
+                os.write(reply, encode_failure(ResourcesExhausted("a supervisor", problem)))
         else:
             if pid == 0:
                 requests.close()

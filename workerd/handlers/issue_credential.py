@@ -1,6 +1,5 @@
 """IssueCredential: give the caller a further certificate, with fewer rights and for a shorter time."""
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,7 +32,7 @@ async def issue_credential(call: Call, request: IssueCredentialRequest) -> Issue
     holder, rights = call.identity, frozenset(request.rights)
     _require(rights, call.caller)
     # In a thread: the key comes off the disk, and whatever makes certificates is slow to import.
-    issued, serial, expires_at = await asyncio.to_thread(_issue, call.daemon.pki, holder, request, rights)
+    issued, serial, expires_at = await call.daemon.signing.run(_issue, call.daemon.pki, holder, request, rights)
     call.caller.note("credential-issued", issued=serial, rights=sorted(rights), expires_at=expires_at.isoformat())
     return IssueCredentialResponse(certificate=issued, expires_at=expires_at)
 

@@ -41,7 +41,8 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             max_log_bytes=request.max_log_bytes,
             run_as=request.run_as or call.daemon.run_as,
             spawned_by=call.caller.actor,
-        )
+        ),
+        call.is_heard,
     )
     call.caller.note("job-spawned", job_id=job_id, program=request.program, args=list(request.args))
     return SpawnResponse(job_id=job_id)

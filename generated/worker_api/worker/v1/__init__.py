@@ -185,6 +185,12 @@ class ErrorReason(betterproto2.Enum):
     The daemon has no key to sign certificates with. (FAILED_PRECONDITION)
     """
 
+    NO_ANSWER = 23
+    """
+    A process, a disk or a service of the daemon's machine did not answer in time. What was asked for may still be done.
+    (DEADLINE_EXCEEDED)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -211,6 +217,7 @@ class ErrorReason(betterproto2.Enum):
             20: "ERROR_REASON_USER_UNKNOWN",
             21: "ERROR_REASON_ACCOUNT_UNUSABLE",
             22: "ERROR_REASON_CANNOT_ISSUE",
+            23: "ERROR_REASON_NO_ANSWER",
         }
 
     @classmethod
@@ -239,6 +246,7 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_USER_UNKNOWN": 20,
             "ERROR_REASON_ACCOUNT_UNUSABLE": 21,
             "ERROR_REASON_CANNOT_ISSUE": 22,
+            "ERROR_REASON_NO_ANSWER": 23,
         }
 
 
@@ -274,7 +282,7 @@ class JobState(betterproto2.Enum):
 
     DAMAGED = 5
     """
-    The job's files cannot be read: only List tells of it, with `damage`, and Remove works on it.
+    The job's files cannot be read. Only List shows it, with `damage`. Remove deletes it once no process of it is left.
     """
 
     @classmethod

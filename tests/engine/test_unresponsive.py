@@ -1,0 +1,291 @@
+"""Processes that do not answer: a stopped zygote, a stopped supervisor, processes that no signal ends, hung calls."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engine.logs import ME, read_log, shell
+from tests.waiting import eventually
+from workerd.engine import launcher, stopping
+from workerd.engine.engine import Engine
+from workerd.engine.errors import LauncherFailed, NoAnswer, SpawnGivenUp, StartUnconfirmed, StopUnconfirmed
+from workerd.engine.job import JobState, Killed, Lost, Stopped, Stream
+from workerd.engine.reply import READY
+from workerd.engine.threads import Threads
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+# Not before the supervisor has confirmed the start.
+STOPS_ITS_SUPERVISOR = "while [ ! -e go ]; do sleep 0.02; done; kill -STOP $PPID; echo stopped; exec sleep 1000"
+KEEPS_ITS_SUPERVISOR_STOPPED = (
+    f"{STOPS_ITS_SUPERVISOR.removesuffix('exec sleep 1000')} while kill -STOP $PPID; do :; done"
+)
+
+
+def zygote_of(engine: Engine) -> int:
+    assert engine._launcher._zygote is not None
+    return engine._launcher._zygote.pid
+
+
+def supervisor_of(engine: Engine, job_id: str) -> int:
+    supervisor = engine._shelf.folder(job_id).read().supervisor
+    assert supervisor is not None
+    return supervisor.pid
+
+
+async def spawn_stopped(engine: Engine, directory: Path, script: str) -> str:
+    """Spawn a job that stops its supervisor, and wait until it has."""
+    job_id = await engine.spawn(shell(script, working_directory=str(directory)))
+    (directory / "go").touch()
+    await eventually(lambda: _is_stopped(supervisor_of(engine, job_id)))
+    return job_id
+
+
+async def test_a_stopped_zygote_is_replaced_and_the_spawn_done(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_STUCK_SECONDS", 0.5)
+    before = zygote_of(engine)
+    os.kill(before, signal.SIGSTOP)
+    async with asyncio.timeout(30):
+        ids = await asyncio.gather(*(engine.spawn(shell("echo ran")) for _ in range(3)))
+    assert zygote_of(engine) != before
+    for job_id in ids:
+        assert (await read_log(engine, job_id)).stdout == b"ran\n"
+
+
+async def test_a_spawn_that_its_caller_gave_up_never_runs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launcher, "_STUCK_SECONDS", 0.5)
+    os.kill(zygote_of(engine), signal.SIGSTOP)
+    callers = {"is there": True}
+    ran = tmp_path / "ran"
+    spawning = asyncio.create_task(engine.spawn(shell(f"echo > {ran}"), lambda: callers["is there"]))
+    await eventually(lambda: _is_true(engine._launcher._sending.locked() or bool(engine._spawner._spawning)))
+    callers["is there"] = False
+    with pytest.raises(SpawnGivenUp):
+        async with asyncio.timeout(30):
+            await spawning
+    last = await engine.spawn(shell("true"))  # the zygote has come past the one before
+    await read_log(engine, last)
+    assert not ran.exists()
+    assert [path.name for path in engine._shelf.jobs.iterdir()] == [last]
+
+
+async def test_a_spawn_that_one_of_two_callers_gave_up_runs(engine: Engine) -> None:
+    request = shell("echo ran", request_key="both")
+    first, second = await asyncio.gather(engine.spawn(request, lambda: False), engine.spawn(request, lambda: True))
+    assert first == second
+    assert (await read_log(engine, first)).stdout == b"ran\n"
+
+
+async def test_no_supervisor_in_time_is_an_answer_and_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher's last resort, when the zygotes that it starts do not get on either."""
+    monkeypatch.setattr(launcher, "_STUCK_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "_READY_SECONDS", 0.2)
+    monkeypatch.setattr(engine._launcher, "_kill_stuck_zygote", lambda: None)
+    os.kill(zygote_of(engine), signal.SIGSTOP)
+    try:
+        with pytest.raises(LauncherFailed, match=r"none was ready within 0\.2 s"):
+            async with asyncio.timeout(30):
+                await engine.spawn(shell("true"))
+    finally:
+        os.kill(zygote_of(engine), signal.SIGCONT)
+    assert not [*engine._shelf.jobs.iterdir()]
+    await read_log(engine, await engine.spawn(shell("true")))
+
+
+async def test_a_start_that_is_not_confirmed_in_time_is_an_answer_and_may_still_come(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the disk or the program's file hangs: here the confirmation is held back."""
+    monkeypatch.setattr(launcher, "START_SECONDS", 0.3)
+    received = launcher._receive
+    answers = []
+
+    async def hold_back(there: object) -> bytes:
+        answers.append(await received(there))  # type: ignore[arg-type]
+        if answers[-1] != READY:
+            await asyncio.sleep(1)
+        return answers[-1]
+
+    monkeypatch.setattr(launcher, "_receive", hold_back)
+    with pytest.raises(StartUnconfirmed) as unconfirmed:
+        await engine.spawn(shell("echo ran"))
+    [job] = [path.name for path in engine._shelf.jobs.iterdir()]
+    assert job in str(unconfirmed.value)
+    assert (await read_log(engine, job)).stdout == b"ran\n"
+
+
+async def test_a_supervisor_that_was_stopped_is_continued_to_take_an_order(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stopping, "_LOOK_SECONDS", 0.2)
+    job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
+    async with asyncio.timeout(20):
+        await engine.stop(job_id, ME, 5)
+        log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert log.end.cause == Stopped(ME, signal.SIGTERM, Killed(signal.SIGTERM))
+    assert log.stdout == b"stopped\n"
+
+
+async def test_a_job_that_keeps_its_supervisor_stopped_is_killed_and_has_a_typed_end(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stopping, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(stopping, "_PATIENCE_SECONDS", 1.0)
+    job_id = await spawn_stopped(engine, tmp_path, KEEPS_ITS_SUPERVISOR_STOPPED)
+    async with asyncio.timeout(30):
+        await engine.stop(job_id, ME, 0)
+        log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert log.end.cause in (
+        Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL)),
+        Killed(signal.SIGKILL),  # the supervisor saw the program's end before it came to the order
+    )
+    assert log.stdout == b"stopped\n"
+
+
+async def test_a_stop_that_cannot_be_carried_out_is_an_answer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(stopping, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(stopping, "_LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr(engine._stopper, "_continue_supervisor", lambda _: None)  # as if it hung in the kernel
+    job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
+    supervisor = supervisor_of(engine, job_id)
+    with pytest.raises(StopUnconfirmed, match=job_id):
+        async with asyncio.timeout(20):
+            await engine.stop(job_id, ME, 0)
+    os.kill(supervisor, signal.SIGCONT)
+    assert (await read_log(engine, job_id)).end is not None
+
+
+@pytest.fixture
+def freezer() -> Iterator[Path]:
+    """A cgroup whose processes no signal ends while it is frozen (cgroup v1, freezer)."""
+    if os.geteuid() != 0 or not os.access(FREEZER, os.W_OK):
+        pytest.skip("needs root and a freezer of cgroup version 1")
+    directory = FREEZER / f"workerd-test-{os.getpid()}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        (directory / "freezer.state").write_text("THAWED")
+        for pid in (directory / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        limit = time.monotonic() + 30
+        while (directory / "cgroup.procs").read_text():
+            assert time.monotonic() < limit, "frozen processes do not end once thawed"
+            time.sleep(0.02)
+        directory.rmdir()
+
+
+async def test_processes_that_no_signal_ends_hold_up_their_own_jobs_alone(tmp_path: Path, freezer: Path) -> None:
+    """More of them than there are threads of any kind."""
+    async with Engine(tmp_path) as engine:
+        held = [await engine.spawn(shell("exec sleep 1000")) for _ in range(12)]
+        ordinary = await engine.spawn(shell("exec sleep 1000"))
+        for job_id in held:
+            (freezer / "cgroup.procs").write_text(str(engine.status(job_id).status.pid))
+        (freezer / "freezer.state").write_text("FROZEN")
+        await eventually(lambda: _is_true((freezer / "freezer.state").read_text() == "FROZEN\n"))
+        for job_id in (*held, ordinary):
+            os.kill(supervisor_of(engine, job_id), signal.SIGKILL)
+        async with asyncio.timeout(10):
+            log = await read_log(engine, ordinary)
+            assert log.end is not None
+            assert isinstance(log.end.cause, Lost)
+            done = await engine.spawn(shell("true"))
+            await read_log(engine, done)
+            await engine.share(done, ME, ["status"])
+            await engine.remove(done)
+        began = time.monotonic()
+    assert time.monotonic() - began < 5  # the engine ends without waiting for them
+    (freezer / "freezer.state").write_text("THAWED")
+    async with Engine(tmp_path) as engine:
+        for job_id in held:
+            assert engine.status(job_id).status.state is not JobState.DAMAGED
+            async with asyncio.timeout(30):
+                assert (await read_log(engine, job_id, streams=frozenset(Stream))).end is not None
+
+
+async def test_a_call_that_hangs_is_an_answer_and_holds_up_no_other_kind() -> None:
+    hung, fine = (Threads(work, most=1, limit_seconds=0.3) for work in ("hanging", "working"))
+    read_end, write_end = os.pipe()
+    try:
+        with pytest.raises(NoAnswer, match=r"hanging took more than 0\.3 s"):
+            await hung.run(os.read, read_end, 1)
+        assert await fine.run(len, "four") == 4
+        with pytest.raises(NoAnswer):  # its only turn is taken until the thread is done
+            await hung.run(len, "four")
+        os.write(write_end, b"x")
+        await eventually(lambda: _has_turn(hung))
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+async def test_an_error_of_a_call_in_a_thread_is_the_callers() -> None:
+    with pytest.raises(TimeoutError, match="of its own"):
+        await Threads("failing", most=1, limit_seconds=5).run(_fail)
+
+
+def test_a_call_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    code = """
+import asyncio, os
+from workerd.engine.errors import LauncherFailed, NoAnswer
+from workerd.engine.reply import READY
+from workerd.engine.threads import Threads
+
+async def main():
+    try:
+        await Threads("hanging", most=1, limit_seconds=0.1).run(os.read, os.pipe()[0], 1)
+    except NoAnswer:
+        print("answered")
+
+asyncio.run(main())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "answered\n"), ended.stderr
+
+
+async def test_changes_of_one_jobs_shares_hold_up_no_other_job(engine: Engine) -> None:
+    """The changes of one job wait for each other, and none of another job or another kind for them."""
+    one, other = await engine.spawn(shell("true")), await engine.spawn(shell("true"))
+    with engine._shelf.folder(one).wait_held():
+        waiting = [asyncio.create_task(engine.share(one, ME, ["status"])) for _ in range(100)]
+        async with asyncio.timeout(10):
+            assert len(await engine.share(other, ME, ["status"])) == 1
+            await read_log(engine, await engine.spawn(shell("true")))
+            await engine.remove(other)
+    async with asyncio.timeout(20):
+        assert len(set(await asyncio.gather(*waiting))) == 1
+
+
+def _fail() -> None:
+    raise TimeoutError("of its own")
+
+
+async def _has_turn(threads: Threads) -> bool:
+    with contextlib.suppress(NoAnswer):
+        return await threads.run(len, "four") == 4
+    return False
+
+
+async def _is_true(condition: bool) -> bool:
+    return condition
+
+
+async def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -1,0 +1,128 @@
+"""Stopping a job: by an order to its supervisor, and past that if it does not act.
+
+A job may stop its own supervisor (SIGSTOP), as may anything else of its account. So a supervisor that does not take an
+order is continued, at last with the job's processes killed first. It then takes the order and writes the end.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import structlog
+
+from workerd.engine import pidfd, tree
+from workerd.engine.errors import FormatTooNew, SpoolCorrupt, StopUnconfirmed
+from workerd.engine.folder import JobFolder
+from workerd.engine.identity import boot_id
+from workerd.engine.job import Job, JobState, StopOrder
+from workerd.engine.journal import Journal
+from workerd.engine.remains import find_processes, kill_remains
+from workerd.engine.shelf import Shelf
+from workerd.engine.threads import Threads
+
+log = structlog.get_logger()
+_LOOK_SECONDS = 2.0  # a supervisor takes an order at once, unless the machine is overloaded or it was stopped
+_PATIENCE_SECONDS = 10.0
+_LIMIT_SECONDS = 60.0
+
+
+class Stopper:
+    """Stops jobs on a shelf, which is entered.
+
+    Args:
+        status: return how a job stands, as `Engine.status` does.
+    """
+
+    def __init__(self, shelf: Shelf, status: Callable[[str], Job]) -> None:
+        self._shelf = shelf
+        self._status = status
+        self._looking = Threads("looking for a job's processes", most=2, limit_seconds=_LIMIT_SECONDS)
+
+    async def stop(self, folder: JobFolder, order: StopOrder) -> Job:
+        """Order a job to be stopped, and wait until its supervisor has taken the order or the job has ended.
+
+        Returns:
+            The job as it stands then.
+
+        Raises:
+            FileNotFoundError, JobNotFound: there is no such job.
+            SpoolCorrupt: it is damaged.
+            StopUnconfirmed: neither has come about within a limit, though the job's processes were sent SIGKILL.
+        """
+        with self._shelf.watcher.watch(folder.path) as changed:
+            is_ordered, began = False, time.monotonic()
+            while True:
+                changed.clear()
+                job = self._look(folder, order)
+                if job.ended:
+                    return job
+                if not is_ordered:
+                    is_ordered = _order_stop(folder, order)
+                elif job.status.state is JobState.STOPPING:
+                    return job
+                try:
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await changed.wait()
+                except TimeoutError:
+                    waited = time.monotonic() - began
+                    if waited > _LIMIT_SECONDS + order.grace_seconds:
+                        raise StopUnconfirmed(folder.job_id, waited) from None
+                    await self._insist(folder, has_patience=waited < max(_PATIENCE_SECONDS, order.grace_seconds))
+
+    def _look(self, folder: JobFolder, order: StopOrder) -> Job:
+        try:
+            return self._status(folder.job_id)
+        except SpoolCorrupt as error:  # it may run all the same
+            if isinstance(error, FormatTooNew) or not _try_order(folder, order):
+                raise
+            advice = "it was ordered to stop all the same: remove it when it has ended"
+            raise SpoolCorrupt(error.path, error.problem, advice) from error
+
+    async def _insist(self, folder: JobFolder, *, has_patience: bool) -> None:
+        """Continue a supervisor that does not act; with no patience left, kill the job's processes before.
+
+        Of jobs of formats 1 and 2 the supervisor is not known for certain, and nothing is done.
+        """
+        with contextlib.suppress(SpoolCorrupt, FileNotFoundError):
+            journal = folder.read()
+            if not has_patience and (processes := find_processes(folder, journal, self._shelf.spool)) is not None:
+                log.warning("a supervisor does not take an order: its job is killed", job=folder.job_id)
+                await kill_remains(processes, self._looking)
+            self._continue_supervisor(journal)
+
+    def _continue_supervisor(self, journal: Journal) -> None:
+        supervisor = journal.supervisor
+        if supervisor is None or supervisor.boot != boot_id() or journal.spool != self._shelf.spool:
+            return
+        # PermissionError: where another account's supervisor has the id now, which the second look finds out.
+        with contextlib.suppress(ProcessLookupError, PermissionError), pidfd.hold(supervisor.pid) as handle:
+            if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
+                signal.pidfd_send_signal(handle, signal.SIGCONT)
+
+
+def _try_order(folder: JobFolder, order: StopOrder) -> bool:
+    """Order a damaged job to be stopped; return False if its supervisor cannot be told."""
+    try:
+        return folder.order_stop(order)
+    except SpoolCorrupt:
+        return False
+
+
+def _order_stop(folder: JobFolder, order: StopOrder) -> bool:
+    """Order a job to be stopped; return False if its supervisor has gone, or is about to write the end.
+
+    Raises:
+        SpoolCorrupt: it runs, and there is nothing that its supervisor takes orders from.
+    """
+    with contextlib.suppress(SpoolCorrupt):
+        if folder.order_stop(order):
+            return True
+        if os.path.lexists(folder.control):
+            return False
+    if folder.is_locked() and not folder.is_old and not folder.read().ended:
+        problem = "its supervisor can take no order"
+        raise SpoolCorrupt(folder.control, problem, "end the job's processes by hand")
+    return False
