@@ -1,17 +1,20 @@
 """Assembling the command line: the options before the subcommand, and the subcommands that are installed."""
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 import uvloop
 from cyclopts import App, Group, Parameter
 
 from pki.errors import InputInvalid, PkiError
+from workerctl.command_line import bind_job, split_command_line
 from workerctl.context import Context, warn
 from workerctl.errors import ClientError, sentence
 from workerctl.exit_codes import ExitCode
@@ -27,11 +30,11 @@ Without --endpoint, a daemon of your own on this machine is used, and started wh
 """
 
 
-def make_app(arguments: Sequence[str]) -> App:
-    """Build the application.
+def make_command(arguments: Sequence[str]) -> Callable[[], Any]:
+    """Build the application for one command line. Only the command that is meant is imported: it is faster.
 
-    Args:
-        arguments: the command line. Commands that it cannot mean are not imported, which is most of a start's time.
+    Returns:
+        Parses the command line, runs the command, and returns its exit code.
     """
     app = App(
         name="workerctl", help=HELP, version=version("workerd"), result_action="return_value", exit_on_error=False
@@ -39,9 +42,9 @@ def make_app(arguments: Sequence[str]) -> App:
     app.meta.result_action = "return_value"
     app.meta.group_parameters = Group("Connection", sort_key=1)  # a command's own options come first
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
-    own, verbatim = _split(arguments)
     installed = sorted(entry_points(group=GROUP), key=_ours_first)
-    meant = {entry_point.name for entry_point in installed} & set(own)
+    before = itertools.takewhile(lambda word: word != "--", arguments)
+    meant = {entry_point.name for entry_point in installed}.intersection(before)
     added: set[str] = set()
     for entry_point in installed:
         if entry_point.name in added:
@@ -83,7 +86,8 @@ def make_app(arguments: Sequence[str]) -> App:
         patience = Patience(retry_seconds, keepalive_seconds)
         pki = Path(pki_dir) if pki_dir else None
         context = Context(Target(endpoint or None, username or None, pki, certificate or None), patience)
-        command, bound, injected = app.parse_args([*tokens, *verbatim])
+        command, bound, injected = app.parse_args(tokens)
+        bind_job(command, bound, job)
         if "context" in injected:
             bound.arguments["context"] = context
         result = command(*bound.args, **bound.kwargs)
@@ -91,13 +95,14 @@ def make_app(arguments: Sequence[str]) -> App:
             result = uvloop.run(result)
         return int(result or ExitCode.OK)
 
-    return app
+    own, job = split_command_line(app, arguments)
+    return functools.partial(app.meta, own)
 
 
 def main_with(arguments: Sequence[str]) -> int:
     """Run a command line and return what to exit with. What goes wrong is one line on standard error."""
     try:
-        return int(make_app(arguments).meta(_split(arguments)[0]) or ExitCode.OK)
+        return int(make_command(arguments)() or ExitCode.OK)
     except cyclopts.CycloptsError as error:
         warn(f"{_in_words(error)} See --help.")
         return ExitCode.USAGE
@@ -131,16 +136,8 @@ def _in_words(error: cyclopts.CycloptsError) -> str:
             wanted.field_info.is_positional and not wanted.tokens
         ):
             return f"'{' '.join(error.command_chain or ())}' needs {wanted.name.removeprefix('--').upper()}."
-        case cyclopts.UnknownOptionError(unused_tokens=[program, *_]) if not program.startswith("-"):
-            return f"{' '.join(str(error).split())} A program with options of its own stands after --."
         case _:
             return " ".join(str(error).split())
-
-
-def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
-    """Split a command line before `--`: what stands after it is the job's, `--help` and all."""
-    end = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:end], arguments[end:]
 
 
 def _add(app: App, entry_point: EntryPoint) -> None:

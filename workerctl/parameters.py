@@ -10,7 +10,7 @@ from workerctl.output import OutputFormat
 Injected = Annotated[Context, Parameter(parse=False)]
 Output = Annotated[OutputFormat, Parameter(help="How to print the result: for people, or as JSON.")]
 Uuid = Annotated[str, Parameter(help="The job's id, as spawn printed it.")]
-CommandLine = Annotated[str, Parameter(help="After --: the program and its arguments, taken as they are.")]
+CommandLine = Annotated[str, Parameter(help="The program and its arguments, taken as they are.")]
 
 
 def split_rights(rights: str) -> list[str]:

@@ -126,7 +126,6 @@ def test_a_job_s_id_may_be_given_with_and_without_its_option(shared_daemon: Daem
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("run", "ls", "-l"), "Unknown option: -l. A program with options of its own stands after --."),
         (("run", "--nmae", "x", "--", "true"), "Did you mean --name? See --help."),
         (("stream-log", str(uuid.UUID(int=0)), "--no-follow"), "add --past-events, --offset or --last-bytes"),
         (("pki", "issue-client", "a/b"), "'a/b' cannot be the name of a user"),

@@ -1,0 +1,74 @@
+"""Which part of a command line is workerctl's, and which is the job's."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from worker_api.worker.v1 import SpawnRequest
+
+from workerctl.app import main_with
+from workerctl.client import Client
+
+OPTIONS_OF_OURS = ("--help", "--name", "x", "--endpoint=y", "--", "-l", "[1,2]", "--version")
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[SpawnRequest]:
+    """The requests that spawn would send."""
+    sent: list[SpawnRequest] = []
+
+    async def spawn(client: Client, request: SpawnRequest) -> str:
+        del client
+        sent.append(request)
+        return "a-job"
+
+    monkeypatch.setattr(Client, "spawn", spawn)
+    monkeypatch.setenv("WORKERCTL_ENDPOINT", "https://localhost:1")
+    monkeypatch.setenv("WORKERCTL_PKI_DIR", str(tmp_path))
+    return sent
+
+
+@pytest.mark.parametrize("before", [(), ("--",), ("--envs", "A=b", "--output", "json", "--")], ids=" ".join)
+@pytest.mark.parametrize("main_options", [(), ("--username", "spawn")], ids=" ".join)
+def test_nothing_after_the_program_s_name_is_an_option_of_workerctl(
+    requests: list[SpawnRequest], before: Sequence[str], main_options: Sequence[str]
+) -> None:
+    assert main_with([*main_options, "spawn", *before, "ls", *OPTIONS_OF_OURS]) == 0
+    [request] = requests
+    assert (request.program, request.args) == ("ls", list(OPTIONS_OF_OURS))
+
+
+def test_options_before_the_program_s_name_are_workerctl_s(requests: list[SpawnRequest]) -> None:
+    options = ("--name", "label", "--timeout-seconds=3", "--envs", "A=b")
+    assert main_with(["spawn", *options, "ls", "-l", "--name", "other"]) == 0
+    [request] = requests
+    assert (request.name, request.envs, request.args) == ("label", {"A": "b"}, ["-l", "--name", "other"])
+
+
+def test_a_command_without_a_program_takes_options_on_both_sides(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main_with(["pki", "show", "a/b", "--output", "json"]) == 2
+    assert main_with(["pki", "show", "--", "--help"]) == 2
+    err = capfd.readouterr().err
+    assert "'a/b' cannot be the name" in err
+    assert "'--help' cannot be the name" in err
+
+
+def cpu_seconds(count: int, *before: str) -> float:
+    """Return the processor time of a run with so many arguments that reaches no daemon."""
+    command = [sys.executable, "-m", "workerctl", "--pki-dir", "/nonexistent", "--endpoint", "https://localhost:1"]
+    process = subprocess.Popen([*command, "run", *before, "true", *map(str, range(count))], stderr=subprocess.DEVNULL)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    finally:
+        process.returncode = 0
+    assert os.waitstatus_to_exitcode(status) == 125
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("before", [(), ("--",)], ids=["bare", "after --"])
+def test_time_does_not_grow_with_the_number_of_arguments(before: tuple[str, ...]) -> None:
+    """Allowed is what copying them takes; parsing them took thirty times as long as all else."""
+    assert cpu_seconds(60_000, *before) < 4 * cpu_seconds(1, *before)
