@@ -15,11 +15,12 @@ from cyclopts import App, Group, Parameter
 
 from pki.errors import InputInvalid, PkiError
 from workerctl.command_line import bind_job, split_command_line
-from workerctl.context import Context, warn
+from workerctl.context import Context
 from workerctl.errors import ClientError, sentence
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_RETRY_SECONDS, Patience
 from workerctl.target import Target
+from workerctl.terminal import warn
 
 GROUP = "workerctl.commands"
 HELP = """Run programs on machines you are not sitting at, and get every byte of their output back.

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 from worker_api.worker.v1 import SpawnRequest
 
-from workerctl.context import warn
 from workerctl.durations import to_duration
 from workerctl.errors import UsageInvalid
-from workerctl.output import print_line
+from workerctl.terminal import print_line, warn
 
 
 def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:

@@ -9,9 +9,9 @@ from cyclopts import App, Parameter
 
 from pki.files import load_certificate
 from pki.store import DEFAULT_TRUST_DOMAIN
-from workerctl.context import warn
-from workerctl.output import format_lines, format_table, format_time, print_line
+from workerctl.output import format_lines, format_table, format_time
 from workerctl.parameters import Injected, Output
+from workerctl.terminal import print_line, print_lines, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it stands on cryptography, which is slow to import
@@ -108,7 +108,7 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
     for path, each in described:
         expires, only = format_time(each.not_after), ",".join(each.rights) or "-"
         rows.append((str(path), each.subject, each.purpose, each.state, expires, each.serial, only))
-    print_line(format_table(rows))
+    print_lines(format_table(rows))
 
 
 @app.command
@@ -135,7 +135,7 @@ def show(name: Name, *, output: Output = "text", context: Injected) -> None:
         "holds": f"from {format_time(description.not_before)} to {format_time(description.not_after)}",
         "state": description.state,
     }
-    print_line(format_lines(lines))
+    print_lines(format_lines(lines))
 
 
 @app.command

@@ -11,7 +11,7 @@ from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, 
 
 from pki.errors import PkiError
 from workerctl.client import Client
-from workerctl.context import Context, warn
+from workerctl.context import Context
 from workerctl.copying import copy_log
 from workerctl.errors import ClientError, sentence
 from workerctl.events import LogEvent, Output
@@ -20,6 +20,7 @@ from workerctl.log import LogCheck
 from workerctl.output import describe_end
 from workerctl.parameters import CommandLine, Injected
 from workerctl.spawning import JobOptions, print_started
+from workerctl.terminal import warn
 
 _LEAVING = (signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
