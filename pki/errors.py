@@ -3,8 +3,10 @@
 PkiError
 ├── AlreadyExists
 ├── Missing
+├── InventoryDamaged
 ├── InputInvalid
 │   ├── InvalidName
+│   ├── NameIssued
 │   ├── InvalidUserId
 │   ├── InvalidHost
 │   ├── InvalidTrustDomain
@@ -21,6 +23,7 @@ PkiError
     └── CertificateExpired
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -44,6 +47,16 @@ class Missing(PkiError):
         super().__init__(f"cannot read {path}: {problem}: {advice}")
 
 
+class InventoryDamaged(PkiError):
+    """The inventory of what was issued has a line that cannot be read."""
+
+    def __init__(self, path: Path, line: int, problem: str) -> None:
+        super().__init__(
+            f"cannot read line {line} of {path}: {problem}: put back what stood there; without it, its certificate"
+            " cannot be revoked by name"
+        )
+
+
 class InputInvalid(PkiError):
     """What somebody asks for is something that no certificate could hold."""
 
@@ -55,6 +68,17 @@ class InvalidName(InputInvalid):
         super().__init__(
             f"{name!r} cannot be the name of a user or a daemon: use letters, digits, '.', '_', '-' and '@',"
             " at most 64 of them"
+        )
+
+
+class NameIssued(InputInvalid):
+    """A name that was issued before, without a decision whose it is now."""
+
+    def __init__(self, name: str, user_ids: Sequence[str]) -> None:
+        known = f"user {user_ids[0]}" if len(user_ids) == 1 else f"users {', '.join(user_ids)}"
+        super().__init__(
+            f"{name!r} was issued before, to {known}: give --user-id {user_ids[-1]} for the same user, or --new-user"
+            " for another, who gets the roles that are given by this name"
         )
 
 

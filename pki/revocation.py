@@ -9,7 +9,11 @@ from pki.authority import Credential, digest_for
 
 
 def add_revoked(
-    authority: Credential, old: x509.CertificateRevocationList | None, serials: Iterable[int], now: datetime
+    authority: Credential,
+    old: x509.CertificateRevocationList | None,
+    serials: Iterable[int],
+    now: datetime,
+    number: int,
 ) -> x509.CertificateRevocationList:
     """Make the list that follows another, with further certificates on it.
 
@@ -20,6 +24,7 @@ def add_revoked(
         old: the list so far; None for the first.
         serials: the serial numbers of those that are revoked now.
         now: the time of that.
+        number: that of the new list.
     """
     revoked = {entry.serial_number: entry for entry in old or ()}
     for serial in serials:
@@ -30,7 +35,7 @@ def add_revoked(
         .issuer_name(authority.certificate.subject)
         .last_update(now)
         .next_update(authority.certificate.not_valid_after_utc)
-        .add_extension(x509.CRLNumber(1 if old is None else _number(old) + 1), critical=False)
+        .add_extension(x509.CRLNumber(number), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)
     )
     for entry in revoked.values():
@@ -50,7 +55,10 @@ def serials_on(crl: x509.CertificateRevocationList) -> frozenset[int]:
     return frozenset(entry.serial_number for entry in crl)
 
 
-def _number(crl: x509.CertificateRevocationList) -> int:
+def number_of(crl: x509.CertificateRevocationList | None) -> int:
+    """Return the number of a list (RFC 5280 §5.2.3); 0 if it has none, or there is no list."""
+    if crl is None:
+        return 0
     try:
         return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except x509.ExtensionNotFound:

@@ -101,7 +101,7 @@ def test_revoking_a_certificate_that_is_not_here_is_told(folder: PkiFolder, capf
     assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", serial]) == 0
     out, err = capfd.readouterr()
     assert out == f"{serial}\n"
-    assert "no certificate here has this serial number" in err
+    assert "no certificate with this serial number was issued here" in err
 
 
 @pytest.mark.parametrize("act", ["show", "renew"])

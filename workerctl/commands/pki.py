@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from pki.files import load_certificate
 from pki.store import DEFAULT_TRUST_DOMAIN
+from workerctl.errors import UsageInvalid
 from workerctl.output import format_lines, format_table, format_time
 from workerctl.parameters import Injected, Output
 from workerctl.terminal import print_line, print_lines, warn
@@ -47,6 +48,9 @@ def issue_client(
     user_id: Annotated[
         str | None, Parameter(help="The UUID of a user who exists, to rename them. [default: a new user]")
     ] = None,
+    new_user: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Give a name that was issued before to a new user.")
+    ] = False,
     days: Days = None,
     context: Injected,
 ) -> None:
@@ -54,7 +58,9 @@ def issue_client(
 
     Example: `workerctl --pki-dir /etc/workerd/pki pki issue-client acrimon`
     """
-    print_line(str(context.target.pki().issue_client(name, user_id, days)))
+    if user_id is not None and new_user:
+        raise UsageInvalid("give --user-id for a user who exists, or --new-user for another")
+    print_line(str(context.target.pki().issue_client(name, user_id, days, new_user=new_user)))
 
 
 @app.command
@@ -140,7 +146,7 @@ def show(name: Name, *, output: Output = "text", context: Injected) -> None:
 
 @app.command
 def revoke(
-    name: Annotated[str, Parameter(help="A user's name, for all their certificates, or a serial number.")],
+    name: Annotated[str, Parameter(help="A user's name or id, for all their certificates, or a serial number.")],
     *,
     context: Injected,
 ) -> None:
@@ -150,12 +156,18 @@ def revoke(
     """
     from pki.inventory import serial_text
 
-    for serial, revoked in context.target.pki().revoke(name).items():
+    folder = context.target.pki()
+    revocations = folder.revoke(name)
+    for serial, revoked in revocations.items():
         print_line(serial_text(serial))
         if revoked.was_revoked:
             warn(f"{serial_text(serial)} was revoked already")
-        elif revoked.certificate is None:
-            warn(f"revoked {serial_text(serial)}, though no certificate here has this serial number")
+        elif revoked.was_lost:
+            warn(f"{serial_text(serial)} was revoked already, but not on the list any more: it is again")
+        elif not revoked.is_known:
+            warn(f"revoked {serial_text(serial)}, though no certificate with this serial number was issued here")
+    for other, user_id in folder.inventory().names_left(revocations).items():
+        warn(f"the same user has certificates as {other}, which count: `pki revoke {user_id}` revokes them too")
 
 
 def _describe(path: Path, revoked: frozenset[int]) -> "Description":
