@@ -77,15 +77,22 @@ class Inventory:
         ids = [issued.user_id for issued in self.issued.values() if issued.name == name]
         return list(reversed(dict.fromkeys(reversed(ids))))
 
-    def names_left(self, serials: Iterable[int]) -> dict[str, str]:
-        """Return under which names the users of some certificates have others that were not revoked.
+    def other_names_of(self, serials: Iterable[int], now: datetime) -> dict[str, str]:
+        """Return under which other names the users of some certificates have certificates that count.
 
         Returns:
             User ids by name.
         """
-        users = {self.issued[serial].user_id for serial in serials if serial in self.issued}
-        left = (issued for serial, issued in self.issued.items() if serial not in self.revoked)
-        return {issued.name: issued.user_id for issued in left if issued.user_id in users}
+        given = [self.issued[serial] for serial in serials if serial in self.issued]
+        names, user_ids = {issued.name for issued in given}, {issued.user_id for issued in given}
+        return {
+            issued.name: issued.user_id
+            for serial, issued in self.issued.items()
+            if serial not in self.revoked
+            and now < issued.not_after
+            and issued.user_id in user_ids
+            and issued.name not in names
+        }
 
 
 def issued_of(certificate: x509.Certificate) -> Issued | None:

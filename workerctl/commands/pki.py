@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,7 +167,7 @@ def revoke(
             warn(f"{serial_text(serial)} was revoked already, but not on the list any more: it is again")
         elif not revoked.is_known:
             warn(f"revoked {serial_text(serial)}, though no certificate with this serial number was issued here")
-    for other, user_id in folder.inventory().names_left(revocations).items():
+    for other, user_id in folder.inventory().other_names_of(revocations, datetime.now(UTC)).items():
         warn(f"the same user has certificates as {other}, which count: `pki revoke {user_id}` revokes them too")
 
 
