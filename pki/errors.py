@@ -4,6 +4,7 @@ PkiError
 ├── AlreadyExists
 ├── Missing
 ├── InventoryDamaged
+├── ListOutdated
 ├── InputInvalid
 │   ├── InvalidName
 │   ├── NameIssued
@@ -54,6 +55,22 @@ class InventoryDamaged(PkiError):
         super().__init__(
             f"cannot read line {line} of {path}: {problem}: put back what stood there; without it, its certificate"
             " cannot be revoked by name"
+        )
+
+
+class ListOutdated(PkiError):
+    """A list of revoked certificates is older than one that was in use, and would pardon who was revoked since.
+
+    Args:
+        path: the list.
+        problem: what shows it.
+        memory: the file that the newer one is remembered in.
+    """
+
+    def __init__(self, path: Path, problem: str, memory: Path) -> None:
+        super().__init__(
+            f"{path} is refused: {problem}: put back the newest list, or make one with `workerctl pki revoke` where"
+            f" the authority is; to pardon whoever was revoked since, remove {memory} and restart"
         )
 
 

@@ -92,6 +92,15 @@ class PkiRegister(PkiLayout):
 
         return read_inventory(self.client_inventory)
 
+    def left_off_list(self) -> frozenset[int]:
+        """The serial numbers of certificates that were revoked, and are not on the list: it is an older one, or gone.
+
+        Raises:
+            Missing, InventoryDamaged: the list, the authority or the inventory cannot be read.
+        """
+        revoked = self.inventory().revoked
+        return revoked - self.revoked() if revoked else frozenset()
+
     def _load_inventory(self, authority: "x509.Certificate", found: Iterable[Path] = ()) -> "Inventory":
         """Read the inventory, after recording certificates in it that were issued by an earlier version; locked.
 

@@ -1,11 +1,41 @@
 """Lists of certificates that count no more before they expire (CRL, RFC 5280 §5). Pure: no file is touched here."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pki.authority import Credential, digest_for
+
+
+@dataclass(frozen=True, slots=True)
+class CrlVersion:
+    """Which list of an authority one is.
+
+    Attributes:
+        authority: a digest of the authority's public key, hexadecimal.
+        number: the list's (RFC 5280 §5.2.3); 0 if it has none.
+        digest: of the whole list, hexadecimal.
+    """
+
+    authority: str
+    number: int
+    digest: str
+
+
+def version_of(crl: x509.CertificateRevocationList, authority: x509.Certificate) -> CrlVersion:
+    """Return which list of an authority one is."""
+    return CrlVersion(key_digest(authority), number_of(crl), crl.fingerprint(hashes.SHA256()).hex())
+
+
+def key_digest(authority: x509.Certificate) -> str:
+    """Return a digest of an authority's public key, hexadecimal."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(authority.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    return digest.finalize().hex()
 
 
 def add_revoked(

@@ -106,6 +106,11 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
     """
     folder = context.target.pki()
     revoked = folder.revoked()
+    if left_off := folder.left_off_list():
+        warn(
+            f"{folder.client_crl} is not the newest list, and pardons {len(left_off)} that were revoked: put that one"
+            f" back, or have it made again with `pki revoke {min(left_off):X}`"
+        )
     described = [(path.relative_to(folder.path), _describe(path, revoked)) for path in folder.certificates()]
     if output == "json":
         for path, description in described:
