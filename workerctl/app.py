@@ -4,7 +4,7 @@ import asyncio
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,8 @@ from cyclopts import App, Group, Parameter
 from pki.errors import InputInvalid, PkiError
 from workerctl.command_line import bind_job, split_command_line
 from workerctl.context import Context
-from workerctl.errors import ClientError, sentence
+from workerctl.durations import read_seconds
+from workerctl.errors import ClientError, UsageInvalid, sentence
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_RETRY_SECONDS, Patience
 from workerctl.target import Target
@@ -77,16 +78,27 @@ def make_command(arguments: Sequence[str]) -> Callable[[], Any]:
         ] = None,
         retry_seconds: Annotated[
             float,
-            Parameter(env_var="WORKERCTL_RETRY_SECONDS", help="How long to try again when the daemon goes away."),
+            Parameter(
+                converter=read_seconds,
+                env_var="WORKERCTL_RETRY_SECONDS",
+                help="How long to try again when the daemon goes away.",
+            ),
         ] = DEFAULT_RETRY_SECONDS,
         keepalive_seconds: Annotated[
             float,
-            Parameter(env_var="WORKERCTL_KEEPALIVE_SECONDS", help="After how much silence a connection is dead."),
+            Parameter(
+                converter=read_seconds,
+                env_var="WORKERCTL_KEEPALIVE_SECONDS",
+                help="After how much silence a connection is dead.",
+            ),
         ] = DEFAULT_KEEPALIVE_SECONDS,
     ) -> int:
         patience = Patience(retry_seconds, keepalive_seconds)
         pki = Path(pki_dir) if pki_dir else None
         context = Context(Target(endpoint or None, username or None, pki, certificate or None), patience)
+        if arguments and not tokens:
+            given = {"--endpoint": endpoint, "--username": username, "--certificate": certificate, "--pki-dir": pki_dir}
+            raise UsageInvalid(_without_command(given, added))
         command, bound, injected = app.parse_args(tokens)
         bind_job(command, bound, job)
         if "context" in injected:
@@ -108,18 +120,19 @@ def main_with(arguments: Sequence[str]) -> int:
         warn(f"{_in_words(error)} See --help.")
         return ExitCode.USAGE
     except ClientError as error:
-        warn(sentence(error))
+        _report(error)
         return error.exit_code
-    except BrokenPipeError:
+    except BrokenPipeError as error:
+        _report_notes(error)
         return ExitCode.OUTPUT_CLOSED
     except UnicodeError as error:  # a job id, a label or a host that cannot be sent as it is
         warn(f"an argument is not text that can be sent: {error}")
         return ExitCode.USAGE
     except InputInvalid as error:
-        warn(sentence(error))
+        _report(error)
         return ExitCode.USAGE
     except (PkiError, OSError) as error:
-        warn(sentence(error))
+        _report(error)
         return ExitCode.FAILED
     except SystemExit as error:  # rich makes one of a reader of the help who has gone (Console.on_broken_pipe)
         if isinstance(error.__context__, BrokenPipeError):
@@ -129,8 +142,30 @@ def main_with(arguments: Sequence[str]) -> int:
         return ExitCode.INTERRUPTED
 
 
+def _report(error: Exception) -> None:
+    """Say what went wrong, and after it what its notes say (PEP 678)."""
+    warn(sentence(error))
+    _report_notes(error)
+
+
+def _report_notes(error: Exception) -> None:
+    for note in getattr(error, "__notes__", ()):
+        warn(note)
+
+
+def _without_command(given: Mapping[str, str | None], commands: Collection[str]) -> str:
+    """Say why a command line names no command."""
+    for option, value in given.items():
+        if value in commands:
+            return f"{option} takes {value!r} as its value, and then no command is left: give {option} VALUE {value}"
+    return "no command is given: `workerctl --help` shows them"
+
+
 def _in_words(error: cyclopts.CycloptsError) -> str:
     match error:
+        case cyclopts.UnknownCommandError(unused_tokens=[option, *_]) if option.startswith("-"):
+            name = option.partition("=")[0]
+            return f"{name} is no option that stands before the command: a command's own options stand after its name."
         case cyclopts.UnusedCliTokensError(unused_tokens=[first, *_]):
             return f"{first!r} is one argument too many."
         case cyclopts.MissingArgumentError(argument=cyclopts.Argument() as wanted) if (

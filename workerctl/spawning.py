@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 from worker_api.worker.v1 import SpawnRequest
 
-from workerctl.durations import to_duration
+from workerctl.durations import read_seconds, to_duration
 from workerctl.errors import UsageInvalid
-from workerctl.terminal import print_line, warn
+from workerctl.terminal import print_line
 
 
 def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
@@ -54,7 +54,11 @@ class JobOptions:
     ] = ""
     name: Annotated[str, Parameter(help="A label to find the job by.", show_default=False)] = ""
     timeout_seconds: Annotated[
-        float | None, Parameter(help="Seconds after which the job is stopped. [default: never]")
+        float | None,
+        Parameter(
+            converter=read_seconds,
+            help="Seconds, or a time such as 15m, after which the job is stopped. [default: never]",
+        ),
     ] = None
     max_log_bytes: Annotated[
         int,
@@ -105,15 +109,15 @@ class JobOptions:
 
 
 def print_started(job_id: str, line: str) -> None:
-    """Print the line that tells of a job that was started. If it cannot be, the job is told on standard error.
+    """Print the line that tells of a job that was started.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; a note tells the job.
     """
     try:
         print_line(line)
-    except OSError:
-        warn(f"job {job_id} was started, but this could not be written to standard output")
+    except OSError as error:
+        error.add_note(f"job {job_id} was started, but this could not be written to standard output")
         raise
 
 

@@ -64,8 +64,4 @@ def show_status(text: str) -> None:
 
 def _print(lines: Iterable[str]) -> None:
     text = "".join(f"{line}\n" for line in lines)
-    try:
-        write_all(1, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
-    except OSError as error:
-        error.filename = "standard output"
-        raise
+    write_all(1, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))

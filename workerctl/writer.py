@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
+import functools
 import os
 import queue
 import select
@@ -11,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 _MOST_OUTSTANDING = 1 << 22  # bytes
+_NAMES = {1: "standard output", 2: "standard error"}
 _SMALL_BYTES = 1 << 12  # what is cheaper to be put together than to be written by itself
 
 
@@ -31,7 +34,17 @@ def write_all(descriptor: int, data: bytes) -> None:
         except OSError as error:
             if error.errno == errno.EBADF:
                 raise BrokenPipeError(errno.EPIPE, "the output is closed") from error
+            error.filename = _NAMES.get(descriptor)
             raise
+
+
+@functools.cache
+def is_open(descriptor: int) -> bool:
+    """Return whether a descriptor could be written to when the program started."""
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY  # as `workerctl.__main__` fills it
+    except OSError:
+        return False
 
 
 class Writer:
