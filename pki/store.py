@@ -68,7 +68,9 @@ class PkiFolder(PkiRegister):
         for certificate in (self.server_ca, self.client_ca, self.server_certificate):
             require_free(certificate, self._advice_for_existing())
         if os.path.lexists(self.client_inventory):
-            raise AlreadyExists(self.client_inventory, f"it is another authority's; {_CHOOSE_ANOTHER_FOLDER}")
+            raise AlreadyExists(
+                self.client_inventory, f"it is another authority's; move it away, or {_CHOOSE_ANOTHER_FOLDER}"
+            )
         for user in users:
             require_free(self.client_certificate(user), _CHOOSE_ANOTHER_FOLDER)
         server_ca = make_authority("workerd server CA", trust_domain)

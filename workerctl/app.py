@@ -143,7 +143,7 @@ def main_with(arguments: Sequence[str]) -> int:
 
 
 def _report(error: Exception) -> None:
-    """Say what went wrong, and after it what its notes say (PEP 678)."""
+    """Print an error, and after it its notes (PEP 678)."""
     warn(sentence(error))
     _report_notes(error)
 
@@ -154,7 +154,7 @@ def _report_notes(error: Exception) -> None:
 
 
 def _without_command(given: Mapping[str, str | None], commands: Collection[str]) -> str:
-    """Say why a command line names no command."""
+    """Return the error for a command line without a command."""
     for option, value in given.items():
         if value in commands:
             return f"{option} takes {value!r} as its value, and then no command is left: give {option} VALUE {value}"

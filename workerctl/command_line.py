@@ -47,15 +47,18 @@ def bind_job(command: Callable[..., Any], bound: inspect.BoundArguments, job: Se
         job: the second part of what `split_command_line` returned.
     """
     if job:
-        bound.arguments[_job_parameter(command)] = tuple(job[job[0] == _END_OF_OPTIONS :])
+        name = _job_parameter(command)
+        parsed = bound.arguments.get(
+            name, ()
+        )  # of what looks like an option, cyclopts takes negative numbers for words
+        bound.arguments[name] = (*parsed, *job[job[0] == _END_OF_OPTIONS :])
 
 
 def _job_parameter(command: Callable[..., Any]) -> str:
     """Return the name of the parameter that takes the program and its arguments; empty if there is none."""
-    with contextlib.suppress(NameError):  # an annotation that cannot be resolved is reported when it is parsed
-        for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-            if parameter.kind is parameter.VAR_POSITIONAL and parameter.annotation == CommandLine:
-                return name
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL and parameter.annotation == CommandLine:
+            return name
     return ""
 
 

@@ -38,7 +38,7 @@ def translate(
 
 
 def _advice(verify_code: int) -> str:
-    """Say what to do about a daemon's certificate that does not hold."""
+    """Return what to do about a daemon's certificate that OpenSSL does not accept."""
     clock = f"this machine's clock ({datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z})"
     if verify_code == _NOT_YET_VALID:
         return f"a clock is wrong: {clock}, or that of the machine where it was issued"

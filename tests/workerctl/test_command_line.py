@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 from worker_api.worker.v1 import SpawnRequest
 
 from workerctl.app import main_with
 from workerctl.client import Client
+from workerctl.command_line import split_command_line
+from workerctl.parameters import CommandLine
 
 OPTIONS_OF_OURS = ("--help", "--name", "x", "--endpoint=y", "--", "-l", "[1,2]", "--version")
 
@@ -54,6 +57,33 @@ def test_a_command_without_a_program_takes_options_on_both_sides(capfd: pytest.C
     err = capfd.readouterr().err
     assert "'a/b' cannot be the name" in err
     assert "'--help' cannot be the name" in err
+
+
+def test_what_looks_like_a_number_is_not_lost(requests: list[SpawnRequest]) -> None:
+    assert main_with(["spawn", "-5", "ls"]) == 0
+    [request] = requests
+    assert (request.program, request.args) == ("-5", ["ls"])
+
+
+def test_only_a_command_with_a_command_line_has_one() -> None:
+    """A plugin's parameters of other types are parsed as ever, on both sides of `--`."""
+    app = App(name="workerctl")
+
+    @app.meta.default
+    def main(*tokens: str) -> None: ...
+
+    @app.command
+    def add(*numbers: int) -> None: ...
+
+    @app.command
+    def start(*command: CommandLine, name: str = "") -> None: ...
+
+    for words in (["add", "1", "--", "2"], ["nosuch", "1"], ["add"], []):
+        assert split_command_line(app, words) == (words, ())
+    assert split_command_line(app, ["start", "--name", "add", "ls", "--", "x"]) == (
+        ["start", "--name", "add"],
+        ["ls", "--", "x"],
+    )
 
 
 def cpu_seconds(count: int, *before: str) -> float:
