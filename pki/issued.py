@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
-from pki.errors import InventoryDamaged, Missing
-from pki.files import sync_folder
+from pki.errors import InventoryDamaged
+from pki.files import read_bytes, sync_folder
 from pki.identity import read_any_uri
 from pki.inventory import common_name, names_in, serial_text
 
@@ -112,12 +112,10 @@ def read_inventory(path: Path) -> Inventory:
         Missing: it cannot be read.
         InventoryDamaged: one of its lines is none.
     """
-    try:
-        *lines, _ = path.read_bytes().split(b"\n")  # the last has no end: empty, or never finished
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return Inventory()
-    except OSError as error:
-        raise Missing(path, error.strerror or str(error), "put back the one that was there") from error
+    data = read_bytes(path, "put back the one that was there")
+    *lines, _ = data.split(b"\n")  # the last has no end: empty, or never finished
     decoder = msgspec.json.Decoder(Issued | Revoked)
     issued: dict[int, Issued] = {}
     revoked: set[int] = set()

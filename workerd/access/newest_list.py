@@ -1,12 +1,13 @@
 """Which list of revoked certificates was the newest in use: an older one would pardon who was revoked since."""
 
+import os
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
 
 from pki.errors import ListOutdated, Missing
-from pki.files import locked_folder, replace_file
+from pki.files import locked_folder, read_bytes, replace_file
 from pki.revocation import CrlVersion, key_digest, version_of
 
 
@@ -66,10 +67,10 @@ class NewestList:
                 replace_file(self._path, msgspec.json.format(msgspec.json.encode(written)) + b"\n")
 
     def _read(self) -> dict[str, _Kept]:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=dict[str, _Kept])
-        except FileNotFoundError:
+        if not os.path.lexists(self._path):
             return {}
-        except (OSError, ValueError) as error:
-            advice = "put it back; without it, an older list of revoked certificates would be taken"
+        advice = "put it back; without it, an older list of revoked certificates would be taken"
+        try:
+            return msgspec.json.decode(read_bytes(self._path, advice), type=dict[str, _Kept])
+        except ValueError as error:  # of msgspec, too
             raise Missing(self._path, str(error), advice) from error
