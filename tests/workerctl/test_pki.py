@@ -125,9 +125,23 @@ def test_what_is_left_of_a_revoked_user_is_told(folder: PkiFolder, capfd: pytest
     assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", "alice"]) == 0
     err = capfd.readouterr().err
     assert err.count("\n") == 1
-    assert f"alicia, which count: `pki revoke {USER_ID}` revokes them too" in err
+    assert "alicia, which count: `workerctl" in err
+    assert f"pki revoke {USER_ID}` revokes them too" in err
     folder.revoke(USER_ID)
     assert run(folder, capfd, "list").count("revoked") == 2
+
+
+def test_a_list_that_is_not_the_newest_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    serial = run(folder, capfd, "revoke", "alice").strip()
+    folder.client_crl.unlink()
+    assert main_with(["--pki-dir", str(folder.path), "pki", "list"]) == 0
+    err = capfd.readouterr().err
+    assert f"{folder.client_crl} is not the newest list, and pardons 1 that were revoked" in err
+    assert f"`workerctl --pki-dir {folder.path} pki revoke {serial}`" in err
+    run_revoke = ["--pki-dir", str(folder.path), "pki", "revoke", serial]
+    assert main_with(run_revoke) == 0
+    capfd.readouterr()
+    assert run(folder, capfd, "list").count("revoked") == 1
 
 
 def test_who_is_not_on_the_list_any_more_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:

@@ -104,12 +104,15 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
 
     Example: `workerctl --pki-dir /etc/workerd/pki pki list`
     """
+    from pki.inventory import serial_text
+
     folder = context.target.pki()
     revoked = folder.revoked()
     if left_off := folder.left_off_list():
+        again = context.command("pki", "revoke", serial_text(min(left_off)))
         warn(
             f"{folder.client_crl} is not the newest list, and pardons {len(left_off)} that were revoked: put that one"
-            f" back, or have it made again with `pki revoke {min(left_off):X}`"
+            f" back, or have it made again with `{again}`"
         )
     described = [(path.relative_to(folder.path), _describe(path, revoked)) for path in folder.certificates()]
     if output == "json":
@@ -173,7 +176,8 @@ def revoke(
         elif not revoked.is_known:
             warn(f"revoked {serial_text(serial)}, though no certificate with this serial number was issued here")
     for other, user_id in folder.inventory().other_names_of(revocations, datetime.now(UTC)).items():
-        warn(f"the same user has certificates as {other}, which count: `pki revoke {user_id}` revokes them too")
+        revoke_all = context.command("pki", "revoke", user_id)
+        warn(f"the same user has certificates as {other}, which count: `{revoke_all}` revokes them too")
 
 
 def _describe(path: Path, revoked: frozenset[int]) -> "Description":
