@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 from worker_api.worker.v1 import SpawnRequest
 
 from workerctl.durations import read_seconds, to_duration
 from workerctl.errors import UsageInvalid
+from workerctl.parameters import split_at_commas
 from workerctl.terminal import print_line
-
-
-def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
-    """Take `a,b` and repetitions of the option as one list."""
-    del kind
-    return [part for token in tokens for part in token.value.split(",")]
 
 
 @Parameter(name="*")
@@ -29,7 +24,7 @@ class JobOptions:
     args: Annotated[
         list[str] | None,
         Parameter(
-            converter=_split_at_commas,
+            converter=split_at_commas,
             allow_leading_hyphen=True,
             negative=(),
             n_tokens=1,
@@ -39,7 +34,7 @@ class JobOptions:
     envs: Annotated[
         list[str] | None,
         Parameter(
-            converter=_split_at_commas,
+            converter=split_at_commas,
             negative=(),
             n_tokens=1,
             help="Environment variables NAME=VALUE, split at commas; may be repeated.",

@@ -1,6 +1,7 @@
 """Which part of a command line is workerctl's, and which is the job's."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -59,6 +60,29 @@ def test_a_command_without_a_program_takes_options_on_both_sides(capfd: pytest.C
     assert "'--help' cannot be the name" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "args"),
+    [
+        ("--args a --args b,c --args=d", ["a", "b", "c", "d"]),
+        ("--args a --args '' --args b", ["a", "", "b"]),
+        ("--args '' --name x --args=", ["", ""]),
+        ("--args -l --args=--name --args a=b", ["-l", "--name", "a=b"]),
+    ],
+)
+def test_repetitions_of_an_option_are_one_list_in_their_order(
+    requests: list[SpawnRequest], words: str, args: list[str]
+) -> None:
+    assert main_with(["spawn", "--program-path", "ls", *shlex.split(words), "--envs", "A=b", "--envs=C=d=e"]) == 0
+    [request] = requests
+    assert (request.args, request.envs) == (args, {"A": "b", "C": "d=e"})
+
+
+@pytest.mark.parametrize("words", [["--args"], ["--args", "--", "ls"], ["--name"]])
+def test_an_option_without_its_value_is_a_mistake(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main_with(["spawn", *words]) == 2
+    assert f"{words[0]} requires an argument" in capfd.readouterr().err
+
+
 def test_what_looks_like_a_number_is_not_lost(requests: list[SpawnRequest]) -> None:
     assert main_with(["spawn", "-5", "ls"]) == 0
     [request] = requests
@@ -86,10 +110,10 @@ def test_only_a_command_with_a_command_line_has_one() -> None:
     )
 
 
-def cpu_seconds(count: int, *before: str) -> float:
-    """Return the processor time of a run with so many arguments that reaches no daemon."""
+def cpu_seconds(*words: str) -> float:
+    """Return the processor time of a run that reaches no daemon."""
     command = [sys.executable, "-m", "workerctl", "--pki-dir", "/nonexistent", "--endpoint", "https://localhost:1"]
-    process = subprocess.Popen([*command, "run", *before, "true", *map(str, range(count))], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "run", *words], stderr=subprocess.DEVNULL)
     try:
         _, status, usage = os.wait4(process.pid, 0)
     finally:
@@ -101,4 +125,9 @@ def cpu_seconds(count: int, *before: str) -> float:
 @pytest.mark.parametrize("before", [(), ("--",)], ids=["bare", "after --"])
 def test_time_does_not_grow_with_the_number_of_arguments(before: tuple[str, ...]) -> None:
     """Allowed is what copying them takes; parsing them took thirty times as long as all else."""
-    assert cpu_seconds(60_000, *before) < 4 * cpu_seconds(1, *before)
+    assert cpu_seconds(*before, "true", *map(str, range(60_000))) < 4 * cpu_seconds(*before, "true")
+
+
+def test_time_does_not_grow_with_the_number_of_repetitions_of_an_option() -> None:
+    words = [word for number in range(1000) for word in ("--args", str(number))]
+    assert cpu_seconds("--program-path", "true", *words) < 4 * cpu_seconds("--program-path", "true")
