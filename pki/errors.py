@@ -3,8 +3,11 @@
 PkiError
 ├── AlreadyExists
 ├── Missing
+├── InventoryDamaged
+├── ListOutdated
 ├── InputInvalid
 │   ├── InvalidName
+│   ├── NameIssued
 │   ├── InvalidUserId
 │   ├── InvalidHost
 │   ├── InvalidTrustDomain
@@ -21,6 +24,7 @@ PkiError
     └── CertificateExpired
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -44,6 +48,32 @@ class Missing(PkiError):
         super().__init__(f"cannot read {path}: {problem}: {advice}")
 
 
+class InventoryDamaged(PkiError):
+    """The inventory of what was issued has a line that cannot be read."""
+
+    def __init__(self, path: Path, line: int, problem: str) -> None:
+        super().__init__(
+            f"cannot read line {line} of {path}: {problem}: put back what stood there; without it, its certificate"
+            " cannot be revoked by name"
+        )
+
+
+class ListOutdated(PkiError):
+    """A list of revoked certificates is older than one that was in use, and would pardon who was revoked since.
+
+    Args:
+        path: the list.
+        problem: what shows it.
+        memory: the file that the newer one is remembered in.
+    """
+
+    def __init__(self, path: Path, problem: str, memory: Path) -> None:
+        super().__init__(
+            f"{path} is refused: {problem}: put back the newest list, or make one with `workerctl pki revoke` where"
+            f" the authority is; to pardon whoever was revoked since, remove {memory} and restart"
+        )
+
+
 class InputInvalid(PkiError):
     """What somebody asks for is something that no certificate could hold."""
 
@@ -55,6 +85,17 @@ class InvalidName(InputInvalid):
         super().__init__(
             f"{name!r} cannot be the name of a user or a daemon: use letters, digits, '.', '_', '-' and '@',"
             " at most 64 of them"
+        )
+
+
+class NameIssued(InputInvalid):
+    """A name that was issued before, without a decision whose it is now."""
+
+    def __init__(self, name: str, user_ids: Sequence[str]) -> None:
+        known = f"user {user_ids[0]}" if len(user_ids) == 1 else f"users {', '.join(user_ids)}"
+        super().__init__(
+            f"{name!r} was issued before, to {known}: give --user-id {user_ids[-1]} for the same user, or --new-user"
+            " for another, who gets the roles that are given by this name"
         )
 
 

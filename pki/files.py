@@ -166,7 +166,7 @@ def replace_pair(certificate: Path, credential: "Credential") -> None:
     _write_new(new_certificate, credential.certificate_pem(), _PUBLIC_MODE)
     new_certificate.rename(certificate)
     new_key.rename(key_path(certificate))
-    _sync_folder(certificate.parent)
+    sync_folder(certificate.parent)
 
 
 def stamp(path: Path) -> tuple[int, ...] | None:
@@ -187,7 +187,7 @@ def replace_file(path: Path, data: bytes) -> None:
     new.unlink(missing_ok=True)
     _write_new(new, data, _PUBLIC_MODE)
     new.rename(path)
-    _sync_folder(path.parent)  # a power cut must not bring back whom a list of revoked certificates refuses
+    sync_folder(path.parent)  # a power cut must not bring back whom a list of revoked certificates refuses
 
 
 def new_certificate_path(certificate: Path) -> Path:
@@ -258,10 +258,10 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk (fsync(2))."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -3,6 +3,7 @@
     server-ca.crt, server-ca.key     signs the daemon's certificate; clients verify it with server-ca.crt
     client-ca.crt, client-ca.key     signs users' certificates; the daemon verifies them with client-ca.crt
     client-ca.crl                    users' certificates that were revoked, if any was; signed by the client authority
+    client-ca.issued.jsonl           every certificate that was issued to users, and every revocation (`pki.issued`)
     server.crt, server.key           the daemon's own
     clients/NAME.crt, NAME.key       one pair for each user
     servers/NAME.crt, NAME.key       one pair for each daemon on another machine, where it becomes server.crt and .key
@@ -18,6 +19,10 @@ from pathlib import Path
 from pki.checks import is_name
 from pki.errors import InvalidName, TrustDomainMissing
 from pki.files import REPLACED, key_path, load_certificate, load_crl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cryptography import x509
 
 # cryptography is slow to import and only needed where certificates are made: what stands on it is imported there.
 
@@ -42,6 +47,11 @@ class PkiLayout:
     def client_crl(self) -> Path:
         """The list of users' certificates that were revoked."""
         return self.path / "client-ca.crl"
+
+    @property
+    def client_inventory(self) -> Path:
+        """The inventory of what the authority of users issued and revoked."""
+        return self.path / "client-ca.issued.jsonl"
 
     @property
     def server_certificate(self) -> Path:
@@ -113,17 +123,26 @@ class PkiLayout:
         except TrustDomainMissing as error:
             raise TrustDomainMissing(self.client_ca) from error
 
-    def revoked(self) -> frozenset[int]:
-        """The serial numbers of users' certificates that were revoked; nothing if there is no list.
+    def crl(self) -> "x509.CertificateRevocationList | None":
+        """The list of users' certificates that were revoked; None if there is no list.
 
         Raises:
             Missing: the list or the authority cannot be read.
         """
+        if not os.path.lexists(self.client_crl):
+            return None
+        return load_crl(self.client_crl, load_certificate(self.client_ca))
+
+    def revoked(self) -> frozenset[int]:
+        """The serial numbers of users' certificates that were revoked; nothing if there is no list.
+
+        Raises:
+            Missing: as for `crl`.
+        """
         from pki.revocation import serials_on
 
-        if not os.path.lexists(self.client_crl):
-            return frozenset()
-        return serials_on(load_crl(self.client_crl, load_certificate(self.client_ca)))
+        crl = self.crl()
+        return frozenset() if crl is None else serials_on(crl)
 
     def _named(self, folder: str, name: str) -> Path:
         if not is_name(name):

@@ -1,6 +1,6 @@
-"""The folder of an authority, and what is done in it: certificates are made, renewed, revoked and taken up.
+"""The folder of an authority, and what is done in it: certificates are made, renewed and taken up.
 
-What lies where is in `pki.layout`.
+What lies where is in `pki.layout`; what was issued, and how it is revoked, in `pki.register`.
 """
 
 import os
@@ -8,16 +8,19 @@ import shlex
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from pki.checks import LEAST_UNKNOWN_SERIAL, is_trust_domain, make_lifetime, make_user_id, read_serial, require_hosts
-from pki.errors import AlreadyExists, IdentityInvalid, InvalidName, InvalidTrustDomain, NotRenewable, NotRevocable
+from pki.checks import is_trust_domain, make_lifetime, make_user_id, require_hosts
+from pki.errors import (
+    AlreadyExists,
+    IdentityInvalid,
+    InvalidTrustDomain,
+    NameIssued,
+    NotRenewable,
+)
 from pki.files import (
     FOLDER_MODE,
-    REPLACED,
     load_certificate,
-    load_crl,
     load_pair,
     locked,
     locked_folder,
@@ -28,32 +31,18 @@ from pki.files import (
     write_pair,
 )
 from pki.identity import read_uri
-from pki.layout import PkiLayout
+from pki.register import PkiRegister
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
     from pki.authority import Credential
 
 _CHOOSE_ANOTHER_FOLDER = "choose another folder"
-_NO_USER_S, _NOT_ON_LIST = "it is no user's", "only users' certificates are checked against a list"
 DEFAULT_TRUST_DOMAIN = "workerd.internal"
 
 
 @dataclass(frozen=True, slots=True)
-class Revoked:
-    """What was there of a certificate that was revoked.
-
-    Attributes:
-        certificate: the certificate; None if it is not here.
-        was_revoked: whether it was revoked before.
-    """
-
-    certificate: Path | None
-    was_revoked: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PkiFolder(PkiLayout):
+class PkiFolder(PkiRegister):
     """An authority, or a user's share of one."""
 
     def initialize(
@@ -78,6 +67,10 @@ class PkiFolder(PkiLayout):
         require_hosts(hosts)
         for certificate in (self.server_ca, self.client_ca, self.server_certificate):
             require_free(certificate, self._advice_for_existing())
+        if os.path.lexists(self.client_inventory):
+            raise AlreadyExists(
+                self.client_inventory, f"it is another authority's; move it away, or {_CHOOSE_ANOTHER_FOLDER}"
+            )
         for user in users:
             require_free(self.client_certificate(user), _CHOOSE_ANOTHER_FOLDER)
         server_ca = make_authority("workerd server CA", trust_domain)
@@ -90,13 +83,16 @@ class PkiFolder(PkiLayout):
             self.issue_client(user)
         write_pair(self.server_certificate, server)  # last: with it, a server can be run from here
 
-    def issue_client(self, user_name: str, user_id: str | None = None, days: int | None = None) -> Path:
+    def issue_client(
+        self, user_name: str, user_id: str | None = None, days: int | None = None, *, new_user: bool = False
+    ) -> Path:
         """Issue a user's certificate.
 
         Args:
             user_name: for people, and for the names of the files.
             user_id: the UUID of a user who exists already, to give them another name; None for a new one.
             days: for how long it holds; None for `pki.authority.CLIENT_LIFETIME`.
+            new_user: whether it is for a new user although the name was issued before.
 
         Returns:
             The certificate's path; the key lies beside it.
@@ -107,14 +103,24 @@ class PkiFolder(PkiLayout):
             InvalidName: no file could have this name.
             InvalidUserId: the id is no UUID.
             InvalidLifetime: no certificate could hold for so long.
+            NameIssued: the name was issued before, and it is not said whose it is now.
+            InventoryDamaged: it is not known what was issued before.
         """
         from pki.authority import CLIENT_LIFETIME, issue_client
 
         path = self.client_certificate(user_name)
         require_free(path, f"choose another name, or renew it with `{self._command('renew', user_name)}`")
         lifetime = make_lifetime(days, CLIENT_LIFETIME)
+        user = make_user_id(user_id)
         authority = load_pair(self.client_ca)
-        write_pair(path, issue_client(authority, user_name, make_user_id(user_id), lifetime))
+        with locked(self.client_ca):
+            require_free(path, "somebody else made it meanwhile")
+            inventory = self._load_inventory(authority.certificate)
+            if user_id is None and not new_user and (user_ids := inventory.user_ids_of(user_name)):
+                raise NameIssued(user_name, user_ids)
+            credential = issue_client(authority, user_name, user, lifetime)
+            self._record_issued(credential.certificate)
+            write_pair(path, credential)
         return path
 
     def issue_server(self, host: str, further_hosts: Iterable[str] = (), days: int | None = None) -> Path:
@@ -186,7 +192,9 @@ class PkiFolder(PkiLayout):
                     raise NotRenewable(path, str(error), "issue another with `pki issue-client`") from error
                 if named.rights is not None:
                     raise NotRenewable(path, "it is narrowed", "issue another with `workerctl credential issue`")
+                self._load_inventory(authority.certificate, [path])
                 credential = issue_client(authority, common_name(old), named.user_id, lifetime)
+                self._record_issued(credential.certificate)
             else:
                 credential = issue_server(authority, dict.fromkeys((*hosts, *further_hosts)), lifetime)
             replace_pair(path, credential)
@@ -240,58 +248,6 @@ class PkiFolder(PkiLayout):
                 write_pair(path, credential)
         return path
 
-    def revoke(self, name: str) -> dict[int, Revoked]:
-        """Put a user's certificates on the list of those that were revoked.
-
-        Args:
-            name: a user's, for all certificates of that name, those that were renewed included; or a serial number,
-                hexadecimal, of a certificate that need not be here any more.
-
-        Returns:
-            The serial numbers, each with what was there.
-
-        Raises:
-            NotRevocable: there is no such certificate, or it is no user's.
-            Missing: the authority or the list cannot be read.
-        """
-        from cryptography.hazmat.primitives.serialization import Encoding
-
-        from pki.revocation import add_revoked, serials_on
-
-        with locked(self.client_ca):
-            authority = load_pair(self.client_ca)
-            old = load_crl(self.client_crl, authority.certificate) if os.path.lexists(self.client_crl) else None
-            meant = self._meant(name)
-            crl = add_revoked(authority, old, meant, datetime.now(UTC))
-            replace_file(self.client_crl, crl.public_bytes(Encoding.PEM))
-        before = frozenset() if old is None else serials_on(old)
-        return {serial: Revoked(path, serial in before) for serial, path in meant.items()}
-
-    def _meant(self, name: str) -> dict[int, Path | None]:
-        """Tell which certificates a name or a serial number means, for `revoke`."""
-        self._require_user_s(name)
-        here = {load_certificate(path).serial_number: path for path in self.certificates()}
-        of_users = {serial: path for serial, path in here.items() if path.is_relative_to(self.path / "clients")}
-        user = name.removeprefix("clients/")
-        if found := {serial: path for serial, path in of_users.items() if _is_of_user(path, user)}:
-            return dict(found)
-        serial = read_serial(name)
-        if serial is None or (serial not in here and serial < LEAST_UNKNOWN_SERIAL):
-            advice = "give a name or a serial number that `pki list` shows, or the whole serial number of another"
-            raise NotRevocable(name, "there is no such certificate here", advice)
-        if serial in here and serial not in of_users:
-            raise NotRevocable(name, _NO_USER_S, _NOT_ON_LIST)
-        return {serial: of_users.get(serial)}
-
-    def _require_user_s(self, name: str) -> None:
-        """See that a name, as for `certificate`, does not mean a certificate that is here and no user's."""
-        try:
-            path = self.certificate(name)
-        except InvalidName:  # a serial number with colons, say
-            return
-        if path.parent.name != "clients" and path.exists():
-            raise NotRevocable(name, _NO_USER_S, _NOT_ON_LIST)
-
     def _advice_for_existing(self) -> str:
         if not self.is_initialized():
             return _CHOOSE_ANOTHER_FOLDER
@@ -310,10 +266,3 @@ def _is_narrowed(certificate: Path) -> bool:
     from pki.inventory import describe_now
 
     return bool(describe_now(load_certificate(certificate)).rights)
-
-
-def _is_of_user(certificate: Path, user_name: str) -> bool:
-    """Tell whether a certificate is a user's, or was until it was renewed."""
-    if certificate.parent.name != REPLACED:
-        return certificate.stem == user_name
-    return certificate.stem.rpartition("-")[0] == user_name

@@ -19,19 +19,23 @@ Issue = Callable[[Credential], Credential]
 
 
 def issue_any(
-    authority: Credential, common_name: str, names: list[x509.GeneralName], usage: x509.ObjectIdentifier
+    authority: Credential,
+    common_name: str,
+    names: list[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    begins_in: timedelta = timedelta(minutes=-5),
 ) -> Credential:
     """Issue a certificate that `pki.authority` would not."""
     key = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.now(UTC)
+    begin = datetime.now(UTC) + begins_in
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
         .issuer_name(authority.certificate.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=5))
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()), critical=False)

@@ -1,14 +1,12 @@
 """What a command is given besides its own parameters."""
 
-import contextlib
-import os
 import shlex
-import sys
 from dataclasses import dataclass, field
 
 from workerctl.client import Client
 from workerctl.retry import Patience
 from workerctl.target import Target
+from workerctl.terminal import warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +23,3 @@ class Context:
     def command(self, *words: str) -> str:
         """Write another command for the same daemon and user, as a shell takes it."""
         return shlex.join(["workerctl", *self.target.options(), *words])
-
-
-def warn(sentence: str) -> None:
-    """Tell the user something beside the result. Where that cannot be written, it is lost and nothing else is."""
-    encoding = sys.stderr.encoding if sys.stderr else "utf-8"
-    with contextlib.suppress(OSError):
-        os.write(2, f"workerctl: {sentence}\n".encode(encoding, "backslashreplace"))

@@ -5,11 +5,11 @@ from collections.abc import AsyncGenerator, Callable
 
 from worker_api.worker.v1 import Gap, JobEnd
 
-from workerctl.context import warn
 from workerctl.errors import JobNotFound, JobTakenAway
 from workerctl.events import LogEvent, Output
 from workerctl.log import LogCheck
-from workerctl.output import Writer
+from workerctl.terminal import warn
+from workerctl.writer import Writer
 
 
 async def copy_log(
@@ -27,7 +27,7 @@ async def copy_log(
 
     Raises:
         LogDamaged: it is not what the job wrote.
-        OSError: it cannot be written (`workerctl.output.write_all`).
+        OSError: it cannot be written (`workerctl.writer.write_all`).
         JobTakenAway: the job is not there for the caller any more.
         ClientError: it cannot be read.
     """

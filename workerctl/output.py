@@ -1,44 +1,41 @@
 """How results are printed: as JSON for programs, as text for people."""
 
-import asyncio
 import base64
-import contextlib
 import dataclasses
 import enum
-import errno
 import json
-import os
-import queue
-import select
 import shlex
-import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import betterproto2
 from worker_api.worker.v1 import Exited, Gap, Job, JobEnd, Killed, Lost, Stopped, TimedOut, User
 
 from workerctl.events import LogEvent, Output
+from workerctl.terminal import escape, print_line, print_lines
 
 OutputFormat = Literal["text", "json"]
 
 _LONGEST_COMMAND = 100  # characters, in a list
-_MOST_OUTSTANDING = 1 << 22  # bytes
-_MOST_WAITING = 1 << 16  # characters, of lines that are printed together
-_SMALL_BYTES = 1 << 12  # what is cheaper to be put together than to be written by itself
 
 
-def print_result(message: betterproto2.Message, text: str, output: OutputFormat) -> None:
-    """Print one result, in the form that was asked for."""
-    print_line(json.dumps(to_plain(message)) if output == "json" else text)
+def print_result(message: betterproto2.Message, lines: str | Iterable[str], output: OutputFormat) -> None:
+    """Print one result, in the form that was asked for.
+
+    Args:
+        message: the result.
+        lines: the same for people; a text is one line.
+    """
+    if output == "json":
+        print_line(json.dumps(to_plain(message)))
+    else:
+        print_lines([lines] if isinstance(lines, str) else lines)
 
 
 def print_job(job: Job, output: OutputFormat, *, with_envs: bool = False) -> None:
     """Print a job, in the form that was asked for."""
-    print_line(json.dumps(job_to_plain(job, with_envs=with_envs)) if output == "json" else describe_job(job))
+    print_lines([json.dumps(job_to_plain(job, with_envs=with_envs))] if output == "json" else describe_job(job))
 
 
 def to_plain(value: Any) -> Any:
@@ -99,7 +96,7 @@ def event_to_plain(event: LogEvent) -> dict[str, Any]:
             return {"event": "end", **to_plain(event)}
 
 
-def describe_job(job: Job) -> str:
+def describe_job(job: Job) -> list[str]:
     """Describe a job for people, one line for each thing."""
     lines = {
         "id": job.id,
@@ -125,7 +122,7 @@ def describe_job(job: Job) -> str:
             cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
             lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
     variables = (_line("variable", f"{name}={value}") for name, value in sorted(job.envs.items()))
-    return "\n".join((format_lines(lines), *variables))
+    return [*format_lines(lines), *variables]
 
 
 def describe_end(end: JobEnd) -> str:
@@ -145,7 +142,7 @@ def describe_end(end: JobEnd) -> str:
             return "ended in a way that this workerctl does not know: update it"
 
 
-def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> str:
+def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> list[str]:
     """Describe jobs for people, one line for each."""
     rows: list[tuple[str, ...]] = [("ID", *(["OWNER"] if with_owners else []), "CREATED", "STATE", "NAME", "PROGRAM")]
     for job in jobs:
@@ -153,20 +150,20 @@ def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> str:
         program = job.damage or " ".join((job.program, *map(shlex.quote, job.args)))
         owner = [(job.owner.name if job.owner else "") or "?"] if with_owners else []
         created = format_time(job.created_at)
-        rows.append((job.id, *owner, created, state, job.name or "-", _cut(_one_line(program))))
+        rows.append((job.id, *owner, created, state, job.name or "-", _cut(escape(program))))
     return format_table(rows)
 
 
-def format_lines(lines: Mapping[str, str]) -> str:
+def format_lines(lines: Mapping[str, str]) -> list[str]:
     """Put what a thing is called before each thing, one on a line; what is empty is left out."""
-    return "\n".join(_line(label, text) for label, text in lines.items() if text)
+    return [_line(label, text) for label, text in lines.items() if text]
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> str:
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Put rows of as many cells each below each other; the last column is as wide as it comes."""
-    rows = [[_one_line(cell) for cell in row] for row in rows]
+    rows = [[escape(cell) for cell in row] for row in rows]  # as they are printed, for the widths
     widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-    return "\n".join("  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows)
+    return ["  ".join((*map(str.ljust, row, widths), row[-1])).rstrip() for row in rows]
 
 
 def format_time(time: datetime | None) -> str:
@@ -174,150 +171,8 @@ def format_time(time: datetime | None) -> str:
     return "" if time is None else time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write bytes as they are, without a buffer of our own.
-
-    Raises:
-        BrokenPipeError: whoever read them has gone, or the descriptor was closed from the beginning.
-    """
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(descriptor, view) :]
-        except BlockingIOError:  # somebody made it non-blocking: wait until it takes more
-            writable = select.poll()
-            writable.register(descriptor, select.POLLOUT)
-            writable.poll()
-        except OSError as error:
-            if error.errno == errno.EBADF:
-                raise BrokenPipeError(errno.EPIPE, "the output is closed") from error
-            raise
-
-
-class Writer:
-    """Writes in a thread of its own, so that a terminal or a pager that takes nothing stops nothing but the output.
-
-    Ctrl-C must be heard meanwhile, and the daemon's PINGs be answered. An asynchronous context manager: it is left when
-    everything is written, but for a cancellation, which waits for nothing. The thread is not waited for at the end of
-    the program (`threading.Thread.daemon`): it may be stuck for ever.
-    """
-
-    def __init__(self) -> None:
-        self._orders: queue.SimpleQueue[list[tuple[int, list[bytes]]]] = queue.SimpleQueue()
-        self._collected: list[tuple[int, list[bytes]]] = []
-        self._outstanding = 0  # bytes, collected and ordered
-        self._progress = asyncio.Event()
-        self._problem: OSError | None = None
-        self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._work, name="writer", daemon=True).start()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if not isinstance(error, asyncio.CancelledError | OSError):
-            await self.flush()
-
-    async def write(self, descriptor: int, data: bytes) -> None:
-        """Write bytes as they are, soon: return at once, or when not too much is outstanding any more.
-
-        Raises:
-            OSError: as `write_all`, for what was to be written before.
-        """
-        if not self._collected:
-            self._loop.call_soon(self._order)  # whatever comes before the loop's next turn goes together
-        if len(data) < _SMALL_BYTES and self._collected and self._collected[-1][0] == descriptor:
-            self._collected[-1][1].append(data)
-        else:
-            self._collected.append((descriptor, [data]))
-        self._outstanding += len(data)
-        await self._wait(_MOST_OUTSTANDING)
-
-    async def flush(self) -> None:
-        """Return when everything is written.
-
-        Raises:
-            OSError: as `write_all`.
-        """
-        await self._wait(0)
-
-    async def _wait(self, most: int) -> None:
-        while self._outstanding > most and self._problem is None:
-            self._progress.clear()
-            await self._progress.wait()
-        if self._problem is not None:
-            raise self._problem
-
-    def _order(self) -> None:
-        self._orders.put(self._collected)
-        self._collected = []
-
-    def _work(self) -> None:
-        while True:
-            order = self._orders.get()
-            problem: OSError | None = None
-            try:
-                for descriptor, pieces in order:
-                    write_all(descriptor, pieces[0] if len(pieces) == 1 else b"".join(pieces))
-            except OSError as error:
-                problem = error
-            written = sum(len(piece) for _, pieces in order for piece in pieces)
-            with contextlib.suppress(RuntimeError):  # the loop was left meanwhile
-                self._loop.call_soon_threadsafe(self._settle, written, problem)
-            if problem is not None:
-                return
-
-    def _settle(self, written: int, problem: OSError | None) -> None:
-        self._outstanding -= written
-        self._problem = problem
-        self._progress.set()
-
-
-def print_line(line: str) -> None:
-    """Print a line at once.
-
-    Raises:
-        BrokenPipeError: nobody reads it.
-        OSError: it cannot be written, for another reason.
-    """
-    print_lines([line])
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print any number of lines, many at a time.
-
-    Raises:
-        BrokenPipeError, OSError: as `print_line`.
-    """
-    waiting: list[str] = []
-    waiting_characters = 0
-    for line in lines:
-        waiting.append(line)
-        waiting_characters += len(line)
-        if waiting_characters > _MOST_WAITING:
-            _print(waiting)
-            waiting, waiting_characters = [], 0
-    _print(waiting)
-
-
-def _print(lines: Iterable[str]) -> None:
-    text = "".join(f"{line}\n" for line in lines)
-    try:
-        write_all(1, text.encode(sys.stdout.encoding if sys.stdout else "utf-8", "backslashreplace"))
-    except OSError as error:
-        error.filename = "standard output"
-        raise
-
-
 def _line(label: str, text: str) -> str:
-    return f"{label + ':':<12}{_one_line(text)}"
-
-
-def _one_line(text: str) -> str:
-    """Escape what would break the line or reach the terminal as a command."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"{label + ':':<12}{text}"
 
 
 def _cut(text: str) -> str:

@@ -1,10 +1,11 @@
 """How far something is that takes long, for who waits at a terminal."""
 
-import contextlib
 import os
 import time
 from types import TracebackType
 from typing import Self
+
+from workerctl.terminal import show_status
 
 _PATIENCE_SECONDS = 1.0
 _PERIOD_SECONDS = 0.2
@@ -28,16 +29,11 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._is_shown:
-            _show("")
+            show_status("")
 
     def __call__(self, done: int, total: int) -> None:
         """Tell how much of how much is done."""
         if time.monotonic() >= self._next and os.isatty(2):
             self._next = time.monotonic() + _PERIOD_SECONDS
             self._is_shown = True
-            _show(f"{self._doing}: {min(100, 100 * done // max(1, total))} %")
-
-
-def _show(text: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"\r{text}\x1b[K".encode())  # ECMA-48, EL: what was longer there goes
+            show_status(f"{self._doing}: {min(100, 100 * done // max(1, total))} %")

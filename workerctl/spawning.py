@@ -2,21 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-from cyclopts import Parameter, Token
+from cyclopts import Parameter
 from worker_api.worker.v1 import SpawnRequest
 
-from workerctl.context import warn
-from workerctl.durations import to_duration
+from workerctl.durations import read_seconds, to_duration
 from workerctl.errors import UsageInvalid
-from workerctl.output import print_line
-
-
-def _split_at_commas(kind: Any, tokens: Sequence[Token]) -> list[str]:
-    """Take `a,b` and repetitions of the option as one list."""
-    del kind
-    return [part for token in tokens for part in token.value.split(",")]
+from workerctl.parameters import split_at_commas
+from workerctl.terminal import print_line
 
 
 @Parameter(name="*")
@@ -30,7 +24,7 @@ class JobOptions:
     args: Annotated[
         list[str] | None,
         Parameter(
-            converter=_split_at_commas,
+            converter=split_at_commas,
             allow_leading_hyphen=True,
             negative=(),
             n_tokens=1,
@@ -40,7 +34,7 @@ class JobOptions:
     envs: Annotated[
         list[str] | None,
         Parameter(
-            converter=_split_at_commas,
+            converter=split_at_commas,
             negative=(),
             n_tokens=1,
             help="Environment variables NAME=VALUE, split at commas; may be repeated.",
@@ -55,7 +49,11 @@ class JobOptions:
     ] = ""
     name: Annotated[str, Parameter(help="A label to find the job by.", show_default=False)] = ""
     timeout_seconds: Annotated[
-        float | None, Parameter(help="Seconds after which the job is stopped. [default: never]")
+        float | None,
+        Parameter(
+            converter=read_seconds,
+            help="Seconds, or a time such as 15m, after which the job is stopped. [default: never]",
+        ),
     ] = None
     max_log_bytes: Annotated[
         int,
@@ -106,15 +104,15 @@ class JobOptions:
 
 
 def print_started(job_id: str, line: str) -> None:
-    """Print the line that tells of a job that was started. If it cannot be, the job is told on standard error.
+    """Print the line that tells of a job that was started.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: it cannot be written; a note tells the job.
     """
     try:
         print_line(line)
-    except OSError:
-        warn(f"job {job_id} was started, but this could not be written to standard output")
+    except OSError as error:
+        error.add_note(f"job {job_id} was started, but this could not be written to standard output")
         raise
 
 

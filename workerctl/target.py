@@ -65,7 +65,15 @@ class Target:
             port = url.port
         except ValueError as error:
             raise UsageInvalid(f"the endpoint {endpoint!r} is no URL: {error}") from error
-        if url.scheme != "https" or not url.hostname or port is None or url.path.strip("/"):
+        if url.username is not None:
+            raise UsageInvalid(f"the endpoint {endpoint!r} names a user: give https://HOST:PORT, and --username")
+        if (
+            url.scheme != "https"
+            or not url.hostname
+            or port is None
+            or url.path.strip("/")
+            or set(endpoint) & set("?#")
+        ):
             raise UsageInvalid(f"the endpoint {endpoint!r} is not of the form https://HOST:PORT")
         return url.hostname, port
 

@@ -44,6 +44,10 @@ _ALERTS = {  # as OpenSSL calls those of RFC 8446 §6.2
     "SSLV3_ALERT_CERTIFICATE_REVOKED": CertificateRevoked(),
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": CertificateExpired(),
 }
+_ADVICE = {  # OpenSSL's alert for X509_V_ERR_CERT_NOT_YET_VALID, among others (ssl_x509err2alert)
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it may not be valid yet, and a clock be wrong: compare the daemon's, this machine's"
+    " and what `workerctl pki show NAME` says",
+}
 _USERNAME = "workerd-username"
 _CLOSE_SECONDS = 1.0
 _CONNECT_SECONDS = 10.0
@@ -266,8 +270,8 @@ class WorkerChannel(Channel):
             if (known := _ALERTS.get(reason.reason or "")) is not None:
                 return str(known)
             said = (reason.reason or "").lower().replace("_", " ")
-            advice = "if it is expired, renew it with `workerctl pki renew NAME` where it was issued"
-            return f"it refused the certificate ({said}): {advice}; or is it of another authority?"
+            advice = _ADVICE.get(reason.reason or "", "is it a user's, of this daemon's authority? check --pki-dir")
+            return f"it refused the certificate ({said}): {advice}"
         return "the connection was closed" if reason is None else f"the connection was lost: {reason}"
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 
 class _Log(io.StringIO):
@@ -37,5 +38,14 @@ def configure_log() -> None:
         exception_formatter=structlog.dev.plain_traceback,
     )
     processors = structlog.get_config()["processors"]
-    structlog.configure([*processors[:-1], renderer], logger_factory=structlog.PrintLoggerFactory(_Log()))
+    structlog.configure([*processors[:-1], _escape, renderer], logger_factory=structlog.PrintLoggerFactory(_Log()))
     logging.basicConfig(level=logging.WARNING)
+
+
+def _escape(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Escape what is not printable in the texts of an event; the renderer does so only in some of them."""
+    del logger, method
+    return {
+        name: repr(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
+        for name, value in event.items()
+    }

@@ -13,6 +13,7 @@ from pki.store import PkiFolder
 from workerd.access.caller import Record
 from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
+from workerd.access.newest_list import NewestList
 from workerd.access.rights import Rights
 from workerd.access.users import Users
 from workerd.descriptors import raise_limit
@@ -96,7 +97,7 @@ async def answering(
 ) -> AsyncIterator[Gate]:
     """Answer calls on a listening socket; at the end, those that are under way are ended with UNAVAILABLE."""
     pki = PkiFolder(settings.pki_directory)
-    credentials = Credentials(pki)
+    credentials = Credentials(pki, NewestList(settings.state_directory / "newest-crl.json"))
     rights = Rights(settings.policy_directory, settings.roles, rights_of(routes.values()))
     daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds, settings.run_as)
     meter, notices = Meter(settings.limits), Notices()

@@ -197,10 +197,11 @@ def test_key_that_was_exchanged_by_hand_is_not_taken_for_a_renewal_that_was_cut_
     path = folder.certificate("alice")
     key_path(path).write_bytes(key_path(folder.issue_client("bob")).read_bytes())
     new_key_path(path).write_bytes(b"nonsense")
-    before = {each: each.read_bytes() for each in folder.path.rglob("*.*")}
+    before = {each: each.read_bytes() for each in folder.path.rglob("*.*") if each != folder.client_inventory}
     with pytest.raises(Missing):
         folder.renew("alice")
-    assert {each: each.read_bytes() for each in folder.path.rglob("*.*")} == before
+    now = {each: each.read_bytes() for each in folder.path.rglob("*.*") if each != folder.client_inventory}
+    assert now == before
 
 
 def test_pair_that_is_replaced_while_it_is_read_is_read_as_a_whole(

@@ -9,7 +9,8 @@ from cryptography import x509
 from pki.errors import Missing, NotRevocable
 from pki.files import load_certificate
 from pki.inventory import State, describe, serial_text
-from pki.store import PkiFolder, Revoked
+from pki.register import Revoked
+from pki.store import PkiFolder
 from pki.tls import server_context
 
 

@@ -17,6 +17,7 @@ from tests.pki.reading import contents, names_in, read
 
 USER_ID = "123e4567-e89b-42d3-a456-426614174000"
 FILES = {f"{name}.{kind}" for name in ("server-ca", "client-ca", "server") for kind in ("crt", "key")}
+INVENTORY = "client-ca.issued.jsonl"
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def mode(path: Path) -> int:
 
 
 def test_files_lie_where_the_layout_says(folder: PkiFolder) -> None:
-    assert contents(folder).keys() == FILES | {"clients/alice.crt", "clients/alice.key"}
+    assert contents(folder).keys() == FILES | {INVENTORY, "clients/alice.crt", "clients/alice.key"}
 
 
 def test_keys_are_for_their_owner_alone_and_folders_too(no_umask: None, tmp_path: Path) -> None:
@@ -42,7 +43,9 @@ def test_keys_are_for_their_owner_alone_and_folders_too(no_umask: None, tmp_path
     folder.initialize()
     folder.issue_client("alice")
     modes = {str(path.relative_to(folder.path)): mode(path) for path in folder.path.rglob("*")}
-    assert {name for name, bits in modes.items() if bits == 0o600} == {n for n in modes if n.endswith(".key")}
+    assert {name for name, bits in modes.items() if bits == 0o600} == {
+        n for n in modes if n.endswith(".key") or n == INVENTORY
+    }
     assert {name for name, bits in modes.items() if bits == 0o644} == {n for n in modes if n.endswith(".crt")}
     assert (modes["clients"], mode(folder.path)) == (0o700, 0o700)
 

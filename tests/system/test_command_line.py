@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import run_workerctl
 from tests.daemon import Daemon
 from workerctl.exit_codes import ExitCode
 
@@ -67,6 +68,58 @@ def test_lost_warnings_change_nothing(shared_daemon: Daemon, redirection: str) -
     """This command has one to tell: that the job was killed."""
     result = redirected(shared_daemon, redirection, "run", "--", "sh", "-c", "echo out; kill -KILL $$")
     assert (result.returncode, result.stdout, result.stderr) == (128 + signal.SIGKILL, b"out\n", b"")
+
+
+def test_a_closed_standard_error_loses_what_is_printed_there_and_nothing_else(shared_daemon: Daemon) -> None:
+    result = redirected(shared_daemon, "2>&-", "run", "--", "sh", "-c", "echo err >&2; echo out; exit 3")
+    assert (result.returncode, result.stdout, result.stderr) == (3, b"out\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("run", "--", "echo", "hello"), "go on with: workerctl "),
+        (("run", "--detach", "--", "true"), "job "),
+        (("spawn", "--", "true"), "job "),
+    ],
+    ids=["run", "run --detach", "spawn"],
+)
+def test_the_reason_is_told_before_what_to_do(shared_daemon: Daemon, arguments: tuple[str, ...], advice: str) -> None:
+    result = redirected(shared_daemon, ">/dev/full", *arguments)
+    first, second = result.stderr.decode().splitlines()
+    assert (result.returncode, first) == (
+        ExitCode.FAILED,
+        "workerctl: standard output: No space left on device",
+    )
+    assert second.startswith(f"workerctl: {advice}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--output", "json", "list"), "--output is no option that stands before the command: a command's own options"),
+        (("--output=json", "list"), "--output is no option that stands before the command"),
+        (("--endpoint", "list"), "--endpoint takes 'list' as its value, and then no command is left"),
+        (("--pki-dir", "pki"), "--pki-dir takes 'pki' as its value, and then no command is left"),
+        (("--username", "bob"), "no command is given"),
+        (("--endpoint", "https://bob@localhost:7005", "list"), "names a user: give https://HOST:PORT, and --username"),
+        (("--endpoint", "https://localhost:7005?x", "list"), "not of the form https://HOST:PORT"),
+        (("--endpoint", "https://localhost:7005/#x", "list"), "not of the form https://HOST:PORT"),
+        (("--retry-seconds", "1x", "list"), "--retry-seconds '1x' is no length of time: give seconds, or a number and"),
+        (("stop", str(uuid.UUID(int=0)), "--grace-seconds", "soon"), "--grace-seconds 'soon' is no length of time"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_stands_in_the_wrong_place_is_named(arguments: tuple[str, ...], told: str) -> None:
+    result = run_workerctl(*arguments)
+    assert (result.returncode, result.stdout, result.stderr.count(b"\n")) == (2, b"", 1), result.stderr
+    assert told in result.stderr.decode()
+
+
+def test_a_time_limit_may_have_a_unit(shared_daemon: Daemon) -> None:
+    result = shared_daemon.workerctl("spawn", "--timeout-seconds", "15m", "--", "true")
+    told = shared_daemon.workerctl("status", result.stdout.decode().strip()).stdout.decode()
+    assert "timeout:    900 s" in told
 
 
 def test_help_that_nobody_reads_on_has_the_code_for_it() -> None:
@@ -126,7 +179,6 @@ def test_a_job_s_id_may_be_given_with_and_without_its_option(shared_daemon: Daem
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("run", "ls", "-l"), "Unknown option: -l. A program with options of its own stands after --."),
         (("run", "--nmae", "x", "--", "true"), "Did you mean --name? See --help."),
         (("stream-log", str(uuid.UUID(int=0)), "--no-follow"), "add --past-events, --offset or --last-bytes"),
         (("pki", "issue-client", "a/b"), "'a/b' cannot be the name of a user"),

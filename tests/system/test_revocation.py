@@ -16,7 +16,7 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
 from pki.authority import issue_client
-from pki.files import load_pair, write_pair
+from pki.files import load_pair, replace_file, write_pair
 from pki.store import PkiFolder
 from pki.tls import client_context
 from tests.daemon import USER, Daemon
@@ -171,3 +171,21 @@ def test_daemon_starts_with_a_list_and_goes_by_it(daemon: Daemon) -> None:
     daemon.pki.revoke(USER)
     daemon.start()
     assert b"was revoked" in daemon.workerctl("whoami").stderr
+
+
+def test_an_older_list_pardons_nobody_neither_while_the_daemon_runs_nor_when_it_starts(any_daemon: Daemon) -> None:
+    any_daemon.pki.issue_client(OTHER)
+    any_daemon.pki.revoke(OTHER)
+    wait_told(any_daemon, "certificates were changed")
+    older = any_daemon.pki.client_crl.read_bytes()
+    any_daemon.pki.revoke(USER)
+    wait_told(any_daemon, "certificates were changed", count=2)
+    replace_file(any_daemon.pki.client_crl, older)
+    wait_told(any_daemon, "has number 1, and one with number 2 was in use")
+    assert b"was revoked" in any_daemon.workerctl("whoami").stderr
+    any_daemon.stop()
+    with pytest.raises(AssertionError, match="has number 1, and one with number 2 was in use"):
+        any_daemon.start()
+    any_daemon.pki.revoke(OTHER)
+    any_daemon.start()
+    assert b"was revoked" in any_daemon.workerctl("whoami").stderr

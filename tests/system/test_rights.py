@@ -311,7 +311,7 @@ async def test_new_user_with_a_used_name_inherits_nothing(shared_daemon: Daemon,
     certificate = shared_daemon.pki.client_certificate(other)
     certificate.unlink()
     key_path(certificate).unlink()
-    shared_daemon.pki.issue_client(other)
+    shared_daemon.pki.issue_client(other, new_user=True)
     async with shared_daemon.client(other) as heir, stub_of(shared_daemon, other) as stub:
         user = await user_of(heir)
         assert (user.name, user.id == gone_user.id) == (other, False)

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pki.authority import Credential, issue_client, issue_server
 from pki.files import key_path, load_pair, write_pair
-from pki.store import PkiFolder
+from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder
 from tests.certificates import EXPIRED, REFUSED_CLIENTS, USER_ID, Issue, client_folder, expired, issue_any
 from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon
@@ -121,6 +122,34 @@ def test_client_refuses_a_server_with_a_bad_certificate(shared_daemon: Daemon, t
     assert endpoint in line
     assert "its certificate does not hold" in line
     assert ("pki renew server --host" in line) == (issue is of_another_host)
+
+
+def test_a_server_s_certificate_of_the_future_makes_workerctl_ask_for_the_clock(
+    shared_daemon: Daemon, tmp_path: Path
+) -> None:
+    usage, begins_in = ExtendedKeyUsageOID.SERVER_AUTH, timedelta(hours=1)
+    authority = load_pair(shared_daemon.pki.server_ca)
+    credential = issue_any(authority, "localhost", [x509.DNSName("localhost")], usage, begins_in)
+    with tls_server(credential, tmp_path) as endpoint:
+        line = one_line(workerctl(endpoint, shared_daemon.pki))
+    assert "not yet valid: a clock is wrong: this machine's clock (" in line
+    assert "renew" not in line
+
+
+def test_a_user_s_certificate_of_the_future_makes_workerctl_ask_for_the_clock(
+    shared_daemon: Daemon, authority: Credential, tmp_path: Path
+) -> None:
+    uri = x509.UniformResourceIdentifier(f"spiffe://{DEFAULT_TRUST_DOMAIN}/user/{USER_ID}")
+    credential = issue_any(authority, USER, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, timedelta(hours=1))
+    line = one_line(workerctl(shared_daemon.endpoint, client_folder(shared_daemon, tmp_path, credential)))
+    assert "it may not be valid yet, and a clock be wrong" in line
+    assert "renew" not in line
+
+
+def test_an_expired_server_s_certificate_is_to_be_renewed(shared_daemon: Daemon, tmp_path: Path) -> None:
+    with tls_server(expired_server(load_pair(shared_daemon.pki.server_ca)), tmp_path) as endpoint:
+        line = one_line(workerctl(endpoint, shared_daemon.pki))
+    assert "renew it with `workerctl pki renew server`" in line
 
 
 def test_client_refuses_a_server_with_a_user_s_certificate(shared_daemon: Daemon, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pki.files import key_path
 from pki.store import PkiFolder
 from workerctl.app import main_with
 from workerctl.exit_codes import ExitCode
@@ -101,7 +102,56 @@ def test_revoking_a_certificate_that_is_not_here_is_told(folder: PkiFolder, capf
     assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", serial]) == 0
     out, err = capfd.readouterr()
     assert out == f"{serial}\n"
-    assert "no certificate here has this serial number" in err
+    assert "no certificate with this serial number was issued here" in err
+
+
+def test_a_name_that_was_issued_before_asks_for_a_decision(
+    folder: PkiFolder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = folder.certificate("alice")
+    path.unlink()
+    key_path(path).unlink()
+    options = ["--pki-dir", str(folder.path), "pki", "issue-client", "alice"]
+    assert main_with(options) == ExitCode.USAGE
+    assert f"give --user-id {USER_ID} for the same user, or --new-user for another" in capfd.readouterr().err
+    assert main_with([*options, "--user-id", USER_ID, "--new-user"]) == ExitCode.USAGE
+    capfd.readouterr()
+    run(folder, capfd, "issue-client", "alice", "--new-user")
+    assert USER_ID not in run(folder, capfd, "show", "alice")
+
+
+def test_what_is_left_of_a_revoked_user_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    run(folder, capfd, "issue-client", "alicia", "--user-id", USER_ID)
+    assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", "alice"]) == 0
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "alicia, which count: `workerctl" in err
+    assert f"pki revoke {USER_ID}` revokes them too" in err
+    folder.revoke(USER_ID)
+    assert run(folder, capfd, "list").count("revoked") == 2
+
+
+def test_a_list_that_is_not_the_newest_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    serial = run(folder, capfd, "revoke", "alice").strip()
+    folder.client_crl.unlink()
+    assert main_with(["--pki-dir", str(folder.path), "pki", "list"]) == 0
+    err = capfd.readouterr().err
+    assert f"{folder.client_crl} is not the newest list, and pardons 1 that were revoked" in err
+    assert f"`workerctl --pki-dir {folder.path} pki revoke {serial}`" in err
+    run_revoke = ["--pki-dir", str(folder.path), "pki", "revoke", serial]
+    assert main_with(run_revoke) == 0
+    capfd.readouterr()
+    assert run(folder, capfd, "list").count("revoked") == 1
+
+
+def test_who_is_not_on_the_list_any_more_is_told(folder: PkiFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    serial = run(folder, capfd, "revoke", "alice").strip()
+    run(folder, capfd, "issue-client", "bob")
+    folder.client_crl.unlink()
+    assert main_with(["--pki-dir", str(folder.path), "pki", "revoke", "bob"]) == 0
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 2
+    assert err == f"workerctl: {serial} was revoked already, but not on the list any more: it is again\n"
 
 
 @pytest.mark.parametrize("act", ["show", "renew"])

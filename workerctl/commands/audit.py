@@ -14,13 +14,13 @@ from audit.chain import OWN_FIELDS, Head
 from audit.files import list_files
 from audit.report import AuditError, LineNotKept, Report, TrailMissing
 from audit.verification import verify as verify_trail
-from workerctl.context import warn
 from workerctl.errors import ClientError, UsageInvalid
 from workerctl.exit_codes import ExitCode
-from workerctl.output import format_lines, format_time, print_line, print_lines
+from workerctl.output import format_lines, format_time
 from workerctl.own_daemon import state_directory
 from workerctl.parameters import Output
 from workerctl.progress import Progress
+from workerctl.terminal import print_lines, warn
 
 app = App(name="audit", help="Read the audit trail of a daemon on this machine, and verify that it is whole.")
 Directory = Annotated[
@@ -52,7 +52,7 @@ def verify(
         raise UsageInvalid(str(error)) from error
     except AuditError as error:
         raise ClientError(str(error)) from error
-    print_line(json.dumps(_plain(report)) if output == "json" else _describe(report))
+    print_lines([json.dumps(_plain(report))] if output == "json" else _describe(report))
     return ExitCode.OK if report.fault is None else ExitCode.LOG_DAMAGED
 
 
@@ -92,7 +92,7 @@ def show(
                 continue
             if user and not _concerns(told, user):
                 continue
-            yield line.decode().rstrip("\n") if output == "json" else _one_line(told, time)
+            yield _as_json(line.decode().rstrip("\n"), told) if output == "json" else _one_line(told, time)
 
     print_lines(chosen())
     if unreadable:
@@ -128,7 +128,7 @@ def _parse_time(text: str) -> datetime:
         raise UsageInvalid(f"--since {text!r} is no time: give for instance 2026-11-24T18:30 or 2026-11-24") from error
 
 
-def _describe(report: Report) -> str:
+def _describe(report: Report) -> list[str]:
     lines = {
         "lines": f"{report.first} to {report.head.seq}" if report.first else "none",
         "head": f"{report.head.seq}:{report.head.hash}" if report.first else "",
@@ -180,6 +180,11 @@ def _concerns(value: Any, user: str, name: str = "") -> bool:
             return name in _PEOPLE and value == user
         case _:
             return False
+
+
+def _as_json(line: str, event: Mapping[str, Any]) -> str:
+    """Return a line as it stands in the trail, or with escapes of JSON where it would be printed with others."""
+    return line if line.isprintable() else json.dumps(event)
 
 
 def _one_line(event: Mapping[str, Any], time: datetime) -> str:

@@ -13,11 +13,11 @@ from cyclopts import App, Parameter
 
 from pki.files import load_certificate, read_bytes
 from pki.store import PkiFolder
-from workerctl.context import warn
 from workerctl.durations import parse_duration
 from workerctl.errors import UsageInvalid
-from workerctl.output import format_lines, format_time, print_line
+from workerctl.output import format_lines, format_time
 from workerctl.parameters import Injected, Output, split_rights
+from workerctl.terminal import print_line, print_lines, warn
 
 _ROUNDING = timedelta(minutes=1)  # the daemon's clock is not this machine's
 
@@ -97,4 +97,4 @@ def _print(path: Path, usage: Sequence[str], output: Output) -> None:
         "serial": issued.serial,
         "use it by": shlex.join([*usage, example]),
     }
-    print_line(format_lines(lines))
+    print_lines(format_lines(lines))

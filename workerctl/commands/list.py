@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from worker_api.worker.v1 import Job, JobState
 
-from workerctl.context import warn
 from workerctl.errors import UsageInvalid
-from workerctl.output import describe_jobs, job_to_plain, print_line
+from workerctl.output import describe_jobs, job_to_plain
 from workerctl.parameters import Injected, Output
+from workerctl.terminal import print_line, print_lines, warn
 
 State = Literal["starting", "running", "stopping", "ended", "damaged"]
 
@@ -47,4 +47,4 @@ async def list_jobs(
         for job in jobs:
             print_line(json.dumps(job_to_plain(job)))
     else:
-        print_line(describe_jobs(jobs, with_owners=all_owners))
+        print_lines(describe_jobs(jobs, with_owners=all_owners))

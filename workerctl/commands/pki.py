@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,10 @@ from cyclopts import App, Parameter
 
 from pki.files import load_certificate
 from pki.store import DEFAULT_TRUST_DOMAIN
-from workerctl.context import warn
-from workerctl.output import format_lines, format_table, format_time, print_line
+from workerctl.errors import UsageInvalid
+from workerctl.output import format_lines, format_table, format_time
 from workerctl.parameters import Injected, Output
+from workerctl.terminal import print_line, print_lines, warn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # it stands on cryptography, which is slow to import
@@ -47,6 +49,9 @@ def issue_client(
     user_id: Annotated[
         str | None, Parameter(help="The UUID of a user who exists, to rename them. [default: a new user]")
     ] = None,
+    new_user: Annotated[
+        bool, Parameter(negative=(), show_default=False, help="Give a name that was issued before to a new user.")
+    ] = False,
     days: Days = None,
     context: Injected,
 ) -> None:
@@ -54,7 +59,9 @@ def issue_client(
 
     Example: `workerctl --pki-dir /etc/workerd/pki pki issue-client acrimon`
     """
-    print_line(str(context.target.pki().issue_client(name, user_id, days)))
+    if user_id is not None and new_user:
+        raise UsageInvalid("give --user-id for a user who exists, or --new-user for another")
+    print_line(str(context.target.pki().issue_client(name, user_id, days, new_user=new_user)))
 
 
 @app.command
@@ -97,8 +104,16 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
 
     Example: `workerctl --pki-dir /etc/workerd/pki pki list`
     """
+    from pki.inventory import serial_text
+
     folder = context.target.pki()
     revoked = folder.revoked()
+    if left_off := folder.left_off_list():
+        again = context.command("pki", "revoke", serial_text(min(left_off)))
+        warn(
+            f"{folder.client_crl} is not the newest list, and pardons {len(left_off)} that were revoked: put that one"
+            f" back, or have it made again with `{again}`"
+        )
     described = [(path.relative_to(folder.path), _describe(path, revoked)) for path in folder.certificates()]
     if output == "json":
         for path, description in described:
@@ -108,7 +123,7 @@ def list_certificates(*, output: Output = "text", context: Injected) -> None:
     for path, each in described:
         expires, only = format_time(each.not_after), ",".join(each.rights) or "-"
         rows.append((str(path), each.subject, each.purpose, each.state, expires, each.serial, only))
-    print_line(format_table(rows))
+    print_lines(format_table(rows))
 
 
 @app.command
@@ -135,12 +150,12 @@ def show(name: Name, *, output: Output = "text", context: Injected) -> None:
         "holds": f"from {format_time(description.not_before)} to {format_time(description.not_after)}",
         "state": description.state,
     }
-    print_line(format_lines(lines))
+    print_lines(format_lines(lines))
 
 
 @app.command
 def revoke(
-    name: Annotated[str, Parameter(help="A user's name, for all their certificates, or a serial number.")],
+    name: Annotated[str, Parameter(help="A user's name or id, for all their certificates, or a serial number.")],
     *,
     context: Injected,
 ) -> None:
@@ -150,12 +165,19 @@ def revoke(
     """
     from pki.inventory import serial_text
 
-    for serial, revoked in context.target.pki().revoke(name).items():
+    folder = context.target.pki()
+    revocations = folder.revoke(name)
+    for serial, revoked in revocations.items():
         print_line(serial_text(serial))
         if revoked.was_revoked:
             warn(f"{serial_text(serial)} was revoked already")
-        elif revoked.certificate is None:
-            warn(f"revoked {serial_text(serial)}, though no certificate here has this serial number")
+        elif revoked.was_lost:
+            warn(f"{serial_text(serial)} was revoked already, but not on the list any more: it is again")
+        elif not revoked.is_known:
+            warn(f"revoked {serial_text(serial)}, though no certificate with this serial number was issued here")
+    for other, user_id in folder.inventory().other_names_of(revocations, datetime.now(UTC)).items():
+        revoke_all = context.command("pki", "revoke", user_id)
+        warn(f"the same user has certificates as {other}, which count: `{revoke_all}` revokes them too")
 
 
 def _describe(path: Path, revoked: frozenset[int]) -> "Description":

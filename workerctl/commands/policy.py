@@ -55,7 +55,7 @@ async def explain(
         f"roles: {', '.join(answer.roles) or 'none'}",
         f"decided by: {', '.join(answer.policies) or 'no policy, and what none permits is denied'}",
     ]
-    print_result(answer, "\n".join(lines), output)
+    print_result(answer, lines, output)
     return ExitCode.OK if answer.permitted else ExitCode.DENIED
 
 

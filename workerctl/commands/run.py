@@ -11,7 +11,7 @@ from worker_api.worker.v1 import Exited, JobEnd, Killed, Lost, Stopped, Stream, 
 
 from pki.errors import PkiError
 from workerctl.client import Client
-from workerctl.context import Context, warn
+from workerctl.context import Context
 from workerctl.copying import copy_log
 from workerctl.errors import ClientError, sentence
 from workerctl.events import LogEvent, Output
@@ -20,6 +20,8 @@ from workerctl.log import LogCheck
 from workerctl.output import describe_end
 from workerctl.parameters import CommandLine, Injected
 from workerctl.spawning import JobOptions, print_started
+from workerctl.terminal import warn
+from workerctl.writer import is_open
 
 _LEAVING = (signal.SIGTERM, signal.SIGHUP)
 _DESCRIPTORS = {Stream.STDOUT: 1, Stream.STDERR: 2}
@@ -53,8 +55,8 @@ async def run(
             except BrokenPipeError:
                 warn(f"nobody reads the output any more; job {job_id} runs on; {_go_on(context, job_id)}")
                 return ExitCode.OUTPUT_CLOSED
-            except (ClientError, OSError):
-                warn(_go_on(context, job_id))
+            except (ClientError, OSError) as error:
+                error.add_note(_go_on(context, job_id))
                 raise
     if end is None:
         raise AssertionError("a log that was followed stopped before its end")
@@ -62,7 +64,9 @@ async def run(
 
 
 def _as_printed(event: LogEvent) -> tuple[int, bytes] | None:
-    return (_DESCRIPTORS[event.stream], event.data) if isinstance(event, Output) else None
+    if not isinstance(event, Output) or (event.stream is Stream.STDERR and not is_open(2)):
+        return None  # what a program prints to a standard error that was closed is lost, and the program goes on
+    return _DESCRIPTORS[event.stream], event.data
 
 
 def _go_on(context: Context, job_id: str) -> str:

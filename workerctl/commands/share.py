@@ -6,8 +6,9 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from workerctl.errors import UsageInvalid
-from workerctl.output import format_table, print_line, to_plain
+from workerctl.output import format_table, to_plain
 from workerctl.parameters import Injected, Output, Uuid, split_rights
+from workerctl.terminal import print_line, print_lines
 
 
 async def share(
@@ -37,4 +38,4 @@ async def share(
     for each in shares:
         name, user_id = (each.user.name, each.user.id) if each.user else ("?", "?")
         rows.append((name, user_id, ", ".join(each.rights)))
-    print_line(format_table(rows))
+    print_lines(format_table(rows))

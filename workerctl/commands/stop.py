@@ -4,7 +4,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from workerctl.durations import to_duration
+from workerctl.durations import read_seconds, to_duration
 from workerctl.output import print_job
 from workerctl.parameters import Injected, Output, Uuid
 
@@ -13,7 +13,8 @@ async def stop(
     uuid: Uuid,
     *,
     grace_seconds: Annotated[
-        float | None, Parameter(help="Between SIGTERM and SIGKILL; 0 kills at once. [default: the daemon's]")
+        float | None,
+        Parameter(converter=read_seconds, help="Between SIGTERM and SIGKILL; 0 kills at once. [default: the daemon's]"),
     ] = None,
     output: Output = "text",
     context: Injected,

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from worker_api.worker.v1 import JobEnd, Stream
 
-from workerctl.context import warn
 from workerctl.copying import copy_log
 from workerctl.errors import UsageInvalid
 from workerctl.events import LogEvent, Output
@@ -15,6 +14,7 @@ from workerctl.exit_codes import ExitCode
 from workerctl.log import LogCheck
 from workerctl.output import event_to_plain
 from workerctl.parameters import Injected, Uuid
+from workerctl.terminal import warn
 
 _STREAMS = {"raw": (Stream.STDOUT, Stream.STDERR), "stdout": (Stream.STDOUT,), "stderr": (Stream.STDERR,)}
 

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 from pki.identity import expires_soon, read_any_uri
-from workerctl.context import warn
 from workerctl.output import format_time, print_result
 from workerctl.parameters import Injected, Output
+from workerctl.terminal import warn
 
 _SOON = timedelta(days=2)  # the time of day matters then
 
@@ -26,8 +26,7 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
         f"rights, on your own jobs where they concern one: {', '.join(me.rights)}",
         f"certificate expires: {expires}",
     ]
-    text = "\n".join(lines)
-    print_result(me, text, output)
+    print_result(me, lines, output)
     named = read_any_uri(me.spiffe_id)
     is_short = named is not None and named.rights is not None  # a narrowed certificate, on purpose
     if me.certificate_expires_at and not is_short and expires_soon(me.certificate_expires_at, datetime.now(UTC)):

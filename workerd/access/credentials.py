@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +10,15 @@ from typing import Any
 
 import structlog
 
-from pki.errors import CertificateExpired, CertificateRefused, CertificateRevoked, Missing, PkiError
-from pki.files import read_bytes, stamp
+from pki.errors import CertificateExpired, CertificateRefused, CertificateRevoked, PkiError
+from pki.files import load_certificate, read_bytes, stamp
 from pki.identity import Identity, read_identity
+from pki.revocation import CrlVersion, serials_on, version_of
 from pki.store import PkiFolder
 from pki.tls import ExchangeableContext, server_context
 from workerd.access.expiry import CallerWarnings
 from workerd.access.following import follow_folder
+from workerd.access.newest_list import NewestList
 from workerd.errors import shortage_of
 
 log = structlog.get_logger()
@@ -32,7 +33,7 @@ class _Loaded:
     client_ca: bytes
     trust_domain: str
     revoked: frozenset[int]
-    has_list: bool
+    crl: CrlVersion | None
     context: ssl.SSLContext = field(compare=False)
 
 
@@ -58,6 +59,7 @@ class Credentials:
 
     Args:
         folder: where they are.
+        newest: remembers the newest list of revoked certificates.
 
     Attributes:
         context: for the listening socket. Handshakes go by what is current when they begin; connections stay.
@@ -66,15 +68,17 @@ class Credentials:
         PkiError: they cannot be used.
     """
 
-    def __init__(self, folder: PkiFolder) -> None:
+    def __init__(self, folder: PkiFolder, newest: NewestList) -> None:
         self.context = ExchangeableContext(ssl.PROTOCOL_TLS_SERVER)
         self._folder = folder
-        self._must_have_list = False
+        self._newest = newest
         self._calls: set[_Call] = set()
         self._warnings = CallerWarnings()
         self._problem = ""  # that was told last, and still is there
+        self._keeping_problem = ""
         self._seen = self._look()
         self._use(self._load())
+        self._keep_list()
 
     @property
     def trust_domain(self) -> str:
@@ -166,6 +170,7 @@ class Credentials:
                 folder=str(self._folder.path),
                 changed=self._changes(loaded),
                 revoked=len(loaded.revoked),
+                pardoned=len(self._loaded.revoked - loaded.revoked),
             )
         elif self._problem:
             log.info("certificates are as they were, and in use as before", folder=str(self._folder.path))
@@ -173,24 +178,38 @@ class Credentials:
         self._use(loaded)
         for call in list(self._calls):
             self._watch(call)
+        if not self._keep_list():
+            return False
         self._seen = seen  # at the end: what fails until then is made again
         return True
 
     def _use(self, loaded: _Loaded) -> None:
         self._loaded = loaded
-        self._must_have_list = loaded.has_list
         self.context.current = loaded.context
 
+    def _keep_list(self) -> bool:
+        """Remember the list that is in use; return whether that could be done."""
+        if self._loaded.crl is None:
+            return True
+        try:
+            self._newest.keep(self._loaded.crl)
+        except (OSError, PkiError) as error:
+            if str(error) != self._keeping_problem:
+                log.error("which list of revoked certificates is the newest cannot be written down", error=str(error))
+            self._keeping_problem = str(error)
+            return False
+        self._keeping_problem = ""
+        return True
+
     def _load(self) -> _Loaded:
-        has_list = os.path.lexists(self._folder.client_crl)
-        if self._must_have_list and not has_list:
-            raise Missing(self._folder.client_crl, "it is not there any more", "put it back, or restart without it")
+        authority, crl = load_certificate(self._folder.client_ca), self._folder.crl()
+        self._newest.require(self._folder.client_crl, crl, authority)
         return _Loaded(
             read_bytes(self._folder.server_certificate, "put it back"),
             read_bytes(self._folder.client_ca, "put it back"),
             self._folder.trust_domain(),
-            self._folder.revoked(),
-            has_list,
+            frozenset() if crl is None else serials_on(crl),
+            None if crl is None else version_of(crl, authority),
             server_context(self._folder),
         )
 
@@ -200,7 +219,7 @@ class Credentials:
         is_changed = {
             folder.server_certificate: loaded.server_certificate != was.server_certificate,
             folder.client_ca: loaded.client_ca != was.client_ca,
-            folder.client_crl: (loaded.has_list, loaded.revoked) != (was.has_list, was.revoked),
+            folder.client_crl: loaded.crl != was.crl,
         }
         return [path.name for path, changed in is_changed.items() if changed]
 

@@ -13,6 +13,7 @@ from tests.shortages import without_descriptors
 from tests.waiting import eventually
 from workerd.access import following
 from workerd.access.credentials import Credentials
+from workerd.access.newest_list import NewestList
 
 REFUSED = "certificates were changed and cannot be used; those from before stay"
 
@@ -23,7 +24,7 @@ async def test_what_cannot_be_read_for_want_of_descriptors_is_taken_up_when_ther
     monkeypatch.setattr(following, "_AGAIN_SECONDS", 0.01)
     folder = PkiFolder(tmp_path)
     folder.initialize(users=["alice"])
-    credentials = Credentials(folder)
+    credentials = Credentials(folder, NewestList(tmp_path / "newest-crl.json"))
     before = credentials.context.current
     with capture_logs() as told:
         task = asyncio.create_task(credentials.follow())
@@ -51,7 +52,7 @@ async def test_what_fails_in_the_middle_is_taken_up_again(tmp_path: Path, monkey
     monkeypatch.setattr(following, "_AGAIN_SECONDS", 0.01)
     folder = PkiFolder(tmp_path)
     folder.initialize(users=["alice"])
-    credentials = Credentials(folder)
+    credentials = Credentials(folder, NewestList(tmp_path / "newest-crl.json"))
     use, used = credentials._use, []
 
     def fail_once(loaded: object) -> None:
@@ -76,7 +77,7 @@ async def test_what_fails_in_the_middle_is_taken_up_again(tmp_path: Path, monkey
 async def test_what_becomes_as_it_was_is_told(tmp_path: Path) -> None:
     folder = PkiFolder(tmp_path / "pki")
     folder.initialize(users=["alice"])
-    credentials = Credentials(folder)
+    credentials = Credentials(folder, NewestList(tmp_path / "newest-crl.json"))
     with capture_logs() as told:
 
         async def refused() -> bool:
