@@ -37,6 +37,7 @@ EngineError
 
 import errno
 from pathlib import Path
+from typing import Literal
 
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The numbers of system errors that say that there is no room on the disk (errno(3))."""
@@ -353,10 +354,16 @@ class StopUnconfirmed(NoAnswer):
 
 
 class WatchesExhausted(EngineError):
-    """The daemon's account has no inotify watch left, and nothing can be waited for without one."""
+    """The daemon's account has no inotify watch left, and nothing can be waited for without one.
 
-    def __init__(self) -> None:
+    Args:
+        what: what there is none of.
+    """
+
+    def __init__(self, what: Literal["watch", "instance"] = "watch") -> None:
+        limit = "watches" if what == "watch" else "instances"
+        advice = "let some followers end" if what == "watch" else "end some of its programs"
         super().__init__(
-            "the daemon's account has no inotify watch left: let some followers end, or raise"
-            " fs.inotify.max_user_watches, and try again"
+            f"the daemon's account has no inotify {what} left: {advice}, or raise fs.inotify.max_user_{limit}, and try"
+            " again"
         )

@@ -41,6 +41,7 @@ from workerd.engine.retention import Retention
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 from workerd.engine.threads import Threads
+from workerd.engine.watcher import open_inotify
 
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
@@ -105,7 +106,7 @@ class Keeper:
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
             stack.callback(self._drain.unlink, missing_ok=True)
-            news = stack.enter_context(asyncinotify.Inotify())
+            news = stack.enter_context(open_inotify())
             news.add_watch(self._shelf.jobs, asyncinotify.Mask.MOVED_TO)
             news.add_watch(directory, asyncinotify.Mask.CREATE | asyncinotify.Mask.DELETE)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,29 @@ class Change(asyncio.Event):
         self.mask = mask
 
 
+def open_inotify() -> asyncinotify.Inotify:
+    """Open an inotify instance.
+
+    Raises:
+        WatchesExhausted: the account has no more of them.
+    """
+    try:
+        return asyncinotify.Inotify()
+    except OSError as error:
+        # EMFILE stands for two limits (inotify_init(2)): where a descriptor can be had, it is not that of descriptors.
+        if error.errno == errno.EMFILE and _has_descriptor():
+            raise WatchesExhausted("instance") from error
+        raise
+
+
+def _has_descriptor() -> bool:
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
 class Watcher:
     """Tells waiters when a file, or a file in a folder, has changed.
 
@@ -56,7 +80,7 @@ class Watcher:
     ) -> None:
         self._mask = mask
         self._note = note
-        self._inotify = asyncinotify.Inotify()
+        self._inotify = open_inotify()
         # By the kernel's number for what is watched: a path may mean another file at another time.
         self._waiters: dict[int, set[Change]] = defaultdict(set)
 
