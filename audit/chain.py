@@ -32,7 +32,6 @@ _HASH_BYTES = 64
 _TAIL_BYTES = len(_OPENING) + _HASH_BYTES + len(_CLOSING)
 _HEAD_BYTES = 128
 _FRAME_BYTES = 512  # more than a line has besides its event
-_MOST_SHORT_BYTES = MAX_LINE_BYTES // 2
 # How long texts and lists may be in an event that is cut: the second, where they are still too much. No name of a
 # user's and no id is longer than either.
 _CUTS = ((256, 32), (64, 8))
@@ -80,13 +79,16 @@ _decode_released = msgspec.json.Decoder(_Released).decode
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
-def make_line(event: Mapping[str, Any], before: Head, time: str) -> tuple[bytes, Head]:
+def make_line(
+    event: Mapping[str, Any], before: Head, time: str, most_bytes: int = MAX_LINE_BYTES
+) -> tuple[bytes, Head]:
     """Make the line that follows another.
 
     Args:
         event: what is to be told, as JSON has it. What is longer than a line may be is cut, and the line says so.
         before: the line before.
         time: ISO 8601, in UTC.
+        most_bytes: how long the line may be.
 
     Returns:
         The line with its newline, and what the next one needs to know.
@@ -97,12 +99,12 @@ def make_line(event: Mapping[str, Any], before: Head, time: str) -> tuple[bytes,
     """
     if taken := OWN_FIELDS & event.keys():
         raise ValueError(f"an event cannot have the fields {sorted(taken)}: every line has them of its own")
-    told, most = _encode(dict(event)), MAX_LINE_BYTES - _FRAME_BYTES
+    told, most = _encode(dict(event)), most_bytes - _FRAME_BYTES
     if "\\ud" in told and len(told) <= most:
         # Half of a surrogate pair perhaps, as Python has it for bytes that are no text: JSON has not.
         told = _encode(_textual(event))
     if len(told) > most:
-        told = _encode(_textual(_shorten(event, told)))
+        told = _encode(_textual(_shorten(event, told, most // 2)))
     fields = f",{told[1:-1]}" if len(told) > 2 else ""
     body = f'{{"seq":{before.seq + 1},"time":{_encode(time)}{fields},"prev":{_encode(before.hash)}}}'.encode()
     digest = hashlib.sha256(body).hexdigest()
@@ -170,7 +172,7 @@ def _textual(value: Any) -> Any:
             return value
 
 
-def _shorten(event: Mapping[str, Any], whole: str) -> dict[str, Any]:
+def _shorten(event: Mapping[str, Any], whole: str, most: int) -> dict[str, Any]:
     """Cut long texts and lists, so that a line stays short whoever fills it; the whole is told by size and digest.
 
     What fills the line goes first: nobody's name is pushed out by what they ask for.
@@ -180,10 +182,10 @@ def _shorten(event: Mapping[str, Any], whole: str) -> dict[str, Any]:
     short: dict[str, Any] = {}
     for texts, items in _CUTS:
         short = {name: _cut(value, texts, items) for name, value in event.items()}
-        if len(_encode(short)) <= _MOST_SHORT_BYTES:
+        if len(_encode(short)) <= most:
             return short | told
     sizes = {name: len(_encode(value)) for name, value in short.items()}
-    while sum(sizes.values()) > _MOST_SHORT_BYTES:
+    while sum(sizes.values()) > most:
         largest = max(sizes, key=lambda name: sizes[name])
         short[largest], sizes[largest] = "…", 0
     return short | told

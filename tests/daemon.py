@@ -18,7 +18,7 @@ from tests.commands import run_workerctl
 from tests.waiting import wait_unlocked
 from workerctl.client import Client
 from workerctl.target import Target
-from workerd.access.caller import Record
+from workerd.access.recorder import Record
 from workerd.engine.engine import Engine
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import StopOrder, User

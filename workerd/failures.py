@@ -58,7 +58,7 @@ def tell_failure(notices: Notices, error: Exception, answer: GRPCError, rpc: str
             user = caller.user.name
             if notices.warn("calls are turned away", limit, user=user, rpc=rpc, latest=answer.message):
                 with contextlib.suppress(AuditFailed):  # the call is refused anyway
-                    caller.note("refused", reason=answer.message)
+                    caller.note_refused(answer.message or "")
         case _ if answer.status is Status.INTERNAL:
             log.exception("a call failed", rpc=rpc)
         case _ if answer.status is Status.RESOURCE_EXHAUSTED:

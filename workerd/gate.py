@@ -26,10 +26,11 @@ from grpclib.server import Stream
 
 from pki.errors import CertificateRefused, IdentityInvalid
 from pki.identity import Identity, read_identity
-from workerd.access.caller import IMPERSONATE, SEE, Caller, Record
+from workerd.access.caller import IMPERSONATE, SEE, Caller
 from workerd.access.credentials import Credentials
 from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
+from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
 from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
@@ -56,7 +57,7 @@ class Gate:
         routes: the handlers, by the paths of their RPCs.
         credentials: who callers may be.
         rights: what they may do.
-        record: writes down what is decided, and what comes of it.
+        recorder: writes down what is decided, and what comes of it.
         meter: counts what users have under way.
         notices: tells which limits are met.
     """
@@ -67,7 +68,7 @@ class Gate:
         routes: Mapping[str, Route],
         credentials: Credentials,
         rights: Rights,
-        record: Record,
+        recorder: Recorder,
         meter: Meter,
         notices: Notices,
     ) -> None:
@@ -75,7 +76,7 @@ class Gate:
         self._routes = routes
         self._credentials = credentials
         self._rights = rights
-        self._record = record
+        self._recorder = recorder
         self._meter = meter
         self._notices = notices
         # The task that answers a call, as grpclib made it, with the one that does the work.
@@ -241,7 +242,7 @@ class Gate:
                 raise IdentityInvalid("the connection has no client certificate")
             identity = self._identities[connection] = read_identity(certificate, self._credentials.trust_domain)
         host, port = (stream.peer.addr() or ("?", 0))[:2]
-        return Caller(identity, None, f"{host}:{port}", route.path, self._rights, self._record)
+        return Caller(identity, None, f"{host}:{port}", route.path, self._rights, self._recorder)
 
     @contextlib.contextmanager
     def _admit(self, caller: Caller) -> Iterator[None]:
@@ -250,7 +251,7 @@ class Gate:
             with self._credentials.admit(caller.identity):
                 yield
         except CertificateRefused as refusal:
-            caller.note("refused", reason=str(refusal))
+            caller.note_refused(str(refusal))
             raise
 
     def _act(self, caller: Caller, stream: Stream[Any, Any]) -> Caller:
@@ -284,12 +285,12 @@ class Gate:
         details = {"request": dict(route.handler.audit(request))}
         job_id = getattr(request, "job_id", None)
         if job_id is None:
-            if not caller.decide(right, DAEMON, details):
+            if not caller.decide(right, DAEMON, details, looks=route.handler.reads):
                 raise caller.refusal(right, DAEMON)
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         resource = self._daemon.find(job_id)
-        if not caller.decide(right, resource, details):
+        if not caller.decide(right, resource, details, looks=route.handler.reads):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:
                 raise caller.refusal(right, resource)

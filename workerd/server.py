@@ -10,10 +10,10 @@ import structlog
 
 from pki.errors import Missing
 from pki.store import PkiFolder
-from workerd.access.caller import Record
 from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.newest_list import NewestList
+from workerd.access.recorder import Record, Recorder
 from workerd.access.rights import Rights
 from workerd.access.users import Users
 from workerd.descriptors import raise_limit
@@ -101,7 +101,8 @@ async def answering(
     rights = Rights(settings.policy_directory, settings.roles, rights_of(routes.values()))
     daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds, settings.run_as)
     meter, notices = Meter(settings.limits), Notices()
-    gate = Gate(daemon, routes, credentials, rights, record, meter, notices)
+    recorder = Recorder(record)
+    gate = Gate(daemon, routes, credentials, rights, recorder, meter, notices)
     server = WorkerServer(
         [gate],
         codec=Codec(),
@@ -116,6 +117,7 @@ async def answering(
     finally:
         await gate.close(_CLOSE_SECONDS)
         server.close()
+        recorder.close()
 
 
 def prepare(settings: Settings) -> None:

@@ -30,7 +30,7 @@ from worker_api.worker.v1 import (
 
 from pki.files import key_path
 from tests.daemon import USER, Daemon
-from tests.waiting import wait_unlocked
+from tests.waiting import wait_unlocked, wait_until
 from workerctl.client import Client
 from workerctl.events import Output
 from workerctl.transport import WorkerChannel
@@ -168,6 +168,7 @@ async def test_what_is_wrong_with_a_job_is_its_owner_s_affair(
         job_id = await spawn(owner, "head", "-c", "5000", "/dev/zero")  # more than a journal could mend
         _ = [event async for event in owner.stream_log(job_id)]
         folder = shared_daemon.folder(job_id)
+        wait_until(lambda: folder.read().is_told, "the keeper has not come to the job's end")
         wait_unlocked(folder)  # or it might be taken for one that is on its way
         journal = folder.journal.read_bytes()
         first = 8 + int.from_bytes(journal[:4], "little")  # where its first record ends

@@ -4,7 +4,7 @@ Every decision is made here, and is in the audit trail before anything comes of 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +13,17 @@ from worker_api.worker.v1 import ErrorDetail
 
 from pki.identity import Identity
 from workerd.access.policy import DAEMON, Decision, On, Resource
+from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
 from workerd.engine.job import User
 from workerd.errors import AuditFailed, NotPermitted, to_grpc
 
-Record = Callable[[Mapping[str, Any]], None]
-"""Writes an event into the audit trail, or raises AuditFailed."""
-
 IMPERSONATE = "impersonate"
 SEE = "status"
 """The right that makes a job one that is known to be there."""
+
+ADMIN = "admin"
+_MAKES_ROOM = ("stop", "remove")
 
 NOT_IN_CERTIFICATE = Decision(False, ("certificate",))
 
@@ -43,7 +44,7 @@ class Caller:
     origin: str
     rpc: str
     rights: Rights
-    record: Record
+    recorder: Recorder
 
     @property
     def user(self) -> User:
@@ -65,17 +66,20 @@ class Caller:
             return NOT_IN_CERTIFICATE
         return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
 
-    def decide(self, right: str, resource: Resource, details: Mapping[str, Any] | None = None) -> bool:
+    def decide(
+        self, right: str, resource: Resource, details: Mapping[str, Any] | None = None, *, looks: bool = False
+    ) -> bool:
         """Decide, and write it down.
 
         Args:
             details: what else belongs to the decision.
+            looks: whether what is decided on changes nothing.
 
         Raises:
             AuditFailed: it could not be written; nothing may come of it then.
         """
         decision = self.may(right, resource)
-        self.note(
+        event = self._event(
             "decision",
             action=right,
             **_describe(resource),
@@ -83,6 +87,11 @@ class Caller:
             verdict="permit" if decision.permitted else "deny",
             policies=decision.policies,
         )
+        if looks or not decision.permitted:
+            self.recorder.record_some(self.actor or self.user, event)
+        else:
+            urgent = right in _MAKES_ROOM and ADMIN in self.rights.roles_of(self.user)
+            self.recorder.record(event, urgent=urgent)
         return decision.permitted
 
     def authorize(self, right: str, resource: Resource) -> None:
@@ -157,18 +166,27 @@ class Caller:
         Raises:
             AuditFailed: it could not be written.
         """
+        self.recorder.record(self._event(event, **fields))
+
+    def note_refused(self, reason: str) -> None:
+        """Write down that this call is refused.
+
+        Raises:
+            AuditFailed: it could not be written.
+        """
+        self.recorder.record_some(self.actor or self.user, self._event("refused", reason=reason))
+
+    def _event(self, event: str, **fields: Any) -> dict[str, Any]:
         user, actor = self.user, self.actor
-        self.record(
-            {
-                "event": event,
-                "user": {"id": user.id, "name": user.name},
-                **({} if actor is None else {"actor": {"id": actor.id, "name": actor.name}}),
-                "from": self.origin,
-                "serial": self.identity.serial,
-                "rpc": self.rpc,
-                **fields,
-            }
-        )
+        return {
+            "event": event,
+            "user": {"id": user.id, "name": user.name},
+            **({} if actor is None else {"actor": {"id": actor.id, "name": actor.name}}),
+            "from": self.origin,
+            "serial": self.identity.serial,
+            "rpc": self.rpc,
+            **fields,
+        }
 
     def _find_out(self) -> str:
         """Say how to find out which rights one has, and who gives others."""

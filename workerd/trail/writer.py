@@ -24,7 +24,18 @@ from typing import Any, Self
 
 import structlog
 
-from audit.chain import GENESIS, RELEASED, RESUMED, Head, LineInvalid, format_head, make_line, parse_head, read_line
+from audit.chain import (
+    GENESIS,
+    MAX_LINE_BYTES,
+    RELEASED,
+    RESUMED,
+    Head,
+    LineInvalid,
+    format_head,
+    make_line,
+    parse_head,
+    read_line,
+)
 from audit.files import HEAD, file_name, list_files, read_end
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
@@ -35,6 +46,8 @@ log = structlog.get_logger()
 _FILE_BYTES = 64 << 20
 _ROOM_BYTES = 4 << 20
 _FILES = 4  # of a small trail: most of it is there after the oldest was removed
+_RESERVE = 4  # which part of the room that is set aside is for what is urgent
+_DENIED_BYTES = 2048  # 1 KiB of what was asked, and whose it was
 _LOOK_SECONDS = 1.0  # how soon to look again for room where there was none
 
 
@@ -52,6 +65,7 @@ class AuditTrail:
         self._file_bytes = min(_FILE_BYTES, max_bytes // _FILES) if max_bytes else _FILE_BYTES
         self._room_bytes = min(_ROOM_BYTES, self._file_bytes // _FILES)
         self._look_at = 0.0
+        self._is_full = False  # whether no room could be set aside the last time
         self._folder = self._head_file = self._file = -1
         self._name, self._inode = "", 0
         self._size = self._older_bytes = self._room_left = 0
@@ -65,11 +79,12 @@ class AuditTrail:
     ) -> None:
         self.close()
 
-    def record(self, event: Mapping[str, Any]) -> None:
+    def record(self, event: Mapping[str, Any], *, urgent: bool = False) -> None:
         """Append a line. When this returns, it is there for every other process.
 
         Args:
-            event: what is to be told, as JSON has it.
+            event: what is to be told, as JSON has it. What denies holds little of what was asked.
+            urgent: whether it may use the last of the room that is set aside, on a disk that is full.
 
         Raises:
             AuditFailed: it could not be appended; nothing of it is there.
@@ -88,6 +103,7 @@ class AuditTrail:
                 except FileExistsError:  # somebody was killed who had just begun it
                     self._find_end()
                     self._make_space()
+                self._keep_reserve(urgent=urgent)
                 self._append(event)
             finally:
                 fcntl.flock(self._folder, fcntl.LOCK_UN)
@@ -202,8 +218,9 @@ class AuditTrail:
             if error.errno not in NO_ROOM:
                 raise
             self._look_at = time.monotonic() + _LOOK_SECONDS
+            self._is_full = True
             return False
-        self._room_left = self._room_bytes
+        self._room_left, self._is_full = self._room_bytes, False
         return True
 
     def _release(self) -> None:
@@ -229,8 +246,18 @@ class AuditTrail:
             log.error("a file of the audit trail that is removed was changed", file=name, problem=str(error))
             return None
 
+    def _keep_reserve(self, *, urgent: bool) -> None:
+        """Keep the last of the room that is set aside from what is not urgent, once no more can be had.
+
+        Raises:
+            OSError: it is what is left.
+        """
+        if self._is_full and not urgent and self._room_left < self._room_bytes // _RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     def _append(self, event: Mapping[str, Any]) -> None:
-        line, head = make_line(event, self._head, datetime.now(UTC).isoformat(timespec="microseconds"))
+        most = _DENIED_BYTES if event.get("verdict") == "deny" else MAX_LINE_BYTES
+        line, head = make_line(event, self._head, datetime.now(UTC).isoformat(timespec="microseconds"), most)
         try:
             _require_whole(os.write(self._file, line), line)
             self._write_head(head)

@@ -19,8 +19,9 @@ from workerd.trail.writer import AuditTrail
 
 DISK_BYTES = 32 << 20
 EVENT = {"event": "decision", "right": "stop", "user": {"id": "u", "name": "acrimon"}}
-LINES_SET_ASIDE = (writer._ROOM_BYTES // 2 - 4096) // 400
-"""So many of these lines can be counted on: room is renewed when half of it is used."""
+_RESERVE_BYTES = writer._ROOM_BYTES // writer._RESERVE
+LINES_SET_ASIDE = (writer._ROOM_BYTES // 2 - _RESERVE_BYTES - 4096) // 400
+"""So many of these lines can be counted on: room is renewed when half of it is used, and a part is a reserve."""
 
 
 @pytest.fixture(params=["tmpfs", "ext4"])
@@ -63,6 +64,20 @@ def test_a_full_disk_takes_some_more_lines_then_none_and_all_when_there_is_room(
         check(folder, 2 + count)
         fill(disk)
         assert append_to_the_end(trail) >= LINES_SET_ASIDE, "room is set aside again"
+
+
+def test_on_a_full_disk_there_is_a_reserve_for_what_is_urgent(disk: Path) -> None:
+    folder = disk / "audit"
+    with AuditTrail(folder, 0) as trail:
+        trail.record(EVENT)
+        fill(disk)
+        count = append_to_the_end(trail)
+        urgent = (_RESERVE_BYTES - 8192) // 400
+        for _ in range(urgent):
+            trail.record(EVENT, urgent=True)
+        with pytest.raises(AuditFailed):
+            trail.record(EVENT)
+    check(folder, 1 + count + urgent)
 
 
 def test_a_daemon_that_starts_on_a_full_disk_has_what_the_one_before_set_aside(disk: Path) -> None:

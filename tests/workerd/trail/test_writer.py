@@ -106,6 +106,19 @@ def test_what_is_recorded_is_there_with_its_time_for_the_daemons_account_only(fo
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())] == [0o700, 0o600, 0o600]
 
 
+def test_a_line_that_denies_holds_little_of_what_was_asked(folder: Path, trail: AuditTrail) -> None:
+    request = {"program": "p" * 60_000, "args": ["a" * 1000] * 50, "envs": [f"NAME{n}" for n in range(5000)]}
+    event = EVENT | {"action": "spawn", "request": request, "policies": ["default"]}
+    trail.record(event | {"verdict": "deny"})
+    trail.record(event | {"verdict": "permit"})
+    denied, permitted = last_file(folder).read_bytes().splitlines(keepends=True)
+    assert len(denied) <= 2048 < len(permitted)
+    line = json.loads(denied)
+    assert (line["user"], line["action"], line["verdict"]) == (EVENT["user"], "spawn", "deny")
+    assert line["cut_from_bytes"] > 100_000
+    assert check_whole(folder).head.seq == 2
+
+
 def test_a_trail_is_gone_on_with(folder: Path) -> None:
     for number in range(3):
         with AuditTrail(folder, 0) as trail:
