@@ -3,6 +3,7 @@
 PkiError
 ├── AlreadyExists
 ├── Missing
+├── NotTrusted
 ├── InputInvalid
 │   ├── InvalidName
 │   ├── InvalidUserId
@@ -42,6 +43,10 @@ class Missing(PkiError):
     def __init__(self, path: Path, problem: str, advice: str) -> None:
         self.path = path
         super().__init__(f"cannot read {path}: {problem}: {advice}")
+
+
+class NotTrusted(PkiError):
+    """A key or certificate, or a folder on the way to it, can be changed by other accounts, or a key can be read."""
 
 
 class InputInvalid(PkiError):

@@ -14,13 +14,13 @@ from pathlib import Path
 from pki.checks import LEAST_UNKNOWN_SERIAL, is_trust_domain, make_lifetime, make_user_id, read_serial, require_hosts
 from pki.errors import AlreadyExists, IdentityInvalid, InvalidName, InvalidTrustDomain, NotRenewable, NotRevocable
 from pki.files import (
-    FOLDER_MODE,
     REPLACED,
     load_certificate,
     load_crl,
     load_pair,
     locked,
     locked_folder,
+    make_folder,
     read_bytes,
     replace_file,
     replace_pair,
@@ -229,7 +229,7 @@ class PkiFolder(PkiLayout):
             AlreadyExists, Missing, InvalidName: as for `require_room`.
         """
         path = self.client_certificate(user_name)
-        self.path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(self.path)
         with locked_folder(self.path):
             self.require_room(user_name, server_ca, replace=replace)
             if not os.path.lexists(self.server_ca):

@@ -30,6 +30,7 @@ from workerd.engine.errors import (
     JobIdMalformed,
     NeverForced,
     SpoolCorrupt,
+    StateDirectoryGone,
 )
 from workerd.engine.folder import JobFolder
 from workerd.engine.hold import holding
@@ -43,6 +44,8 @@ from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, 
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
 _TURN = 64
+_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
+_REMOVED = _GONE | asyncinotify.Mask.DELETE | asyncinotify.Mask.MOVED_FROM
 T = TypeVar("T")
 
 
@@ -83,6 +86,7 @@ class Keeper:
         self._guards: dict[str, asyncio.Task[None]] = {}
         self._reported: set[str] = set()  # the folders that cannot be recovered
         self._changed = asyncio.Event()
+        self._gone = asyncio.Event()
         self._job_ended = asyncio.Event()
         self._rescanning: asyncio.Task[None] | None = None
         self._is_catalog_checked = False
@@ -103,7 +107,10 @@ class Keeper:
             stack.callback(self._drain.unlink, missing_ok=True)
             news = stack.enter_context(asyncinotify.Inotify())
             news.add_watch(self._shelf.jobs, asyncinotify.Mask.MOVED_TO)
-            news.add_watch(directory, asyncinotify.Mask.CREATE | asyncinotify.Mask.DELETE)
+            news.add_watch(directory, _REMOVED | asyncinotify.Mask.CREATE)
+            for above in directory.parents:
+                with contextlib.suppress(PermissionError):  # only a folder that can be read can be watched
+                    news.add_watch(above, _GONE)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._scanning = self._tasks.create_task(self._scan(), name="scan")
             others = (self._shelf.watcher.run(), self._take_news(news), self._retain())
@@ -137,6 +144,22 @@ class Keeper:
                 await self._wait_changed()
             log.info("the drain was called off")
 
+    async def wait_gone(self) -> None:
+        """Wait until the state directory, or its lock, is removed or moved away.
+
+        Raises:
+            StateDirectoryGone: always.
+        """
+        await self._gone.wait()
+        raise StateDirectoryGone(self._shelf.directory)
+
+    def _is_in_place(self) -> bool:
+        """Return whether the file that this keeper holds is the state directory's lock."""
+        try:
+            return os.path.samestat(os.fstat(self.hold), os.stat(self._shelf.lock))
+        except OSError:
+            return False
+
     async def _wait_changed(self) -> None:
         self._changed.clear()
         await self._changed.wait()
@@ -152,6 +175,9 @@ class Keeper:
 
     async def _take_news(self, news: asyncinotify.Inotify) -> None:
         async for event in news:
+            if event.mask & _REMOVED and not self._is_in_place():
+                self._gone.set()
+                return
             if asyncinotify.Mask.MOVED_TO in event.mask and _is_job_id(str(event.name)):
                 self._guard(self._shelf.folder(str(event.name)))
             elif asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have come

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from workerd.engine import pidfd
+from system import pidfd
 
 KILL_SECONDS = 30.0  # how long a process that got SIGKILL is waited for
 
