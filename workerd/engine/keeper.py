@@ -104,7 +104,7 @@ class Keeper:
                 self._catalog.mark_incomplete()
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
-            stack.callback(self._drain.unlink, missing_ok=True)
+            stack.callback(self._end_drain)
             news = stack.enter_context(asyncinotify.Inotify())
             news.add_watch(self._shelf.jobs, asyncinotify.Mask.MOVED_TO)
             news.add_watch(directory, _REMOVED | asyncinotify.Mask.CREATE)
@@ -152,6 +152,10 @@ class Keeper:
         """
         await self._gone.wait()
         raise StateDirectoryGone(self._shelf.directory)
+
+    def _end_drain(self) -> None:
+        if self._is_in_place():
+            self._drain.unlink(missing_ok=True)
 
     def _is_in_place(self) -> bool:
         """Return whether the file that this keeper holds is the state directory's lock."""
