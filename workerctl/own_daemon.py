@@ -21,7 +21,7 @@ from workerctl.errors import DaemonNotEnded, DaemonNotStarted, FolderRefused
 
 _SAID_WHEN_SERVING = b"serving gRPC endpoint at "
 _MAX_LOG_BYTES = 4 << 20
-_OPTIONS = ("--listen", "127.0.0.1:0", "--state-dir")
+_STARTED = "start.lock"
 _END_SECONDS = 40.0  # the daemon itself gives API processes and calls 30
 
 
@@ -46,11 +46,14 @@ def find_or_start() -> str:
         if endpoint is not None:
             return endpoint
         make_folder(directory)
-        with open(open_own(directory / "start.lock", os.O_RDWR | os.O_CREAT), "w") as starting:
-            fcntl.flock(starting, fcntl.LOCK_EX)  # of several clients one starts it, the others find it afterwards
+        with open(open_own(directory / _STARTED, os.O_RDWR | os.O_CREAT), "w") as started:
+            fcntl.flock(started, fcntl.LOCK_EX)  # of several clients one starts it, the others find it afterwards
             endpoint = find()
             if endpoint is None:
-                _start(directory)
+                pid = _start(directory)
+                started.truncate(0)
+                started.write(str(pid))
+                started.flush()
                 endpoint = find()
     except Untrusted as error:
         raise _refuse(directory, error) from error
@@ -99,13 +102,10 @@ def stop() -> int | None:
 
 
 def is_started_here(daemon: Holder) -> bool:
-    """Return whether a daemon has the options that it is started with here, and not others of the user's choice."""
-    try:
-        words = Path(f"/proc/{daemon.pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    given = words[words.index(b"workerd") + 1 :] if b"workerd" in words else []
-    return given[: len(_OPTIONS) + 1] == [os.fsencode(word) for word in (*_OPTIONS, state_directory())]
+    """Return whether a client started a daemon, and not the user, with options of the user's choice."""
+    with contextlib.suppress(FileNotFoundError):
+        return (state_directory() / _STARTED).read_text() == str(daemon.pid)
+    return False
 
 
 def _require_trusted(directory: Path) -> None:
@@ -130,14 +130,15 @@ def _refuse(directory: Path, error: Untrusted) -> FolderRefused:
     return FolderRefused(str(error))
 
 
-def _start(directory: Path) -> None:
+def _start(directory: Path) -> int:
+    """Start a daemon, wait until it serves, and return its process id."""
     log = directory / "daemon.log"
     with contextlib.suppress(FileNotFoundError):
         if log.lstat().st_size > _MAX_LOG_BYTES:
             log.replace(log.with_name("daemon.log.1"))
     with open(open_own(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as errors:
         daemon = subprocess.Popen(
-            [sys.executable, "-P", "-m", "workerd", *_OPTIONS, str(directory), *_roles()],
+            [sys.executable, "-P", "-m", "workerd", *_options(directory)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -154,12 +155,14 @@ def _start(directory: Path) -> None:
         last = log.read_text(errors="replace").strip().rpartition("\n")[2]
         raise DaemonNotStarted(f"your own daemon did not start: {last or 'it said nothing'} (more in {log})")
     daemon.returncode = 0  # it is not ours to wait for: it outlives this process
+    return daemon.pid
 
 
-def _roles() -> list[str]:
-    """Return the option that makes the daemon's owner its administrator, by the name in the owner's certificate."""
+def _options(directory: Path) -> list[str]:
+    """Return the daemon's options: its owner is its administrator, by the name in the owner's certificate."""
+    options = ["--listen", "127.0.0.1:0", "--state-dir", str(directory)]
     try:
         owner = getpass.getuser()
     except (KeyError, OSError):  # whichever it is: both are documented, for different versions of Python
         owner = str(os.getuid())
-    return [f"--roles.admin={owner}"] if is_name(owner) else []
+    return [*options, f"--roles.admin={owner}"] if is_name(owner) else options

@@ -14,6 +14,8 @@ import pytest
 from pki.store import PkiFolder
 from system import pidfd
 from tests.daemon import end_jobs
+from workerctl import own_daemon
+from workerctl.errors import DaemonNotEnded
 from workerctl.exit_codes import ExitCode
 from workerd.engine.folder import JobFolder
 from workerd.engine.tree import descendants, parent_of
@@ -140,6 +142,19 @@ def test_stopping_it_ends_no_process_that_has_the_id_of_one_that_was_killed(home
         assert home.workerctl("daemon", "stop").returncode == 0
         assert innocent.poll() is None
         innocent.kill()
+
+
+def test_one_that_does_not_end_is_told_with_what_ends_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert home.workerctl("run", "--", "true").returncode == 0
+    monkeypatch.setenv("HOME", home.environment["HOME"])
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(own_daemon, "_END_SECONDS", 0.2)
+    os.kill(pid := home.daemon_pid(), signal.SIGSTOP)
+    try:
+        with pytest.raises(DaemonNotEnded, match=rf"process {pid}\b.*`kill -9 {pid}`"):
+            own_daemon.stop()
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_restarting_it_puts_another_in_its_place_that_knows_its_jobs(home: Home) -> None:

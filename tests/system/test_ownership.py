@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from system.ownership import Untrusted, make_folder, open_own, require_trusted
+from tests.system.test_exhaustion import become
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account or group")
 SOMEBODY = 23461
@@ -143,6 +144,21 @@ def test_a_secret_that_others_may_read_is_refused(place: Path, mode: int) -> Non
     assert f"`chmod go= {place}`" in refusal(place, secret=True)
     place.chmod(0o600)
     require_trusted(place, secret=True)
+
+
+@as_root
+def test_the_group_of_a_key_of_root_s_may_read_it_and_nobody_else(place: Path, tmp_path: Path) -> None:
+    """As an administrator lays keys out for an account; of root's own daemon they are root's alone."""
+    check = "import sys, pathlib, system.ownership as o; o.require_trusted(pathlib.Path(sys.argv[1]), secret=True)"
+    account = pwd.struct_passwd(("somebody", "x", SOMEBODY, SOMEBODY, "", "/", "/bin/sh"))
+    command = [*become(account), sys.executable, "-c", check, str(place)]
+    tmp_path.parent.chmod(0o711)
+    os.chown(place, 0, SOMEBODY)
+    for mode, trusted in ((0o640, True), (0o644, False), (0o606, False)):
+        place.chmod(mode)
+        assert (subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0) is trusted, mode
+    place.chmod(0o640)
+    refusal(place, secret=True)
 
 
 def test_folders_above_the_home_directory_are_not_checked(

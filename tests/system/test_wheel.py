@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {name: ROOT for name in ("audit", "pki", "system", "workerctl", "workerd")} | {
-    "worker_api": ROOT / "generated"
-}
+PACKAGES = dict.fromkeys(("audit", "pki", "system", "workerctl", "workerd"), ROOT) | {"worker_api": ROOT / "generated"}
 DIST_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 

@@ -109,7 +109,7 @@ class Keeper:
             news.add_watch(self._shelf.jobs, asyncinotify.Mask.MOVED_TO)
             news.add_watch(directory, _REMOVED | asyncinotify.Mask.CREATE)
             for above in directory.parents:
-                with contextlib.suppress(PermissionError):  # only a folder that can be read can be watched
+                with contextlib.suppress(OSError):  # it may not be read, or the kernel has no watch left
                     news.add_watch(above, _GONE)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._scanning = self._tasks.create_task(self._scan(), name="scan")
