@@ -49,6 +49,11 @@ def hide_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def show_memory() -> None:
+    """Undo `hide_memory`."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
 def is_memory_hidden() -> bool:
     """Return whether `hide_memory` is in effect for this process."""
     return bool(_libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0)
