@@ -167,7 +167,8 @@ def _check(path: Path, found: os.stat_result, *, is_last: bool, secret: bool) ->
     if found.st_uid not in (0, me) and (is_last or not _is_unmapped(found.st_uid)):
         owner, own = account_name(found.st_uid), account_name(me)
         mend = f"if {own} is to have it, run `chown -R {me} {quoted}`, otherwise choose another"
-        remedy = mend if is_last else f"choose a folder that only {own} and root can change"
+        few = own if me == 0 else f"{own} and root"
+        remedy = mend if is_last else f"choose a folder that only {few} can change"
         raise Untrusted(path, f"it belongs to {owner}, and this process runs as {own}", remedy, is_anothers=True)
     if stat.S_ISLNK(found.st_mode):  # it has no mode of its own (symlink(7))
         return

@@ -85,20 +85,15 @@ def holder() -> AbstractContextManager[Holder | None]:
     return holding_process(directory / "lock")
 
 
-def stop() -> int | None:
-    """End the user's own daemon, wait until it has ended, and return its process id; None when none runs.
+def end(daemon: Holder) -> None:
+    """End a daemon, which leaves its jobs running, and wait until it has ended.
 
     Raises:
         DaemonNotEnded: it does not end in time.
-        FolderRefused: other accounts can change its state directory.
     """
-    with holder() as daemon:
-        if daemon is None:
-            return None
-        daemon.terminate()
-        if not daemon.wait_ended(_END_SECONDS):
-            raise DaemonNotEnded(daemon.pid, _END_SECONDS)
-        return daemon.pid
+    daemon.terminate()
+    if not daemon.wait_ended(_END_SECONDS):
+        raise DaemonNotEnded(daemon.pid, _END_SECONDS)
 
 
 def is_started_here(daemon: Holder) -> bool:

@@ -151,8 +151,10 @@ def test_one_that_does_not_end_is_told_with_what_ends_it(home: Home, monkeypatch
     monkeypatch.setattr(own_daemon, "_END_SECONDS", 0.2)
     os.kill(pid := home.daemon_pid(), signal.SIGSTOP)
     try:
-        with pytest.raises(DaemonNotEnded, match=rf"process {pid}\b.*`kill -9 {pid}`"):
-            own_daemon.stop()
+        with own_daemon.holder() as daemon:
+            assert daemon is not None
+            with pytest.raises(DaemonNotEnded, match=rf"process {pid}\b.*`kill -9 {pid}`"):
+                own_daemon.end(daemon)
     finally:
         os.kill(pid, signal.SIGCONT)
 

@@ -41,8 +41,11 @@ def stop(*, context: Injected) -> None:
     Example: `workerctl daemon stop`
     """
     _require_own(context)
-    if own_daemon.stop() is None:
-        warn("no daemon of your own runs")
+    with own_daemon.holder() as daemon:
+        if daemon is None:
+            warn("no daemon of your own runs")
+        else:
+            own_daemon.end(daemon)
 
 
 @app.command
@@ -53,12 +56,13 @@ def restart(*, context: Injected) -> None:
     """
     _require_own(context)
     with own_daemon.holder() as daemon:
-        if daemon is not None and not own_daemon.is_started_here(daemon):
-            raise UsageInvalid(
-                f"your own daemon (process {daemon.pid}) was not started by workerctl, which does not know its options:"
-                " end it with `workerctl daemon stop` and start it again as it was started"
-            )
-    own_daemon.stop()
+        if daemon is not None:
+            if not own_daemon.is_started_here(daemon):
+                raise UsageInvalid(
+                    f"your own daemon (process {daemon.pid}) was not started by workerctl, which does not know its"
+                    " options: end it with `workerctl daemon stop` and start it again as it was started"
+                )
+            own_daemon.end(daemon)
     print_line(own_daemon.find_or_start())
 
 
