@@ -50,7 +50,7 @@ async def look(daemon: Daemon, *processes: int) -> str:
     return seen.stdout
 
 
-async def test_programs_of_its_account_read_neither_memory_nor_environment_of_its_processes(daemon: Daemon) -> None:
+async def test_programs_of_its_account_cannot_look_into_its_processes(daemon: Daemon) -> None:
     async with daemon.client() as client:
         job_id = await client.spawn(SpawnRequest(program="sleep", args=["1000"], working_directory="/"))
         job = (await client.status(job_id)).pid
