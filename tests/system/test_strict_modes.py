@@ -1,9 +1,11 @@
 """What the daemon and the client refuse to use because other accounts can change it, or read what is secret."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -179,6 +181,25 @@ def test_root_starts_no_daemon_in_the_home_of_another_account(home_of_another: P
     assert f"{state} is refused: it belongs to uid {SOMEBODY}".encode() in refused.stderr
     assert b"HOME=/root workerctl" in refused.stderr
     assert not list(state.iterdir())
+
+
+@as_root
+def test_root_goes_to_no_daemon_that_another_account_says_is_root_s(home_of_another: Path) -> None:
+    """It would see what root runs, with all variables."""
+    state = home_of_another / ".local" / "state" / "workerd"
+    state.mkdir(mode=0o700)
+    with socket.create_server(("127.0.0.1", 0)) as server, (state / "endpoint").open("w") as note:
+        note.write(f"https://localhost:{server.getsockname()[1]}\n")
+        note.flush()
+        fcntl.flock(note, fcntl.LOCK_EX)
+        for path in (state, state / "endpoint"):
+            os.chown(path, SOMEBODY, SOMEBODY)
+        refused = run_as_root_in(home_of_another)
+        assert refused.returncode == ExitCode.FAILED
+        assert f"{state} is refused: ".encode() in refused.stderr
+        server.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 @as_root
