@@ -1,5 +1,6 @@
 """Who can change what a path leads to: what is trusted, and what is refused with the command that mends it."""
 
+import grp
 import os
 import pwd
 import re
@@ -89,6 +90,18 @@ def test_a_group_may_write_if_nobody_else_is_in_it(place: Path, other_group: int
     message = refusal(place)
     assert f"{place.parent} is refused: the group " in message
     assert f"`chmod go-w {place.parent}`" in message
+
+
+@as_root
+def test_a_group_that_seems_to_have_no_members_may_not_write(place: Path) -> None:
+    """Where accounts are kept on another machine, they may not be listed here."""
+    primary = {account.pw_gid for account in pwd.getpwall()}
+    empty = [group.gr_gid for group in grp.getgrall() if not group.gr_mem and group.gr_gid not in primary]
+    if not empty:
+        pytest.skip("every group here has members")
+    os.chown(place.parent, -1, empty[0])
+    place.parent.chmod(0o775)
+    refusal(place)
 
 
 @as_root
@@ -198,6 +211,14 @@ def test_folders_are_made_so_that_others_cannot_write_whatever_the_umask(tmp_pat
     make_folder(tmp_path / "one" / "two")
     make_folder(tmp_path / "one" / "two")
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("one", "one/two")] == [0o755, 0o700]
+
+
+@as_root
+def test_a_file_of_another_account_is_not_our_own(place: Path) -> None:
+    os.chown(place, SOMEBODY, -1)
+    with pytest.raises(Untrusted, match=f"it belongs to uid {SOMEBODY}: "):
+        open_own(place, os.O_RDWR)
+    assert place.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_of_our_own_is_no_link_and_nothing_but_a_file(place: Path) -> None:

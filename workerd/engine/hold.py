@@ -39,6 +39,18 @@ async def holding(lock: Path) -> AsyncIterator[int]:
         os.close(descriptor)
 
 
+def is_in_place(descriptor: int, lock: Path) -> bool:
+    """Return whether the file that holds a state directory is the one that another process would lock.
+
+    Args:
+        descriptor: as `holding` yields it.
+    """
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(lock))
+    except OSError:
+        return False
+
+
 async def _lock(descriptor: int, directory: Path) -> None:
     for pause in (*_ORPHANS_SECONDS, None):
         try:

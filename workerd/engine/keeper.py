@@ -33,7 +33,7 @@ from workerd.engine.errors import (
     StateDirectoryGone,
 )
 from workerd.engine.folder import JobFolder
-from workerd.engine.hold import holding
+from workerd.engine.hold import holding, is_in_place
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import is_complete, recover
@@ -46,6 +46,7 @@ _PAUSES_SECONDS = (1.0, 5.0, 30.0)
 _TURN = 64
 _GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
 _REMOVED = _GONE | asyncinotify.Mask.DELETE | asyncinotify.Mask.MOVED_FROM
+_MAY_BE_GONE = _REMOVED | asyncinotify.Mask.UNMOUNT | asyncinotify.Mask.Q_OVERFLOW
 T = TypeVar("T")
 
 
@@ -154,15 +155,8 @@ class Keeper:
         raise StateDirectoryGone(self._shelf.directory)
 
     def _end_drain(self) -> None:
-        if self._is_in_place():
+        if is_in_place(self.hold, self._shelf.lock):
             self._drain.unlink(missing_ok=True)
-
-    def _is_in_place(self) -> bool:
-        """Return whether the file that this keeper holds is the state directory's lock."""
-        try:
-            return os.path.samestat(os.fstat(self.hold), os.stat(self._shelf.lock))
-        except OSError:
-            return False
 
     async def _wait_changed(self) -> None:
         self._changed.clear()
@@ -179,7 +173,7 @@ class Keeper:
 
     async def _take_news(self, news: asyncinotify.Inotify) -> None:
         async for event in news:
-            if event.mask & _REMOVED and not self._is_in_place():
+            if event.mask & _MAY_BE_GONE and not is_in_place(self.hold, self._shelf.lock):
                 self._gone.set()
                 return
             if asyncinotify.Mask.MOVED_TO in event.mask and _is_job_id(str(event.name)):
