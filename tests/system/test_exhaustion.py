@@ -256,7 +256,8 @@ async def test_without_processes_spawns_are_turned_away_until_there_are_some_aga
 
 async def test_without_inotify_watches_followers_are_turned_away_until_there_are_some_again(tmp_path: Path) -> None:
     """A user namespace has a limit of its own (namespaces(7)), so that nobody else on the machine is bound by it."""
-    limit = 'echo 12 >/proc/sys/user/max_inotify_watches && exec "$@"'
+    watches = 12 + len(tmp_path.parts)  # one for each folder above the state directory
+    limit = f'echo {watches} >/proc/sys/user/max_inotify_watches && exec "$@"'
     prefix = ("unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh")
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no user namespace with a limit on inotify watches can be made here")
