@@ -5,6 +5,7 @@ PkiError
 ├── Missing
 ├── InventoryDamaged
 ├── ListOutdated
+├── NotTrusted
 ├── InputInvalid
 │   ├── InvalidName
 │   ├── NameIssued
@@ -72,6 +73,10 @@ class ListOutdated(PkiError):
             f"{path} is refused: {problem}: put back the newest list, or make one with `workerctl pki revoke` where"
             f" the authority is; to pardon whoever was revoked since, remove {memory} and restart"
         )
+
+
+class NotTrusted(PkiError):
+    """A key or certificate, or a folder on the way to it, can be changed by other accounts, or a key can be read."""
 
 
 class InputInvalid(PkiError):

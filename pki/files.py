@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pki.errors import AlreadyExists, Missing
+from pki.errors import AlreadyExists, Missing, NotTrusted
+from system import ownership
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
@@ -29,7 +30,6 @@ if TYPE_CHECKING:  # cryptography is slow to import and only needed where certif
 REPLACED = "replaced"
 OF_OTHERS = ("clients", "servers")
 """The folders within an authority's that hold what others take away."""
-FOLDER_MODE = 0o700
 _KEY_MODE = 0o600
 _PUBLIC_MODE = 0o644
 
@@ -44,12 +44,37 @@ def new_key_path(certificate: Path) -> Path:
     return certificate.with_name(certificate.stem + ".key.new")
 
 
+def require_trusted(path: Path) -> None:
+    """Raise an error if other accounts can change what a path leads to, or read it if it is a key.
+
+    Raises:
+        NotTrusted: they can.
+    """
+    try:
+        ownership.require_trusted(path, secret=path.name.endswith((".key", ".key.new")))
+    except ownership.Untrusted as error:
+        raise NotTrusted(str(error)) from error
+
+
+def require_trusted_folder(folder: Path) -> None:
+    """Raise an error if other accounts can change an authority's folder or a file in it, or read a key in it.
+
+    Raises:
+        NotTrusted: they can.
+    """
+    require_trusted(folder)
+    for path in sorted(folder.glob("*")):
+        require_trusted(path)
+
+
 def read_bytes(path: Path, advice: str) -> bytes:
     """Read a file.
 
     Raises:
         Missing: it cannot be read; the advice goes with it.
+        NotTrusted: other accounts can change it.
     """
+    require_trusted(path)
     try:
         return path.read_bytes()
     except OSError as error:
@@ -139,13 +164,25 @@ def require_free(certificate: Path, advice: str) -> None:
             raise AlreadyExists(path, advice)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that is closed to other accounts, unless it exists.
+
+    Raises:
+        NotTrusted: other accounts can change it, or a folder above it.
+    """
+    try:
+        ownership.make_folder(folder)
+    except ownership.Untrusted as error:
+        raise NotTrusted(str(error)) from error
+
+
 def write_pair(certificate: Path, credential: "Credential") -> None:
     """Write a certificate and its key, in a folder that is made if it is not there.
 
     Raises:
         AlreadyExists: one of them is there.
     """
-    certificate.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+    make_folder(certificate.parent)
     # The key first: a certificate that is there has its key.
     _write_new(key_path(certificate), credential.key_pem(), _KEY_MODE)
     _write_new(certificate, credential.certificate_pem(), _PUBLIC_MODE)
@@ -206,6 +243,7 @@ def locked(certificate: Path) -> Iterator[None]:
         Missing: its key cannot be read.
     """
     path = key_path(certificate)
+    require_trusted(path)
     try:
         file = path.open("rb")
     except OSError as error:
@@ -242,7 +280,7 @@ def _finish_replacement(certificate: Path) -> None:
 
 def _keep(certificate: Path) -> None:
     folder = certificate.parent / REPLACED
-    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    make_folder(folder)
     load_pair(certificate)
     kept = folder / f"{certificate.stem}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.crt"
     _write_new(key_path(kept), key_path(certificate).read_bytes(), _KEY_MODE)

@@ -19,11 +19,11 @@ from pki.errors import (
     NotRenewable,
 )
 from pki.files import (
-    FOLDER_MODE,
     load_certificate,
     load_pair,
     locked,
     locked_folder,
+    make_folder,
     read_bytes,
     replace_file,
     replace_pair,
@@ -237,7 +237,7 @@ class PkiFolder(PkiRegister):
             AlreadyExists, Missing, InvalidName: as for `require_room`.
         """
         path = self.client_certificate(user_name)
-        self.path.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        make_folder(self.path)
         with locked_folder(self.path):
             self.require_room(user_name, server_ca, replace=replace)
             if not os.path.lexists(self.server_ca):

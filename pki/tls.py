@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pki.errors import Missing
-from pki.files import key_path, new_key_path, read_bytes
+from pki.files import key_path, new_key_path, read_bytes, require_trusted
 from pki.store import PkiFolder
 
 _MOST_PASSED_OVER = 3  # reads, which are kept in memory: a request comes in fewer
@@ -119,6 +119,7 @@ def _context(protocol: int) -> ssl.SSLContext:
 
 
 def _trust(context: ssl.SSLContext, authority: Path) -> None:
+    require_trusted(authority)
     try:
         context.load_verify_locations(cafile=authority)
     except OSError as error:  # ssl.SSLError is one
@@ -135,6 +136,7 @@ def _present(context: ssl.SSLContext, certificate: Path, advice: str) -> None:
         raise Missing(key, "it is encrypted", "put one there that is not, as `openssl pkey` makes it")
 
     for candidate in (key, new_key_path(certificate), key):  # the pair may just be being replaced (`pki.files`)
+        require_trusted(candidate)
         try:
             context.load_cert_chain(certificate, candidate, refuse_to_ask)
         except FileNotFoundError as error:

@@ -31,6 +31,8 @@ from workerd.settings import Settings
 
 USER = "acrimon"
 _SECOND_NS = 10**9
+# Tests look into /proc, where a daemon otherwise shows nothing to anybody but root.
+_DEBUGGABLE = {} if os.geteuid() == 0 else {"WORKERD_DEBUGGABLE": "true"}
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Daemon:
     Attributes:
         prefix: a command that runs the daemon as its argument and becomes it, such as prlimit(1).
         endpoint: `https://localhost:PORT` of the one that runs.
+        certificates: where its clients find theirs, if not in its own folder, which may be another account's.
     """
 
     state: Path
@@ -48,6 +51,7 @@ class Daemon:
     prefix: tuple[str, ...] = ()
     endpoint: str = ""
     process: subprocess.Popen[bytes] | None = None
+    certificates: Path | None = None
     _errors: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +83,7 @@ class Daemon:
                 [*self.prefix, sys.executable, "-m", "workerd", *options],
                 stdout=subprocess.PIPE,
                 stderr=errors,
+                env={**os.environ, **_DEBUGGABLE},
             )
         assert self.process.stdout is not None
         with self.process.stdout as said:
@@ -102,7 +107,7 @@ class Daemon:
 
     def target(self, user: str = USER, endpoint: str | None = None) -> Target:
         """The daemon as a user sees it, through an endpoint that leads there if it is not its own."""
-        return Target(endpoint or self.endpoint, user, self.pki.path)
+        return Target(endpoint or self.endpoint, user, self.certificates or self.pki.path)
 
     def client(self, user: str = USER) -> Client:
         return Client(self.target(user))
@@ -113,7 +118,8 @@ class Daemon:
 
     def options_of(self, user: str, endpoint: str | None = None) -> tuple[str, ...]:
         """Return the options of a workerctl that talks to this daemon."""
-        return ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", str(self.pki.path))
+        pki = str(self.certificates or self.pki.path)
+        return ("--endpoint", endpoint or self.endpoint, "--username", user, "--pki-dir", pki)
 
     def workerctl(
         self, *arguments: str, user: str = USER, endpoint: str | None = None
@@ -174,8 +180,12 @@ def running_daemon(state: Path, *options: str, prefix: tuple[str, ...] = ()) -> 
         daemon.close()
 
 
+def _forget(event: Mapping[str, Any], *, urgent: bool = False) -> None:
+    """Write no audit trail."""
+
+
 @contextlib.asynccontextmanager
-async def daemon_in_this_process(state: Path, record: Record = lambda _: None) -> AsyncIterator[Target]:
+async def daemon_in_this_process(state: Path, record: Record = _forget) -> AsyncIterator[Target]:
     """Serve as the daemon does, within the loop of the test, where its tasks can be counted and faults be made.
 
     Args:

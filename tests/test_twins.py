@@ -21,13 +21,16 @@ def test_both_look_for_the_users_own_state_in_the_same_place(
 
 
 def test_the_client_understands_how_the_daemon_says_where_it_serves(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the line that it prints, and in the note that it leaves, which counts for as long as the daemon holds it."""
-    with socket.create_server(("127.0.0.1", 0)) as bound, advertise(tmp_path, bound):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    state = own_daemon.state_directory()
+    state.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as bound, advertise(state, bound):
         said = capfd.readouterr().out.encode()
         assert said.startswith(own_daemon._SAID_WHEN_SERVING)
-        assert own_daemon._find(tmp_path) == f"https://localhost:{bound.getsockname()[1]}"
-    assert own_daemon._find(tmp_path) is None
-    (tmp_path / "endpoint").write_text("https://localhost:1\n")
-    assert own_daemon._find(tmp_path) is None
+        assert own_daemon.find() == f"https://localhost:{bound.getsockname()[1]}"
+    assert own_daemon.find() is None
+    (state / "endpoint").write_text("https://localhost:1\n")
+    assert own_daemon.find() is None

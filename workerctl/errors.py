@@ -7,6 +7,8 @@ ClientError
 │   └── GaveUp
 ├── Refused
 ├── DaemonNotStarted
+├── DaemonNotEnded
+├── FolderRefused
 ├── CallFailed
 │   ├── ArgumentInvalid
 │   ├── Unserved
@@ -92,6 +94,20 @@ class DaemonNotStarted(ClientError):
     """The user's own daemon could not be started."""
 
     may_pass = True
+
+
+class DaemonNotEnded(ClientError):
+    """The user's own daemon did not end in time."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        super().__init__(
+            f"your own daemon (process {pid}) has not ended within {seconds:.0f} s of SIGTERM: `kill -9 {pid}` ends it"
+            " and leaves its jobs running"
+        )
+
+
+class FolderRefused(ClientError):
+    """The folder of the user's own daemon, or a file in it, can be changed by other accounts."""
 
 
 class CallFailed(ClientError):

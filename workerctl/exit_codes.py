@@ -10,7 +10,7 @@ class ExitCode(enum.IntEnum):
     """One code for each kind of outcome; the documentation of each is what docs/workerctl.md says."""
 
     OK = 0
-    DENIED = 1
+    NO = 1
     USAGE = 2
     LOG_DAMAGED = 121
     JOB_LOST = 122

@@ -1,24 +1,32 @@
-"""The user's own daemon on this machine: finding it, and starting it when none runs."""
+"""The user's own daemon on this machine: finding it, starting it when none runs, and ending it."""
 
 import contextlib
 import fcntl
 import getpass
 import os
+import pwd
+import shlex
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import platformdirs
 
 from pki.checks import is_name
-from workerctl.errors import DaemonNotStarted
+from system import environment
+from system.holder import Holder, holding_process, read_locked
+from system.ownership import Untrusted, account_name, make_folder, open_own, require_trusted
+from workerctl.errors import DaemonNotEnded, DaemonNotStarted, FolderRefused
 
 _SAID_WHEN_SERVING = b"serving gRPC endpoint at "
 _MAX_LOG_BYTES = 4 << 20
+_STARTED = "start.lock"
+_END_SECONDS = 40.0  # the daemon itself gives API processes and calls 30
 
 
 def state_directory() -> Path:
-    """Tell where the user's own daemon keeps its state: the same place as `workerd` without options."""
+    """Return where the user's own daemon keeps its state: the same place as `workerd` without options."""
     return platformdirs.user_state_path("workerd", appauthor=False)
 
 
@@ -29,51 +37,108 @@ def find_or_start() -> str:
         Its endpoint.
 
     Raises:
-        DaemonNotStarted: with what it said.
+        DaemonNotStarted: with the daemon's message.
+        FolderRefused: other accounts can change its state directory.
     """
     directory = state_directory()
-    endpoint = _find(directory)
-    if endpoint is not None:
-        return endpoint
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(directory / "start.lock", "w") as starting:
-        fcntl.flock(starting, fcntl.LOCK_EX)  # of several clients one starts it, the others find it afterwards
-        endpoint = _find(directory)
-        if endpoint is None:
-            _start(directory)
-            endpoint = _find(directory)
+    try:
+        endpoint = find()
+        if endpoint is not None:
+            return endpoint
+        make_folder(directory)
+        with open(open_own(directory / _STARTED, os.O_RDWR | os.O_CREAT), "w") as started:
+            fcntl.flock(started, fcntl.LOCK_EX)  # of several clients one starts it, the others find it afterwards
+            endpoint = find()
+            if endpoint is None:
+                pid = _start(directory)
+                started.truncate(0)
+                started.write(str(pid))
+                started.flush()
+                endpoint = find()
+    except Untrusted as error:
+        raise _refuse(directory, error) from error
     if endpoint is None:
         raise DaemonNotStarted(f"the daemon of {directory} ended as soon as it served: see {directory / 'daemon.log'}")
     return endpoint
 
 
-def _find(directory: Path) -> str | None:
-    """Read a living daemon's note of where it is; it holds a lock on that note for as long as it lives."""
+def find() -> str | None:
+    """Return the endpoint of the user's own daemon; None when none serves.
+
+    Raises:
+        FolderRefused: other accounts can change its state directory.
+    """
+    directory = state_directory()
+    _require_trusted(directory)
+    note = read_locked(directory / "endpoint")  # locked for as long as the daemon lives
+    return None if note is None else note.decode().strip()
+
+
+def holder() -> AbstractContextManager[Holder | None]:
+    """Find the process of the user's own daemon, whether it serves already or not.
+
+    Raises:
+        FolderRefused: other accounts can change its state directory.
+    """
+    directory = state_directory()
+    _require_trusted(directory)
+    return holding_process(directory / "lock")
+
+
+def end(daemon: Holder) -> None:
+    """End a daemon, which leaves its jobs running, and wait until it has ended.
+
+    Raises:
+        DaemonNotEnded: it does not end in time.
+    """
+    daemon.terminate()
+    if not daemon.wait_ended(_END_SECONDS):
+        raise DaemonNotEnded(daemon.pid, _END_SECONDS)
+
+
+def is_started_here(daemon: Holder) -> bool:
+    """Return whether a client started a daemon, and not the user, with options of the user's choice."""
+    with contextlib.suppress(FileNotFoundError):
+        return (state_directory() / _STARTED).read_text() == str(daemon.pid)
+    return False
+
+
+def _require_trusted(directory: Path) -> None:
     try:
-        with open(directory / "endpoint") as note:
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(note, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            return note.read().strip()
-    except FileNotFoundError:
-        return None
+        require_trusted(directory)
+    except Untrusted as error:
+        raise _refuse(directory, error) from error
 
 
-def _start(directory: Path) -> None:
+def _refuse(directory: Path, error: Untrusted) -> FolderRefused:
+    """Return the error for a state directory that is not trusted, with a way to use another."""
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        home = ""
+    if error.is_anothers and home and not directory.is_relative_to(home):
+        own = f"`env -u XDG_STATE_HOME HOME={shlex.quote(home)} workerctl …`"
+        return FolderRefused(
+            f"{error.path} is refused: {error.problem}: your own daemon is not kept in {directory}; to use one of"
+            f" {account_name(os.geteuid())}'s, run {own}"
+        )
+    return FolderRefused(str(error))
+
+
+def _start(directory: Path) -> int:
+    """Start a daemon, wait until it serves, and return its process id."""
     log = directory / "daemon.log"
     with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > _MAX_LOG_BYTES:
+        if log.lstat().st_size > _MAX_LOG_BYTES:
             log.replace(log.with_name("daemon.log.1"))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKERD_")}
-    with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as errors:
-        os.fchmod(errors.fileno(), 0o600)
+    with open(open_own(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as errors:
         daemon = subprocess.Popen(
             [sys.executable, "-P", "-m", "workerd", *_options(directory)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
             cwd="/",
-            env=environment,
+            env=environment.clean(),
             start_new_session=True,
         )
     if daemon.stdout is None:
@@ -85,10 +150,11 @@ def _start(directory: Path) -> None:
         last = log.read_text(errors="replace").strip().rpartition("\n")[2]
         raise DaemonNotStarted(f"your own daemon did not start: {last or 'it said nothing'} (more in {log})")
     daemon.returncode = 0  # it is not ours to wait for: it outlives this process
+    return daemon.pid
 
 
 def _options(directory: Path) -> list[str]:
-    """Give the daemon's options: its owner is its administrator, by the name of the certificate that it makes."""
+    """Return the daemon's options: its owner is its administrator, by the name in the owner's certificate."""
     options = ["--listen", "127.0.0.1:0", "--state-dir", str(directory)]
     try:
         owner = getpass.getuser()

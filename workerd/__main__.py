@@ -10,6 +10,8 @@ import cyclopts
 from cyclopts import Parameter
 
 from pki.errors import PkiError
+from system.ownership import Untrusted, require_trusted
+from workerd.engine import linux
 from workerd.engine.errors import EngineError
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
@@ -70,6 +72,12 @@ def workerd(
     max_audit_bytes: Annotated[
         int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
     ] = DEFAULT_MAX_AUDIT_BYTES,
+    debuggable: Annotated[
+        bool,
+        Parameter(
+            negative=(), show_default=False, help="Let programs of the daemon's account trace it and read its memory."
+        ),
+    ] = False,
     drain: Annotated[
         bool,
         Parameter(
@@ -100,12 +108,15 @@ def workerd(
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        debuggable=debuggable,
     )
     try:
         if drain:
             from workerd.drain import drain as drain_daemon
 
             return drain_daemon(settings.state_directory)
+        if not debuggable:
+            linux.hide_memory()
         import uvloop
 
         if settings.processes == 1:
@@ -115,7 +126,7 @@ def workerd(
         uvloop.run(serve(settings))
     except ConfigurationInvalid:
         raise
-    except (DaemonError, EngineError, PkiError) as error:
+    except (DaemonError, EngineError, PkiError, Untrusted) as error:
         print(f"workerd: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except OSError as error:
@@ -132,7 +143,10 @@ def with_configuration(
     """Read the configuration file, if any, and run."""
     if config:
         try:
+            require_trusted(Path(config))
             settings = tomllib.loads(Path(config).read_text())
+        except Untrusted as error:
+            raise ConfigurationInvalid(f"the configuration file cannot be used: {error}") from error
         except ValueError as error:  # a UnicodeDecodeError, too
             raise ConfigurationInvalid(f"the configuration file {config} is not TOML: {error}") from error
         app.config = (*app.config, cyclopts.config.Dict(settings, source=config))

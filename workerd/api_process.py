@@ -58,6 +58,8 @@ def main() -> None:
     for descriptor in (orders.report, orders.hold):
         os.set_inheritable(descriptor, False)
     linux.set_process_name("workerd-api")
+    if not orders.settings.debuggable:
+        linux.hide_memory()
     configure_log()
     try:
         uvloop.run(_serve(orders))

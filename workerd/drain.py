@@ -4,7 +4,6 @@ What is asked with is a file, whose meaning `workerd.engine.keeper` tells.
 """
 
 import contextlib
-import fcntl
 import os
 import select
 import shlex
@@ -13,7 +12,9 @@ from pathlib import Path
 
 import asyncinotify
 
-from workerd.engine import pidfd
+from system import pidfd
+from system.holder import holding_process
+from system.ownership import require_trusted
 from workerd.engine.shelf import Shelf
 from workerd.errors import DrainFailed
 
@@ -26,20 +27,24 @@ def drain(state_directory: Path) -> int:
 
     Raises:
         DrainFailed: there is no daemon, or it ended, or went on, with jobs left.
+        Untrusted: other accounts can change the state directory.
     """
+    require_trusted(state_directory)
     shelf = Shelf(state_directory)
-    marker, daemon = shelf.drain, _find_daemon(shelf)
-    progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        left = _wait(daemon, marker, progress)
-        ended = pidfd.wait_ended(daemon, None if left == "0" else _END_SECONDS)
-    except KeyboardInterrupt:
-        again = shlex.join(["workerd", "--drain", "--state-dir", str(state_directory)])
-        _say(f"the daemon goes on draining: `{again}` waits again, `rm {shlex.quote(str(marker))}` calls it off")
-        return INTERRUPTED
-    finally:
-        os.close(progress)
-        os.close(daemon)
+    marker = shelf.drain
+    with holding_process(shelf.lock) as daemon:
+        if daemon is None:
+            raise DrainFailed(f"no workerd serves the state directory {state_directory}")
+        progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            left = _wait(daemon.handle, marker, progress)
+            ended = daemon.wait_ended(None if left == "0" else _END_SECONDS)
+        except KeyboardInterrupt:
+            again = shlex.join(["workerd", "--drain", "--state-dir", str(state_directory)])
+            _say(f"the daemon goes on draining: `{again}` waits again, `rm {shlex.quote(str(marker))}` calls it off")
+            return INTERRUPTED
+        finally:
+            os.close(progress)
     if left == "0":
         return 0
     marker.unlink(missing_ok=True)  # a daemon that was killed leaves it
@@ -65,19 +70,6 @@ def _wait(daemon: int, marker: Path, progress: int) -> str:
             select.select([daemon, news.fd], [], [])
             while news.sync_get() is not None:
                 pass
-
-
-def _find_daemon(shelf: Shelf) -> int:
-    """Give a descriptor of the daemon's process, for `workerd.engine.pidfd`."""
-    with contextlib.suppress(FileNotFoundError, ValueError, ProcessLookupError), open(shelf.lock) as lock:
-        daemon = os.pidfd_open(int(lock.read()))
-        try:
-            # After the process was opened: if the lock is held now, that process is the one that holds it.
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return daemon
-        os.close(daemon)
-    raise DrainFailed(f"no workerd serves the state directory {shelf.directory}")
 
 
 def _jobs(left: str) -> str:

@@ -85,7 +85,10 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
             _tell_service_manager("READY=1")
             yield
         finally:
-            note.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                # Not that of a daemon that serves another state directory in this one's place.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(note)):
+                    note.unlink()
 
 
 def _tell_service_manager(state: str) -> None:

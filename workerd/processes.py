@@ -16,9 +16,9 @@ from dataclasses import replace
 import structlog
 
 from pki.store import PkiFolder
+from system import environment, pidfd
 from workerd.access.expiry import remind
 from workerd.api_process import DRAINED, SERVING, Orders
-from workerd.engine import pidfd
 from workerd.engine.keeper import Keeper
 from workerd.errors import CannotServe
 from workerd.listening import advertise, bind
@@ -42,7 +42,9 @@ async def serve(settings: Settings) -> None:
         CannotServe: no API process can.
         ConfigurationInvalid: jobs cannot run as the account that is set.
         PkiError: the certificates cannot be made.
+        StateDirectoryGone: the state directory was removed.
         StateDirectoryInUse: another daemon holds the state directory.
+        Untrusted: other accounts can change the daemon's folders.
     """
     prepare(settings)
     stop = stop_signals()
@@ -63,7 +65,7 @@ async def _serve(settings: Settings, keeper: Keeper, bound: socket.socket, stop:
             return
         warn_of_account(settings)
         with advertise(settings.state_directory, bound):
-            first = await wait_first(stop.wait(), keeper.wait_drained(), asyncio.shield(running))
+            first = await wait_first(stop.wait(), keeper.wait_drained(), keeper.wait_gone(), asyncio.shield(running))
         if first == 1:
             log.info("drained: no job is left")
             await wait_first(stop.wait(), processes.end(DRAINED, LAST_READERS_SECONDS + _END_SECONDS))
@@ -197,6 +199,7 @@ class ApiProcesses:
             process = subprocess.Popen(
                 orders.command(),
                 stdin=subprocess.DEVNULL,
+                env=environment.clean(),
                 pass_fds=[theirs, self._hold],
                 start_new_session=True,
             )

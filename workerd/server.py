@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Mapping
 import structlog
 
 from pki.errors import Missing
+from pki.files import require_trusted_folder
 from pki.store import PkiFolder
+from system.ownership import make_folder, require_trusted_content
 from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.newest_list import NewestList
@@ -49,7 +51,9 @@ async def serve(settings: Settings) -> None:
         PluginInvalid: a handler cannot be served.
         PolicyInvalid: the policies cannot be used.
         PkiError: the certificates cannot be read or made.
+        StateDirectoryGone: the state directory was removed.
         StateDirectoryInUse: another daemon holds the state directory.
+        Untrusted: other accounts can change the daemon's folders.
     """
     routes = load_routes()
     prepare(settings)
@@ -66,8 +70,8 @@ async def serve(settings: Settings) -> None:
                 ):
                     warn_of_account(settings)
                     with advertise(settings.state_directory, listening):
-                        drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
-                    if drained:
+                        first = await wait_first(stop.wait(), engine.keeper.wait_drained(), engine.keeper.wait_gone())
+                    if first == 1:
                         log.info("drained: no job is left")
                         await wait_first(stop.wait(), gate.wait_idle(LAST_READERS_SECONDS))
                     else:
@@ -121,17 +125,21 @@ async def answering(
 
 
 def prepare(settings: Settings) -> None:
-    """See whether jobs can run as they are to, and make the state directory.
+    """Check the account that jobs run as and who can change the daemon's folders, and make the state directory.
 
     Raises:
-        ConfigurationInvalid: they cannot.
+        ConfigurationInvalid: jobs cannot run as this account.
+        Untrusted: other accounts can change a folder, or a file in it.
     """
     if settings.run_as:
         try:
             find_account(settings.run_as)
         except AccountUnusable as error:
             raise ConfigurationInvalid(f"--run-as: {error}") from error
-    settings.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(settings.state_directory)
+    require_trusted_content(settings.state_directory)
+    require_trusted_content(settings.policy_directory)
+    require_trusted_folder(settings.pki_directory)
 
 
 def make_certificates(settings: Settings) -> None:

@@ -44,6 +44,7 @@ class Settings:
         run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
         limits: how much users may have of it.
         max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
+        debuggable: whether other programs of the daemon's account may trace it and read its memory.
     """
 
     host: str
@@ -59,6 +60,7 @@ class Settings:
     run_as: str = ""
     limits: Limits = DEFAULT_LIMITS
     max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
+    debuggable: bool = False
 
     @property
     def audit_directory(self) -> Path:
@@ -80,6 +82,7 @@ def make_settings(
     run_as: str,
     limits: Limits,
     max_audit_bytes: int,
+    debuggable: bool,
 ) -> Settings:
     """Check what was given and fill in what was not.
 
@@ -123,6 +126,7 @@ def make_settings(
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        debuggable=debuggable,
     )
 
 

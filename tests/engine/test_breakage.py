@@ -245,3 +245,26 @@ def test_half_a_record_that_found_no_room_is_taken_back(
         assert (journal.rest, journal.size) == (0, written.folder.journal.stat().st_size)
         written.log.close()
         os.close(written.lock)
+
+
+def behind_a_link(file: Path) -> None:
+    """To what was there, so that it would be read as before."""
+    file.symlink_to(file.rename(file.with_name("moved")))
+
+
+def of_another_account(file: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another account")
+    os.chown(file, 23461, -1)
+
+
+@pytest.mark.parametrize("damage", [behind_a_link, of_another_account])
+@pytest.mark.parametrize("name", ["journal", "output", "index"])
+async def test_a_file_that_is_not_the_daemon_s_own_is_not_read(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    folder = await ended_job(tmp_path, shell("echo hi"))
+    damage(folder.path / name)
+    async with Engine(tmp_path) as engine:
+        with pytest.raises(SpoolCorrupt, match=f"{name} cannot be read: "):
+            await read_log(engine, folder.job_id)

@@ -194,6 +194,10 @@ async def test_daemon_without_the_key_says_so_and_goes_by_it_when_it_is_back(tmp
             assert (error.status, error.reason) == (Status.FAILED_PRECONDITION, ErrorReason.CANNOT_ISSUE)
             assert "client-ca.key" in str(error) and str(tmp_path) not in str(error)
             key.write_bytes(key_path(daemon.pki.server_ca).read_bytes())  # of another certificate
+            key.chmod(0o644)
+            assert (await refusal(client, "status")).reason is ErrorReason.CANNOT_ISSUE
+            assert f"chmod go= {key}" in daemon.errors()
+            key.chmod(0o600)
             assert (await refusal(client, "status")).reason is ErrorReason.CANNOT_ISSUE
             key.unlink()
             aside.rename(key)

@@ -196,6 +196,7 @@ def test_renewal_that_is_cut_off_leaves_a_whole_pair_and_the_next_goes_through(
 def test_key_that_was_exchanged_by_hand_is_not_taken_for_a_renewal_that_was_cut_off(folder: PkiFolder) -> None:
     path = folder.certificate("alice")
     key_path(path).write_bytes(key_path(folder.issue_client("bob")).read_bytes())
+    new_key_path(path).touch(0o600)
     new_key_path(path).write_bytes(b"nonsense")
     before = {each: each.read_bytes() for each in folder.path.rglob("*.*") if each != folder.client_inventory}
     with pytest.raises(Missing):

@@ -201,21 +201,29 @@ def idle_account() -> pwd.struct_passwd:
     return accounts[-1]
 
 
-@contextlib.contextmanager
-def daemon_of(account: pwd.struct_passwd, *prefix: str, options: tuple[str, ...] = ()) -> Iterator[Daemon]:
-    """Run a daemon as another account."""
-    become = (
+def become(account: pwd.struct_passwd) -> tuple[str, ...]:
+    """The command that runs a program as another account, for the program to be put behind it."""
+    return (
         *("setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"),
         # It may read everything: Python and this project may lie in root's home (capabilities(7)).
         *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
     )
-    reach = subprocess.run([*become, sys.executable, "-c", "import workerd"], capture_output=True, check=False)
+
+
+@contextlib.contextmanager
+def daemon_of(account: pwd.struct_passwd, *prefix: str, options: tuple[str, ...] = ()) -> Iterator[Daemon]:
+    """Run a daemon as another account."""
+    reach = subprocess.run([*become(account), sys.executable, "-c", "import workerd"], capture_output=True, check=False)
     if reach.returncode != 0:
         pytest.skip(f"{account.pw_name} cannot run this project: {reach.stderr.decode()}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        daemon = Daemon(Path(folder, "state"), options, prefix=(*prefix, *become))
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as of_clients,
+    ):
+        daemon = Daemon(Path(folder, "state"), options, prefix=(*prefix, *become(account)))
         for path in (Path(folder), *Path(folder).rglob("*")):
             os.chown(path, account.pw_uid, account.pw_gid)
+        daemon.certificates = shutil.copytree(daemon.pki.path, Path(of_clients, "pki"))
         daemon.start()
         try:
             yield daemon
@@ -248,7 +256,8 @@ async def test_without_processes_spawns_are_turned_away_until_there_are_some_aga
 
 async def test_without_inotify_watches_followers_are_turned_away_until_there_are_some_again(tmp_path: Path) -> None:
     """A user namespace has a limit of its own (namespaces(7)), so that nobody else on the machine is bound by it."""
-    limit = 'echo 12 >/proc/sys/user/max_inotify_watches && exec "$@"'
+    watches = 12 + len(tmp_path.parts)  # one for each folder above the state directory
+    limit = f'echo {watches} >/proc/sys/user/max_inotify_watches && exec "$@"'
     prefix = ("unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh")
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("no user namespace with a limit on inotify watches can be made here")

@@ -1,4 +1,4 @@
-"""What is installed: exactly the five packages, and what pip needs to know of them."""
+"""What is installed: exactly the six packages, and what pip needs to know of them."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"audit": ROOT, "pki": ROOT, "workerctl": ROOT, "workerd": ROOT, "worker_api": ROOT / "generated"}
+PACKAGES = dict.fromkeys(("audit", "pki", "system", "workerctl", "workerd"), ROOT) | {"worker_api": ROOT / "generated"}
 DIST_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
 
 
@@ -23,7 +23,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(wheel.namelist())
 
 
-def test_the_wheel_holds_every_file_of_the_five_packages_and_nothing_else(packed: set[str]) -> None:
+def test_the_wheel_holds_every_file_of_the_six_packages_and_nothing_else(packed: set[str]) -> None:
     """What Python leaves beside the sources does not count."""
     wanted = {
         str(path.relative_to(parent))
@@ -34,7 +34,7 @@ def test_the_wheel_holds_every_file_of_the_five_packages_and_nothing_else(packed
     assert {name for name in packed if ".dist-info/" not in name} == wanted
 
 
-def test_nothing_but_the_five_packages_becomes_importable(packed: set[str]) -> None:
+def test_nothing_but_the_six_packages_becomes_importable(packed: set[str]) -> None:
     """No `generated`, no `tests`: names that would be in everybody's way."""
     top_level = {name.partition("/")[0] for name in packed}
     assert {name for name in top_level if not name.endswith(".dist-info")} == PACKAGES.keys()

@@ -56,7 +56,7 @@ async def explain(
         f"decided by: {', '.join(answer.policies) or 'no policy, and what none permits is denied'}",
     ]
     print_result(answer, lines, output)
-    return ExitCode.OK if answer.permitted else ExitCode.DENIED
+    return ExitCode.OK if answer.permitted else ExitCode.NO
 
 
 def _name_of(file: str) -> str:

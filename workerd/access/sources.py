@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 
+from system.ownership import Untrusted, require_trusted
 from workerd.errors import PolicyInvalid
 
 DEFAULT_FILE = "default.cedar"
@@ -76,9 +77,12 @@ def _read(path: Path) -> str:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise PolicyInvalid(str(path), "it cannot be read: it is no ordinary file")
+            require_trusted(path)
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise PolicyInvalid(str(path), f"it is longer than {_MOST_BYTES} bytes: make several files of it")
         return data.decode()
+    except Untrusted as error:
+        raise PolicyInvalid(str(path), str(error)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyInvalid(str(path), f"it cannot be read: {error}") from error

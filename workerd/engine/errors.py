@@ -19,6 +19,7 @@ EngineError
 │   └── RequestTooLarge
 ├── LauncherFailed
 ├── StateDirectoryInUse
+├── StateDirectoryGone
 ├── JobNotEnded
 ├── SpoolCorrupt
 │   ├── NeverForced
@@ -223,6 +224,17 @@ class StateDirectoryInUse(EngineError):
         self.path = path
         super().__init__(
             f"another workerd (process {holder}) serves the state directory {path}: stop it or choose another one"
+        )
+
+
+class StateDirectoryGone(EngineError):
+    """The state directory was removed or moved while a daemon served it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"the state directory {path} was removed or moved: the daemon ends and leaves its jobs running;"
+            " to have it serve them again, put the directory back and start workerd"
         )
 
 

@@ -19,7 +19,7 @@ DAMAGE = frozenset(
 
 def private(path: str, flags: int) -> int:
     """Open a file that nobody else may read, for `open`."""
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -33,14 +33,19 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
         SpoolCorrupt: what is there is no regular file.
     """
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)  # a FIFO must not be waited for
+        # O_NONBLOCK: a FIFO must not be waited for.
+        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     except OSError as error:
         if error.errno not in DAMAGE:
             raise
         raise SpoolCorrupt(path, str(error.strerror)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
         raise SpoolCorrupt(path, "it is no regular file")
+    if found.st_uid not in (0, os.geteuid()):
+        os.close(descriptor)
+        raise SpoolCorrupt(path, f"it belongs to another account (uid {found.st_uid})")
     return descriptor
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from workerd.engine import pidfd
+from system import pidfd
 from workerd.engine.errors import StateDirectoryInUse
 
 _ORPHANS_SECONDS = (0.01, 0.1, 0.5, 2.0, 5.0)
@@ -26,14 +26,29 @@ async def holding(lock: Path) -> AsyncIterator[int]:
     Raises:
         StateDirectoryInUse: another process holds it.
     """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         await _lock(descriptor, lock.parent)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        yield descriptor
+        try:
+            yield descriptor
+        finally:
+            os.ftruncate(descriptor, 0)  # the id may be another process's soon
     finally:
         os.close(descriptor)
+
+
+def is_in_place(descriptor: int, lock: Path) -> bool:
+    """Return whether the file that holds a state directory is the one that another process would lock.
+
+    Args:
+        descriptor: as `holding` yields it.
+    """
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(lock))
+    except OSError:
+        return False
 
 
 async def _lock(descriptor: int, directory: Path) -> None:

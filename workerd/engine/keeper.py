@@ -30,9 +30,10 @@ from workerd.engine.errors import (
     JobIdMalformed,
     NeverForced,
     SpoolCorrupt,
+    StateDirectoryGone,
 )
 from workerd.engine.folder import JobFolder
-from workerd.engine.hold import holding
+from workerd.engine.hold import holding, is_in_place
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import COPIED, VANISHED, check_lost, is_complete, recover
@@ -46,6 +47,9 @@ from workerd.engine.watcher import open_inotify
 log = structlog.get_logger()
 _PAUSES_SECONDS = (1.0, 5.0, 30.0)
 _TURN = 64
+_GONE = asyncinotify.Mask.DELETE_SELF | asyncinotify.Mask.MOVE_SELF
+_REMOVED = _GONE | asyncinotify.Mask.DELETE | asyncinotify.Mask.MOVED_FROM
+_MAY_BE_GONE = _REMOVED | asyncinotify.Mask.UNMOUNT | asyncinotify.Mask.Q_OVERFLOW
 T = TypeVar("T")
 
 
@@ -86,6 +90,7 @@ class Keeper:
         self._guards: dict[str, asyncio.Task[None]] = {}
         self._reported: set[str] = set()  # the folders that cannot be recovered
         self._changed = asyncio.Event()
+        self._gone = asyncio.Event()
         self._job_ended = asyncio.Event()
         self._rescanning: asyncio.Task[None] | None = None
         self._is_catalog_checked = False
@@ -105,10 +110,13 @@ class Keeper:
                 self._catalog.mark_incomplete()
             await self._shelf.sweep()
             self._drain.unlink(missing_ok=True)
-            stack.callback(self._drain.unlink, missing_ok=True)
+            stack.callback(self._end_drain)
             news = stack.enter_context(open_inotify())
             news.add_watch(self._shelf.jobs, asyncinotify.Mask.MOVED_TO)
-            news.add_watch(directory, asyncinotify.Mask.CREATE | asyncinotify.Mask.DELETE)
+            news.add_watch(directory, _REMOVED | asyncinotify.Mask.CREATE)
+            for above in directory.parents:
+                with contextlib.suppress(OSError):  # it may not be read, or the kernel has no watch left
+                    news.add_watch(above, _GONE)
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._scanning = self._tasks.create_task(self._scan(), name="scan")
             others = (self._shelf.watcher.run(), self._take_news(news), self._retain())
@@ -142,6 +150,19 @@ class Keeper:
                 await self._wait_changed()
             log.info("the drain was called off")
 
+    async def wait_gone(self) -> None:
+        """Wait until the state directory, or its lock, is removed or moved away.
+
+        Raises:
+            StateDirectoryGone: always.
+        """
+        await self._gone.wait()
+        raise StateDirectoryGone(self._shelf.directory)
+
+    def _end_drain(self) -> None:
+        if is_in_place(self.hold, self._shelf.lock):
+            self._drain.unlink(missing_ok=True)
+
     async def _wait_changed(self) -> None:
         self._changed.clear()
         await self._changed.wait()
@@ -157,6 +178,9 @@ class Keeper:
 
     async def _take_news(self, news: asyncinotify.Inotify) -> None:
         async for event in news:
+            if event.mask & _MAY_BE_GONE and not is_in_place(self.hold, self._shelf.lock):
+                self._gone.set()
+                return
             if asyncinotify.Mask.MOVED_TO in event.mask and _is_job_id(str(event.name)):
                 self._guard(self._shelf.folder(str(event.name)))
             elif asyncinotify.Mask.Q_OVERFLOW in event.mask:  # the kernel could not keep up: anything may have come

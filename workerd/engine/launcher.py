@@ -15,7 +15,8 @@ from typing import Self
 
 import structlog
 
-from workerd.engine import pidfd
+from system import environment, pidfd
+from workerd.engine import linux
 from workerd.engine.errors import LauncherFailed, SpawnGivenUp, StartUnconfirmed
 from workerd.engine.folder import JobFolder
 from workerd.engine.reply import GO, LONGEST, READY, STARTED, decode_failure
@@ -161,11 +162,13 @@ class Launcher:
     def _start(self) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._requests.setblocking(False)
+        hidden = ["hidden"] if linux.is_memory_hidden() else []
         with theirs:
             self._zygote = subprocess.Popen(
                 # -P: whatever lies in the directory that the daemon was started in is none of its modules.
-                [sys.executable, "-P", "-m", "workerd.engine.zygote", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "workerd.engine.zygote", str(theirs.fileno()), *hidden],
                 stdin=subprocess.DEVNULL,
+                env=environment.clean(),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )

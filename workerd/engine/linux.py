@@ -10,6 +10,7 @@ import signal
 import struct
 
 _PR_SET_PDEATHSIG = 1  # PR_SET_PDEATHSIG(2const)
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4  # PR_SET_DUMPABLE(2const)
 _PR_SET_NAME = 15  # PR_SET_NAME(2const)
 _PR_SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER(2const)
 _PR_SET_NO_NEW_PRIVS = 38  # PR_SET_NO_NEW_PRIVS(2const)
@@ -37,6 +38,25 @@ def set_parent_death_signal(number: signal.Signals) -> None:
     Undone when the process takes on other credentials (PR_SET_PDEATHSIG(2const)).
     """
     _prctl(_PR_SET_PDEATHSIG, number)
+
+
+def hide_memory() -> None:
+    """Keep other programs of this account from tracing this process, and from reading its memory and environment.
+
+    Most of its files in /proc belong to root from now on, and it leaves no core dump. Children inherit this, and lose
+    it when they execute a program (PR_SET_DUMPABLE(2const)).
+    """
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def show_memory() -> None:
+    """Undo `hide_memory`."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def is_memory_hidden() -> bool:
+    """Return whether `hide_memory` is in effect for this process."""
+    return bool(_libc.prctl(_PR_GET_DUMPABLE, 0, 0, 0, 0) == 0)
 
 
 def become_subreaper() -> None:

@@ -140,6 +140,7 @@ def _become_program(
     """Become the program; return why that cannot be."""
     step = _Step.PREPARE
     try:
+        linux.show_memory()  # it holds no secrets but this job's, and some of /proc/self can then be written to
         os.setsid()
         _die_with(supervisor)
         if cgroup_directory is not None:

@@ -9,7 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from workerd.engine import cgroup, pidfd, tree
+from system import pidfd
+from workerd.engine import cgroup, tree
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark

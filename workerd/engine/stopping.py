@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import structlog
 
-from workerd.engine import pidfd, tree
+from system import pidfd
+from workerd.engine import tree
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt, StopUnconfirmed
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import boot_id

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from workerd.engine import pidfd
+from system import pidfd
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:

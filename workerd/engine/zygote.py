@@ -68,4 +68,6 @@ def _become_supervisor(job_id: str, directory: int, lock: int, reply: int) -> No
 
 
 if __name__ == "__main__":
+    if "hidden" in sys.argv[2:]:  # its supervisors hold what jobs were given in secret
+        linux.hide_memory()
     serve(socket.socket(fileno=int(sys.argv[1])))

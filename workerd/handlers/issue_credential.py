@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from worker_api.worker.v1 import IssueCredentialRequest, IssueCredentialResponse, WorkerServiceBase
 
-from pki.errors import Missing
+from pki.errors import Missing, NotTrusted
 from pki.files import load_pair
 from pki.identity import Identity
 from pki.store import PkiFolder
@@ -69,7 +69,7 @@ def _issue(
     lifetime = LIFETIME if request.lifetime is None else request.lifetime
     try:
         authority = load_pair(folder.client_ca)
-    except Missing as error:
+    except (Missing, NotTrusted) as error:
         log.warning("no certificate can be issued", error=str(error))
         raise CannotIssue from error
     certificate = issue_narrowed(authority, holder, key, rights, lifetime, datetime.now(UTC))

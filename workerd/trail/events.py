@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from workerd.engine.errors import StateDirectoryGone
 from workerd.engine.job import Cause, Exited, JobEnd, JobSpec, Killed, Lost, Stopped, StreamSummary, TimedOut
 from workerd.errors import AuditFailed
 from workerd.trail.writer import AuditTrail
@@ -62,10 +63,15 @@ def noting_service(trail: AuditTrail, processes: int) -> Iterator[None]:
     _try_to_record(
         trail, {"event": "daemon-started", "version": version("workerd"), "pid": os.getpid(), "processes": processes}
     )
+    has_trail = True
     try:
         yield
+    except StateDirectoryGone:
+        has_trail = False
+        raise
     finally:
-        _try_to_record(trail, {"event": "daemon-stopped", "pid": os.getpid()})
+        if has_trail:
+            _try_to_record(trail, {"event": "daemon-stopped", "pid": os.getpid()})
 
 
 def _try_to_record(trail: AuditTrail, event: dict[str, Any]) -> None:

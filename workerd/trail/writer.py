@@ -126,7 +126,7 @@ class AuditTrail:
                     return
             log.error("the audit trail was moved away, and another is begun", folder=str(self._directory))
             self.close()
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
         self._folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _is_known_end(self) -> bool:
@@ -156,7 +156,9 @@ class AuditTrail:
     def _find_end(self) -> None:
         """Find where the trail ends, or begin it, and mend what a crash left."""
         self._close_files()
-        self._head_file = os.open(HEAD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
+        self._head_file = os.open(
+            HEAD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder
+        )
         data = os.read(self._head_file, len(format_head(GENESIS)) + 1)
         told = parse_head(data)
         end = open_end(self._folder)

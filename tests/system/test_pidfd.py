@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from workerd.engine import pidfd
+from system import pidfd
 
 
 def test_a_process_has_ended_before_it_is_reaped() -> None:
