@@ -1,6 +1,5 @@
 """Processes held by a descriptor, which unlike an id never comes to mean another process (pidfd_open(2))."""
 
-import asyncio
 import contextlib
 import os
 import select
@@ -42,17 +41,3 @@ def wait_ended(handle: int, timeout_seconds: float | None = None) -> bool:
     ended = select.poll()  # and not select(2), which takes no descriptor from 1024 on
     ended.register(handle, select.POLLIN)  # readable: it has ended
     return bool(ended.poll(None if timeout_seconds is None else timeout_seconds * 1000))
-
-
-async def wait_end(handle: int) -> None:
-    """Wait until a process has ended, reaped or not. Does not block.
-
-    Args:
-        handle: the process, as `hold` gives it.
-    """
-    loop, ended = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(handle, ended.set)  # readable: it has ended
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(handle)

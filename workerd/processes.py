@@ -20,6 +20,7 @@ from system import environment, pidfd
 from workerd.access.expiry import remind
 from workerd.api_process import DRAINED, SERVING, Orders
 from workerd.engine.keeper import Keeper
+from workerd.engine.process_end import wait_end
 from workerd.errors import CannotServe
 from workerd.listening import advertise, bind
 from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
@@ -225,7 +226,7 @@ class ApiProcesses:
 async def _wait_end(process: subprocess.Popen[bytes]) -> None:
     """Wait for a child's end without blocking the loop, and reap it."""
     with pidfd.hold(process.pid) as handle:
-        await pidfd.wait_end(handle)
+        await wait_end(handle)
     process.wait()
 
 

@@ -15,6 +15,7 @@ from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
 from workerd.engine.journal import Journal, Supervised
+from workerd.engine.process_end import wait_end
 from workerd.engine.threads import Threads
 from workerd.engine.watcher import Watcher
 
@@ -60,7 +61,7 @@ async def _wait_gone(folder: JobFolder, supervisor: Supervised) -> None:
         async with asyncio.timeout(_DYING_SECONDS):
             with contextlib.suppress(ProcessLookupError), pidfd.hold(supervisor.pid) as handle:
                 if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
-                    await pidfd.wait_end(handle)
+                    await wait_end(handle)
     except TimeoutError:
         problem = f"its supervisor, process {supervisor.pid}, lives and holds another file"
         raise SpoolCorrupt(folder.journal, problem) from None
@@ -138,7 +139,7 @@ async def _wait_ended(handles: list[int]) -> None:
     """Wait until processes have ended, and close their handles."""
     try:
         for handle in handles:
-            await pidfd.wait_end(handle)
+            await wait_end(handle)
     finally:
         for handle in handles:
             os.close(handle)
