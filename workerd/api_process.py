@@ -1,13 +1,14 @@
 """One of several API processes: answers calls for any job, on a port that it shares with the others.
 
-It is started by the main process (`workerd.processes`), with what it needs to know as JSON on its command line, and
-ends when that one does, however that comes about.
+It is started by the main process (`workerd.processes`), with what it needs to know as JSON on its standard input, which
+other accounts cannot read as they can a command line, and ends when that one does, however that comes about.
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import structlog
@@ -44,14 +45,23 @@ class Orders(msgspec.Struct):
     hold: int
 
     def command(self) -> list[str]:
-        """Give the command line that passes these orders on."""
+        """Return the command that takes these orders from its standard input."""
         # -P: whatever lies in the directory that the daemon was started in is none of its modules.
-        return [sys.executable, "-P", "-m", __name__, msgspec.json.encode(self, enc_hook=str).decode()]
+        return [sys.executable, "-P", "-m", __name__]
+
+    def open(self) -> BinaryIO:
+        """Return a file in memory that holds these orders, at its beginning (memfd_create(2))."""
+        file = os.fdopen(os.memfd_create("orders"), "w+b", buffering=0)
+        file.write(msgspec.json.encode(self, enc_hook=str))
+        file.seek(0)
+        return file
 
 
 def main() -> None:
     """Be an API process."""
-    orders = msgspec.json.decode(sys.argv[1], type=Orders, dec_hook=lambda _, text: Path(text))
+    orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders, dec_hook=lambda _, text: Path(text))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     linux.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != orders.main:  # it had ended before the kernel was asked to tell
         return

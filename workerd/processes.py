@@ -197,13 +197,14 @@ class ApiProcesses:
             orders = Orders(self._settings, os.getpid(), theirs, self._hold)
             # From the main thread: the kernel takes the death of the thread for that of the parent
             # (PR_SET_PDEATHSIG(2const)). In a session of its own: Ctrl-C is the main process's affair.
-            process = subprocess.Popen(
-                orders.command(),
-                stdin=subprocess.DEVNULL,
-                env=environment.clean(),
-                pass_fds=[theirs, self._hold],
-                start_new_session=True,
-            )
+            with orders.open() as given:
+                process = subprocess.Popen(
+                    orders.command(),
+                    stdin=given,
+                    env=environment.clean(),
+                    pass_fds=[theirs, self._hold],
+                    start_new_session=True,
+                )
         except BaseException:
             os.close(report)
             raise

@@ -102,6 +102,13 @@ async def test_a_spawn_that_fails_in_several_processes_at_once_fails_alike_and_f
                 await client.remove(name)
 
 
+def test_no_command_line_shows_how_the_daemon_is_set(several: Daemon) -> None:
+    """Every account of the machine can read it (proc_pid_cmdline(5))."""
+    for pid in api_processes(several):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        assert command[-2:] == [b"workerd.api_process", b""]
+
+
 def test_killed_api_processes_are_replaced_and_followers_go_on(several: Daemon, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
