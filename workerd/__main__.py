@@ -10,6 +10,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from pki.errors import PkiError
+from workerd.engine import signals
 from workerd.engine.errors import EngineError
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
@@ -155,6 +156,7 @@ def _explain(error: cyclopts.CycloptsError) -> str:
 
 def main() -> None:
     """Run the command."""
+    signals.set_for_daemon()
     configure_log()
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     app.exit_on_error = app.meta.exit_on_error = False

@@ -14,7 +14,7 @@ import structlog
 import uvloop
 
 from pki.errors import PkiError
-from workerd.engine import linux
+from workerd.engine import linux, signals
 from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
 from workerd.listening import listen
@@ -51,6 +51,7 @@ class Orders(msgspec.Struct):
 
 def main() -> None:
     """Be an API process."""
+    signals.set_for_daemon()
     orders = msgspec.json.decode(sys.argv[1], type=Orders, dec_hook=lambda _, text: Path(text))
     linux.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != orders.main:  # it had ended before the kernel was asked to tell
