@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -28,8 +27,6 @@ class Launcher:
         self._zygote: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
         self._sending = asyncio.Lock()
-        # What jobs may have open, whatever the daemon allows itself later.
-        self._descriptor_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def __enter__(self) -> Self:
         self._start()
@@ -113,7 +110,6 @@ class Launcher:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        resource.prlimit(self._zygote.pid, resource.RLIMIT_NOFILE, self._descriptor_limit)
 
     def _stop(self) -> None:
         """End the zygote, which it does by itself when its socket is closed; its supervisors live on."""

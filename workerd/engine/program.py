@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from workerd.engine import cgroup, linux, signals
+from workerd.engine import cgroup, linux, start_state
 from workerd.engine.account import become, own_account
 from workerd.engine.errors import (
     SHORTAGES,
@@ -141,6 +141,7 @@ def _become_program(
     try:
         os.setsid()
         _die_with(supervisor)
+        start_state.assume()
         if cgroup_directory is not None:
             cgroup.enter(cgroup_directory)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -160,7 +161,6 @@ def _become_program(
         step = _Step.CHDIR
         os.chdir(spec.working_directory)
         step = _Step.EXECUTE
-        signals.set_for_program()
         # Every other descriptor is close-on-exec (PEP 446), so that the program inherits the standard three alone.
         os.execve(path.encode(), [text.encode() for text in (spec.program, *spec.args)], encoded)
     except CannotStart as error:
