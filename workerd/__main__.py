@@ -109,6 +109,10 @@ def workerd(
             return drain_daemon(settings.state_directory)
         import uvloop
 
+        from workerd.resource_limits import raise_soft_limits
+
+        raise_soft_limits()
+
         if settings.processes == 1:
             from workerd.server import serve
         else:

@@ -9,6 +9,7 @@ DaemonError
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── CannotServe
+├── FileSizeLimited
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
@@ -111,6 +112,21 @@ class CannotListen(DaemonError):
 
 class CannotServe(DaemonError):
     """An API process says why it cannot serve as things are."""
+
+
+class FileSizeLimited(DaemonError):
+    """The daemon may not write files that are long enough.
+
+    Args:
+        limit_bytes: how long they may be.
+        least_bytes: how long they must be able to become.
+    """
+
+    def __init__(self, limit_bytes: int, least_bytes: int) -> None:
+        super().__init__(
+            f"a file of the daemon may have {limit_bytes} bytes (RLIMIT_FSIZE), and jobs need {least_bytes}:"
+            " raise the hard limit, with `ulimit -f` in the shell or LimitFSIZE= in the unit"
+        )
 
 
 class DrainFailed(DaemonError):

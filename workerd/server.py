@@ -15,7 +15,6 @@ from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.rights import Rights
 from workerd.access.users import Users
-from workerd.descriptors import raise_limit
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
 from workerd.engine.errors import AccountUnusable
@@ -29,6 +28,7 @@ from workerd.network.connection import Surroundings
 from workerd.network.transport import WorkerServer
 from workerd.notices import Notices
 from workerd.registry import Route, load_routes, rights_of
+from workerd.resource_limits import warn_of_shortages
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
 from workerd.trail.writer import AuditTrail
@@ -64,6 +64,7 @@ async def serve(settings: Settings) -> None:
                     answering(engine, settings, routes, listening, trail.record) as gate,
                 ):
                     warn_of_account(settings)
+                    warn_of_shortages(settings.limits)
                     with advertise(settings.state_directory, listening):
                         drained = await wait_first(stop.wait(), engine.keeper.wait_drained()) == 1
                     if drained:
@@ -107,7 +108,6 @@ async def answering(
         status_details_codec=StatusDetailsCodec(),
         around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
     )
-    raise_limit()
     server.serve(listening, credentials.context)
     try:
         async with meanwhile(credentials.follow()), meanwhile(rights.follow()):
