@@ -230,6 +230,7 @@ _ADVICE = {
     errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
     errno.ENOSPC: "the disk of the state directory is full: make room there",
     errno.EDQUOT: "the disk quota of the daemon's account is used up: make room in the state directory",
+    errno.EFBIG: "a file of the daemon would be larger than it may be: raise its limit (RLIMIT_FSIZE)",
     errno.EAGAIN: "the daemon's account may have no more processes: let some jobs end, or raise RLIMIT_NPROC",
 }
 _SQLITE_SHORTAGES = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_NOMEM: errno.ENOMEM}

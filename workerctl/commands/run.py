@@ -70,11 +70,13 @@ def _go_on(context: Context, job_id: str) -> str:
 
 
 def _exit_code_of(end: JobEnd) -> int:
-    """Tell what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
+    """Return what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
     match end:
-        case JobEnd(exited=Exited(code=code)):
+        case JobEnd(exited=Exited(code=code), log_ended_early=""):
             return code
     warn(f"job {describe_end(end)}")
+    if end.log_ended_early:
+        return ExitCode.LOG_DAMAGED
     match end:
         case JobEnd(killed=Killed(signal=number)) | JobEnd(stopped=Stopped(signal=number)):
             return of_signal(number)

@@ -24,10 +24,22 @@ from typing import Any, Self
 
 import structlog
 
-from audit.chain import GENESIS, RELEASED, RESUMED, Head, LineInvalid, format_head, make_line, parse_head, read_line
+from audit.chain import (
+    GENESIS,
+    MAX_LINE_BYTES,
+    RELEASED,
+    RESUMED,
+    Head,
+    LineInvalid,
+    format_head,
+    make_line,
+    parse_head,
+    read_line,
+)
 from audit.files import HEAD, file_name, list_files, read_end
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
+from workerd.engine.files import max_file_bytes
 from workerd.errors import AuditFailed
 from workerd.trail.end import open_end
 
@@ -50,6 +62,8 @@ class AuditTrail:
         self._directory = directory
         self._max_bytes = max_bytes
         self._file_bytes = min(_FILE_BYTES, max_bytes // _FILES) if max_bytes else _FILE_BYTES
+        if (limit := max_file_bytes()) is not None:  # a file is full when one more line might be too much
+            self._file_bytes = max(1, min(self._file_bytes, limit - MAX_LINE_BYTES))
         self._room_bytes = min(_ROOM_BYTES, self._file_bytes // _FILES)
         self._look_at = 0.0
         self._folder = self._head_file = self._file = -1
