@@ -107,10 +107,9 @@ class Interrupts:
     async def __aenter__(self) -> Self:
         self._command = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        for number in _LEAVING:
-            if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as under nohup(1)
-                loop.add_signal_handler(number, self._leave, number)
+        for number in (signal.SIGINT, *_LEAVING):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1), or in the background of a script
+                loop.add_signal_handler(number, self._take, number)
         return self
 
     async def __aexit__(
@@ -129,6 +128,12 @@ class Interrupts:
         self._job_id = job_id
         if self.count:
             self._stop()
+
+    def _take(self, number: signal.Signals) -> None:
+        if number is signal.SIGINT:
+            self._interrupt()
+        else:
+            self._leave(number)
 
     def _interrupt(self) -> None:
         self.count += 1
