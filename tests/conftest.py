@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import time_limit
 from tests.daemon import Daemon, end_jobs, running_daemon
+from tests.signals import restore_for_children
 from workerd.engine.engine import Engine
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -17,12 +19,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(time_limit)
     if config.option.seed is None:
         config.option.seed = secrets.randbelow(1 << 32)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: repeat what is drawn with `--seed {config.option.seed}`"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> None:
+    """Start everything with the default effect of each signal. In workers alone: Ctrl-C is the affair of their main."""
+    restore_for_children()
 
 
 @pytest.fixture

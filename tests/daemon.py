@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -194,12 +193,10 @@ async def daemon_in_this_process(state: Path, record: Record = _forget) -> Async
     """
     settings = Settings("127.0.0.1", 0, state, state / "pki", state / "policies")
     PkiFolder(settings.pki_directory).initialize(users=[USER])
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # which a daemon raises for itself
     try:
         async with Engine(state) as engine:
             with listen(settings) as listening:
                 async with answering(engine, settings, load_routes(), listening, record):
                     yield Target(f"https://localhost:{listening.getsockname()[1]}", USER, settings.pki_directory)
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
         end_jobs(state)

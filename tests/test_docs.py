@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon, running_daemon
 from workerctl.exit_codes import ExitCode
 from workerd.access.policy import On
+from workerd.engine import start_state
 from workerd.registry import load_routes, rights_of
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,12 @@ def test_every_exit_code_is_in_the_clients_table_and_no_other() -> None:
 
 def test_every_option_of_the_daemon_is_documented_and_no_other() -> None:
     assert documented_options(section(DAEMON, "## Options")) == options("workerd")
+
+
+def test_every_soft_limit_of_a_job_is_documented_and_no_other() -> None:
+    [row] = re.findall(r"^\| Soft limits .* \|$", section(DAEMON, "### What a job starts with"), re.MULTILINE)
+    limits = {f"RLIMIT_{name.upper()}": int(value) for name, value in re.findall(r"`(\w+)` (\d+)", row)}
+    assert {getattr(resource, name): value for name, value in limits.items()} == start_state.SOFT_LIMITS
 
 
 def test_every_command_is_documented_and_no_other() -> None:

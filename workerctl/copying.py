@@ -15,7 +15,9 @@ from workerctl.writer import Writer
 async def copy_log(
     log: AsyncGenerator[LogEvent, None], check: LogCheck, form: Callable[[LogEvent], tuple[int, bytes] | None]
 ) -> JobEnd | None:
-    """Write a log as it comes in, and check it. What is not kept any more is told on standard error, in its place.
+    """Write a log as it comes in, and check it.
+
+    What is not kept any more is told on standard error, in its place, and so is why a log ended before its job.
 
     Args:
         log: its events; closed in the end.
@@ -47,6 +49,8 @@ async def copy_log(
                     case JobEnd():
                         await writer.flush()
                         check.end(event)
+                        if event.log_ended_early:
+                            warn(event.log_ended_early)
                         return event
     except JobNotFound as answer:
         if not begun:

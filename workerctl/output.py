@@ -108,6 +108,7 @@ def describe_job(job: Job) -> list[str]:
         "arguments": " ".join(map(shlex.quote, job.args)),
         "directory": job.working_directory,
         "state": to_plain(job.state) + (", held up: the daemon's disk is full" if job.waits_for_room else ""),
+        "incomplete": job.log_ended_early,
         "created": format_time(job.created_at),
         "started": format_time(job.started_at),
         "pid": str(job.pid or ""),

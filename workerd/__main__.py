@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from pki.errors import PkiError
 from system.ownership import Untrusted, require_trusted
-from workerd.engine import linux
+from workerd.engine import linux, signals
 from workerd.engine.errors import EngineError
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
@@ -119,6 +119,10 @@ def workerd(
             linux.hide_memory()
         import uvloop
 
+        from workerd.resource_limits import raise_soft_limits
+
+        raise_soft_limits()
+
         if settings.processes == 1:
             from workerd.server import serve
         else:
@@ -169,6 +173,7 @@ def _explain(error: cyclopts.CycloptsError) -> str:
 
 def main() -> None:
     """Run the command."""
+    signals.set_for_daemon()
     configure_log()
     app.print_error = app.meta.print_error = False  # an error is one line here, not a box
     app.exit_on_error = app.meta.exit_on_error = False

@@ -15,7 +15,7 @@ import structlog
 import uvloop
 
 from pki.errors import PkiError
-from workerd.engine import linux
+from workerd.engine import linux, signals
 from workerd.engine.errors import EngineError
 from workerd.errors import DaemonError
 from workerd.listening import listen
@@ -59,6 +59,7 @@ class Orders(msgspec.Struct):
 
 def main() -> None:
     """Be an API process."""
+    signals.set_for_daemon()
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders, dec_hook=lambda _, text: Path(text))
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)

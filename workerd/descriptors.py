@@ -1,15 +1,8 @@
-"""Descriptors: as many as are allowed, and one that is set aside for when there are no more."""
+"""A descriptor that is set aside for when there are no more."""
 
 import contextlib
 import os
-import resource
 from collections.abc import Iterator
-
-
-def raise_limit() -> None:
-    """Take as many descriptors as are allowed: each follower needs two. Jobs keep what the daemon started with."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Spare:

@@ -17,6 +17,7 @@ from system.holder import holding_process
 from system.ownership import require_trusted
 from workerd.engine.shelf import Shelf
 from workerd.errors import DrainFailed
+from workerd.listening import is_advertised
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 _END_SECONDS = 30.0
@@ -38,7 +39,10 @@ def drain(state_directory: Path) -> int:
         progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             left = _wait(daemon.handle, marker, progress)
-            ended = daemon.wait_ended(None if left == "0" else _END_SECONDS)
+            # A daemon that ends withdraws its endpoint before it removes the file. One that goes on still has it.
+            ended = daemon.wait_ended(0.0)
+            if not ended and (left == "0" or not is_advertised(state_directory)):
+                ended = daemon.wait_ended(None if left == "0" else _END_SECONDS)
         except KeyboardInterrupt:
             again = shlex.join(["workerd", "--drain", "--state-dir", str(state_directory)])
             _say(f"the daemon goes on draining: `{again}` waits again, `rm {shlex.quote(str(marker))}` calls it off")

@@ -9,6 +9,7 @@ DaemonError
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── CannotServe
+├── FileSizeLimited
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
@@ -111,6 +112,21 @@ class CannotListen(DaemonError):
 
 class CannotServe(DaemonError):
     """An API process says why it cannot serve as things are."""
+
+
+class FileSizeLimited(DaemonError):
+    """The daemon may not write files that are long enough.
+
+    Args:
+        limit_bytes: how long they may be.
+        least_bytes: how long they must be able to become.
+    """
+
+    def __init__(self, limit_bytes: int, least_bytes: int) -> None:
+        super().__init__(
+            f"a file of the daemon may have {limit_bytes} bytes (RLIMIT_FSIZE), and jobs need {least_bytes}:"
+            " raise the hard limit, with `ulimit -f` in the shell or LimitFSIZE= in the unit"
+        )
 
 
 class DrainFailed(DaemonError):
@@ -216,6 +232,7 @@ _ADVICE = {
     errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
     errno.ENOSPC: "the disk of the state directory is full: make room there",
     errno.EDQUOT: "the disk quota of the daemon's account is used up: make room in the state directory",
+    errno.EFBIG: "a file of the daemon would be larger than it may be: raise its limit (RLIMIT_FSIZE)",
     errno.EAGAIN: "the daemon's account may have no more processes: let some jobs end, or raise RLIMIT_NPROC",
 }
 _SQLITE_SHORTAGES = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_NOMEM: errno.ENOMEM}

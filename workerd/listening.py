@@ -63,6 +63,15 @@ def _cannot_listen(settings: Settings, error: OSError) -> CannotListen:
     return CannotListen(settings.host, settings.port, error.strerror or str(error))
 
 
+def is_advertised(state_directory: Path) -> bool:
+    """Return whether the daemon of a state directory, which is alive, serves and is not about to end."""
+    return _note(state_directory).exists()
+
+
+def _note(state_directory: Path) -> Path:
+    return state_directory / "endpoint"
+
+
 @contextlib.contextmanager
 def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
     """Announce where the daemon serves: on standard output, to a service manager, and in a note.
@@ -70,7 +79,7 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
     The note is for the clients of the same user on this machine.
     """
     host, port = bound.getsockname()[:2]
-    note = state_directory / "endpoint"
+    note = _note(state_directory)
     local = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104
     new = note.with_suffix(".new")
     new.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from workerd.engine.keeper import Keeper
 from workerd.engine.process_end import wait_end
 from workerd.errors import CannotServe
 from workerd.listening import advertise, bind
+from workerd.resource_limits import warn_of_shortages
 from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
@@ -65,6 +66,7 @@ async def _serve(settings: Settings, keeper: Keeper, bound: socket.socket, stop:
         if await wait_first(stop.wait(), processes.wait_serving(), asyncio.shield(running)) != 1:
             return
         warn_of_account(settings)
+        warn_of_shortages(settings.limits)
         with advertise(settings.state_directory, bound):
             first = await wait_first(stop.wait(), keeper.wait_drained(), keeper.wait_gone(), asyncio.shield(running))
         if first == 1:

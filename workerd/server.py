@@ -18,7 +18,6 @@ from workerd.access.newest_list import NewestList
 from workerd.access.recorder import Record, Recorder
 from workerd.access.rights import Rights
 from workerd.access.users import Users
-from workerd.descriptors import raise_limit
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
 from workerd.engine.errors import AccountUnusable
@@ -32,6 +31,7 @@ from workerd.network.connection import Surroundings
 from workerd.network.transport import WorkerServer
 from workerd.notices import Notices
 from workerd.registry import Route, load_routes, rights_of
+from workerd.resource_limits import warn_of_shortages
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
 from workerd.trail.writer import AuditTrail
@@ -69,6 +69,7 @@ async def serve(settings: Settings) -> None:
                     answering(engine, settings, routes, listening, trail.record) as gate,
                 ):
                     warn_of_account(settings)
+                    warn_of_shortages(settings.limits)
                     with advertise(settings.state_directory, listening):
                         first = await wait_first(stop.wait(), engine.keeper.wait_drained(), engine.keeper.wait_gone())
                     if first == 1:
@@ -113,7 +114,6 @@ async def answering(
         status_details_codec=StatusDetailsCodec(),
         around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
     )
-    raise_limit()
     server.serve(listening, credentials.context)
     try:
         async with meanwhile(credentials.follow()), meanwhile(rights.follow()):

@@ -84,6 +84,7 @@ def to_job(job: engine.Job) -> api.Job:
         kept_from_offset_bytes=job.kept_from,
         max_log_bytes=spec.max_log_bytes,
         waits_for_room=status.waits_for_room,
+        log_ended_early=status.log_ended_early,
         end=None if status.end is None else to_end(status.end),
         spawned_by=None if spec.spawned_by is None else to_user(spec.spawned_by),
         run_as=spec.run_as,
@@ -99,6 +100,7 @@ def to_end(end: engine.JobEnd) -> api.JobEnd:
         system_cpu_time=timedelta(seconds=end.system_cpu_seconds),
         peak_memory_bytes=end.peak_memory_bytes,
         streams=[_summary(api.Stream.STDOUT, end.stdout), _summary(api.Stream.STDERR, end.stderr)],
+        log_ended_early=end.log_ended_early,
     )
     match end.cause:
         case engine.Exited(code=code):

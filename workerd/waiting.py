@@ -6,6 +6,8 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any
 
+from workerd.engine import signals
+
 
 @contextlib.asynccontextmanager
 async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
@@ -21,8 +23,8 @@ async def meanwhile(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 def stop_signals() -> asyncio.Event:
-    """Give an event that SIGTERM and SIGINT set."""
-    return signal_event(signal.SIGTERM, signal.SIGINT)
+    """Return an event that SIGTERM sets, and SIGINT unless this process was started with it ignored."""
+    return signal_event(signal.SIGTERM, *(() if signals.is_ignored(signal.SIGINT) else (signal.SIGINT,)))
 
 
 def signal_event(*numbers: signal.Signals) -> asyncio.Event:

@@ -52,7 +52,6 @@ async def test_a_program_gets_a_clean_start(engine: Engine, monkeypatch: pytest.
     assert seen["directory"] == str(tmp_path)
     assert seen["session_leader"]
     assert int(seen["blocked"], 16) == 0
-    assert seen["umask"] == f"{_umask():04o}"
 
 
 async def test_signals_have_their_default_effect(engine: Engine) -> None:
@@ -221,9 +220,3 @@ async def test_a_key_whose_spawn_failed_can_be_used_again(engine: Engine) -> Non
         await engine.spawn(SpawnRequest(owner=ME, program="no-such-program", request_key="k"))
     log = await run(engine, shell("echo now", request_key="k"))
     assert log.stdout == b"now\n"
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -99,6 +99,20 @@ async def test_a_killed_zygote_is_replaced_and_its_supervisors_live_on(engine: E
     assert (await read_log(engine, first)).stdout == b"ready\n"
 
 
+async def test_a_supervisor_heeds_no_signal_that_ends_a_session_or_a_machine(engine: Engine) -> None:
+    """Service managers, shells and logouts send these to whatever they find; the job is not theirs to end."""
+    job_id = await engine.spawn(shell("echo ready; exec sleep 1000"))
+    await wait_for_output(engine, job_id, b"ready")
+    supervisor = parent_of(engine.status(job_id).status.pid)
+    assert supervisor
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE, signal.SIGXFSZ):
+        os.kill(supervisor, number)
+    await engine.stop(job_id, ME, 0)
+    end = (await read_log(engine, job_id)).end
+    assert end is not None
+    assert isinstance(end.cause, Stopped)
+
+
 async def test_the_catalogue_is_made_again_from_the_folders(tmp_path: Path) -> None:
     async with Engine(tmp_path) as engine:
         ids = [await engine.spawn(shell("true")) for _ in range(3)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 
 status = dict(
@@ -22,6 +23,15 @@ print(
             "blocked": status["SigBlk"],
             "ignored": status["SigIgn"],
             "umask": status["Umask"],
+            "capabilities": {name: status[name] for name in ("CapInh", "CapAmb")},
+            "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "scheduler": os.sched_getscheduler(0),
+            "oom_score_adj": int(open("/proc/self/oom_score_adj", encoding="ascii").read()),
+            "limits": {
+                name: resource.getrlimit(getattr(resource, name))
+                for name in dir(resource)
+                if name.startswith("RLIMIT_")
+            },
         }
     )
 )

@@ -107,6 +107,17 @@ def test_a_drain_that_is_called_off_leaves_the_daemon_as_it_was(any_daemon: Daem
     assert any_daemon.workerctl("run", "--", "echo", "still").stdout == b"still\n"
 
 
+def test_waiting_for_a_drain_ends_at_once_when_it_is_called_off(any_daemon: Daemon, tmp_path: Path) -> None:
+    spawn_waiting(any_daemon, tmp_path / "gate")
+    with drain(any_daemon.state) as draining:
+        next_line(draining)
+        (any_daemon.state / "drain").unlink()
+        _, errors = draining.communicate(timeout=10)
+    assert draining.returncode == 1
+    assert errors == "workerd: the daemon goes on: the drain was called off with 1 job left\n"
+    assert any_daemon.workerctl("run", "--", "echo", "again").stdout == b"again\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_drain_whose_daemon_ends_before_its_jobs_fails_and_the_next_daemon_takes_jobs(
     any_daemon: Daemon, tmp_path: Path, number: signal.Signals

@@ -74,11 +74,13 @@ def _go_on(context: Context, job_id: str) -> str:
 
 
 def _exit_code_of(end: JobEnd) -> int:
-    """Tell what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
+    """Return what `run` exits with for a job that ended so; what the code alone does not say is told to the user."""
     match end:
-        case JobEnd(exited=Exited(code=code)):
+        case JobEnd(exited=Exited(code=code), log_ended_early=""):
             return code
     warn(f"job {describe_end(end)}")
+    if end.log_ended_early:
+        return ExitCode.LOG_DAMAGED
     match end:
         case JobEnd(killed=Killed(signal=number)) | JobEnd(stopped=Stopped(signal=number)):
             return of_signal(number)
@@ -109,10 +111,9 @@ class Interrupts:
     async def __aenter__(self) -> Self:
         self._command = asyncio.current_task()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, self._interrupt)
-        for number in _LEAVING:
-            if signal.getsignal(number) is signal.SIG_DFL:  # and not ignored, as under nohup(1)
-                loop.add_signal_handler(number, self._leave, number)
+        for number in (signal.SIGINT, *_LEAVING):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup(1), or in the background of a script
+                loop.add_signal_handler(number, self._take, number)
         return self
 
     async def __aexit__(
@@ -131,6 +132,12 @@ class Interrupts:
         self._job_id = job_id
         if self.count:
             self._stop()
+
+    def _take(self, number: signal.Signals) -> None:
+        if number is signal.SIGINT:
+            self._interrupt()
+        else:
+            self._leave(number)
 
     def _interrupt(self) -> None:
         self.count += 1

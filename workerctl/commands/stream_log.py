@@ -62,7 +62,7 @@ async def stream_log(
         return ExitCode.OUTPUT_CLOSED
     if end is not None and from_now_on and not check.received:
         _tell_of_the_past(end, streams)
-    return ExitCode.OK
+    return ExitCode.LOG_DAMAGED if end is not None and end.log_ended_early else ExitCode.OK
 
 
 def _as_json(event: LogEvent) -> tuple[int, bytes]:

@@ -2,9 +2,13 @@
 
 A full disk is waited for: what was read and has no room is held, nothing more is read, and the job is held up when its
 pipes are full.
+
+A file that may not grow (EFBIG) is not waited for: that is the end of the log, and the reason is kept. The pipes are
+closed, so the job learns of it by SIGPIPE or EPIPE when it prints on (pipe(7)), as one whose reader has gone.
 """
 
 import contextlib
+import errno
 import fcntl
 import math
 import mmap
@@ -14,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from workerd.engine.errors import NO_ROOM
+from workerd.engine.errors import CANNOT_GROW, NO_ROOM
+from workerd.engine.files import max_file_bytes
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Durability, JobSpec, Stream, StreamSummary
 from workerd.engine.journal import LogTail
@@ -40,11 +45,15 @@ class Capture:
         epoll: where each pipe is registered for as long as it is to be read.
         report: is given what goes wrong meanwhile, for people.
 
+    Attributes:
+        ended_early: why the log has ended although the job has not, for people; empty while it goes on.
+
     Raises:
         OSError: the log cannot be made.
     """
 
     def __init__(self, folder: JobFolder, spec: JobSpec, epoll: select.epoll, report: Callable[[str], None]) -> None:
+        self.ended_early = ""
         self._report = report
         self._durability = spec.durability
         self._epoll = epoll
@@ -79,7 +88,7 @@ class Capture:
 
     def read(self, pipe: int) -> None:
         """Move what one pipe holds into the spool. When there is no room for it, read no more until there is."""
-        if self._held is None and self._fill(pipe) and not try_write(self._store):
+        if self._held is None and pipe in self._pipes and self._fill(pipe) and not try_write(self._store):
             for each in self._pipes:
                 self._epoll.unregister(each)
             self._retry_at = time.monotonic() + ROOM_SECONDS
@@ -100,7 +109,7 @@ class Capture:
         """Read the rest of what is in the pipes, once nobody of the job can write any more. Waits for room."""
         wait_for_room(self._store)
         for pipe in list(self._pipes):
-            while self._fill(pipe):
+            while pipe in self._pipes and self._fill(pipe):
                 wait_for_room(self._store)
 
     def finish(self) -> LogTail | None:
@@ -141,17 +150,45 @@ class Capture:
         return True
 
     def _store(self) -> None:
-        """Put what is held into the spool."""
+        """Put what is held into the spool, unless that may not grow: then end the log."""
         if self._held is None:
             return
         stream, length = self._held
         with memoryview(self._buffer) as view:
-            self._spool.append(stream, view[:length])
+            try:
+                self._spool.append(stream, view[:length])
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                length = self._store_what_fits(stream, view[:length])
+                self._end_early()
         self._held = None
         self._unsynced += length
         if self._durability is Durability.INTERVAL:
             wait = _SYNC_SECONDS if self._unsynced < _SYNC_BYTES else 0.0
             self._sync_at = min(self._sync_at, time.monotonic() + wait)
+
+    def _store_what_fits(self, stream: Stream, data: memoryview) -> int:
+        """Put the beginning of what the spool does not take into it; return how many bytes."""
+        fitting = data[: max(0, (max_file_bytes() or 0) - self._spool.size)]
+        try:
+            if fitting:
+                self._spool.append(stream, fitting)
+        except OSError as error:  # it is the index that may not grow
+            if error.errno != errno.EFBIG:
+                raise
+            return 0
+        return len(fitting)
+
+    def _end_early(self) -> None:
+        if (limit := max_file_bytes()) is None:
+            problem = "its file system takes no larger file"
+        else:
+            problem = f"a file of the daemon may have {limit} bytes and no more (RLIMIT_FSIZE)"
+        self.ended_early = f"the log ended at byte {self._spool.size}: {problem}"
+        for pipe in self._pipes:
+            os.close(pipe)  # which takes it out of the epoll, too (epoll(7))
+        self._pipes.clear()
 
     def _retry(self) -> None:
         """Store what there was no room for, and go on reading."""
@@ -192,17 +229,26 @@ class Capture:
 
 
 def try_write(write: Callable[[], None]) -> bool:
-    """Write something; return False if there was no room for it on the disk."""
+    """Write something; return False if there was no room for it, on the disk or in a file that may not grow."""
     try:
         write()
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in CANNOT_GROW:
             raise
         return False
     return True
 
 
 def wait_for_room(write: Callable[[], None]) -> None:
-    """Write something as soon as there is room for it on the disk."""
-    while not try_write(write):
+    """Write something as soon as there is room for it on the disk.
+
+    Raises:
+        OSError: anything else keeps it from being written, such as a file that may not grow.
+    """
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
         time.sleep(ROOM_SECONDS)

@@ -40,10 +40,13 @@ import errno
 from pathlib import Path
 from typing import Literal
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The numbers of system errors that say that there is no room on the disk (errno(3))."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The numbers of system errors that say that there is no room on the disk (errno(3)). There may be some later."""
 
-SHORTAGES = NO_ROOM | {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS}
+CANNOT_GROW = NO_ROOM | {errno.EFBIG}
+"""The numbers of system errors that say that a file cannot grow: there is no room, or the file may not be larger."""
+
+SHORTAGES = CANNOT_GROW | {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ETOOMANYREFS}
 """The numbers of system errors that say that the machine lacks something."""
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import resource
 import stat
 from collections.abc import Iterator
 from io import FileIO
@@ -15,6 +16,12 @@ DAMAGE = frozenset(
     | {errno.EUCLEAN, errno.EBADMSG}  # what ext4 and XFS say of damage of their own
 )
 """The numbers of system errors that say that a file cannot be read, and will not be (errno(3))."""
+
+
+def max_file_bytes() -> int | None:
+    """Return how long a file may become that this process writes (getrlimit(2), RLIMIT_FSIZE); None for any length."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def private(path: str, flags: int) -> int:

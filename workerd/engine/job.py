@@ -160,7 +160,13 @@ class StreamSummary(msgspec.Struct, frozen=True):
 
 
 class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """How and when a job ended. Times are nanoseconds since the epoch; `peak_memory_bytes` is getrusage(2)'s maxrss."""
+    """How and when a job ended.
+
+    Attributes:
+        started_ns: nanoseconds since the epoch; so is `ended_ns`.
+        peak_memory_bytes: maxrss of getrusage(2).
+        log_ended_early: why the log ended before the job did, for people; empty when the log is complete.
+    """
 
     cause: Cause
     started_ns: Nanoseconds
@@ -170,6 +176,7 @@ class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
     peak_memory_bytes: Bytes
     stdout: StreamSummary
     stderr: StreamSummary
+    log_ended_early: str = ""
 
 
 class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +186,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
         pid: the program's process; zero before it was started.
         cgroup: the path of the job's own cgroup2 directory, in formats 1 and 2; empty where there is none.
         waits_for_room: whether the disk is full, so that no more output is taken until there is room.
+        log_ended_early: as in `JobEnd`, as soon as it is known.
     """
 
     state: JobState
@@ -186,6 +194,7 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_ns: Nanoseconds = 0
     cgroup: str = ""
     waits_for_room: bool = False
+    log_ended_early: str = ""
     end: JobEnd | None = None
 
 

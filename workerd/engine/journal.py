@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ from pathlib import Path
 import msgspec
 
 from workerd.engine import linux
-from workerd.engine.errors import NO_ROOM, EndMissing
+from workerd.engine.errors import CANNOT_GROW, NO_ROOM, EndMissing
+from workerd.engine.files import max_file_bytes
 from workerd.engine.job import JobEnd, JobSpec, JobState, JobStatus
 from workerd.engine.record import checksum, job_seed
 
@@ -266,9 +268,17 @@ class JournalWriter:
         self._size = size
         self._faults = 0
         self._room = 0  # where what is set aside for certain ends
+        self._most_bytes = max_file_bytes() or sys.maxsize
 
     def set_room_aside(self) -> None:
-        """Set room aside on the disk, if there is any, so that a full disk does not keep the end from being written."""
+        """Set room aside on the disk, if there is any, so that a full disk does not keep the end from being written.
+
+        Raises:
+            OSError: EFBIG where the journal may not become so long, since fallocate(2) does not look at RLIMIT_FSIZE.
+        """
+        if self._size + _ROOM > self._most_bytes:
+            problem = f"a journal of {self._size + _ROOM} bytes is longer than a file may be here (RLIMIT_FSIZE)"
+            raise OSError(errno.EFBIG, problem)
         try:
             with _if_possible():
                 linux.set_room_aside(self._descriptor, self._size, _ROOM)
@@ -312,7 +322,7 @@ class JournalWriter:
         try:
             self.append(Fault(text[-_LONGEST_FAULT:]))
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in CANNOT_GROW:
                 raise
 
     def keep_room_to_tell(self) -> None:

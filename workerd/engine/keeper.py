@@ -268,6 +268,8 @@ class Keeper:
         if journal.faults:
             problem = "".join(journal.faults)
             log.warning("a job's supervisor reported a problem", job=folder.path.name, problem=problem)
+        if end.log_ended_early:
+            log.warning("a job's log ended before the job", job=folder.path.name, reason=end.log_ended_early)
         self._catalog.mark_ended(spec, end.ended_ns, disk_bytes(folder.path))
         self._job_ended.set()
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -38,8 +37,6 @@ class Launcher:
         self._requests: socket.socket | None = None
         self._sending = asyncio.Lock()
         self._last_ready = 0.0  # when a supervisor was ready (time.monotonic)
-        # What jobs may have open, whatever the daemon allows itself later.
-        self._descriptor_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def __enter__(self) -> Self:
         self._start()
@@ -173,7 +170,6 @@ class Launcher:
                 start_new_session=True,
             )
         self._last_ready = time.monotonic()  # it has not been asked before
-        resource.prlimit(self._zygote.pid, resource.RLIMIT_NOFILE, self._descriptor_limit)
 
     def _stop(self) -> None:
         """End the zygote, which it does by itself when its socket is closed; its supervisors live on."""

@@ -14,10 +14,16 @@ _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4  # PR_SET_DUMPABLE(2const)
 _PR_SET_NAME = 15  # PR_SET_NAME(2const)
 _PR_SET_CHILD_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER(2const)
 _PR_SET_NO_NEW_PRIVS = 38  # PR_SET_NO_NEW_PRIVS(2const)
+_PR_CAP_AMBIENT = 47  # PR_CAP_AMBIENT(2const)
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522  # capget(2), linux/capability.h
+_CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
+_CAPABILITIES = struct.Struct("=6I")  # effective, permitted, inheritable: the low 32 bits, then the high ones
+_CapabilityData = ctypes.c_char * _CAPABILITIES.size
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # fallocate(2), linux/falloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_capget, _capset = _libc.capget, _libc.capset  # looked up once, and not in every process that is forked
 
 
 def _check(result: int, what: str) -> None:
@@ -76,8 +82,23 @@ def renounce_new_privileges() -> None:
 
 def drop_capabilities() -> None:
     """Give up every capability: permitted, effective and inheritable, and ambient ones with them (capabilities(7))."""
-    header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.capset(header, bytes(24)), "capset")  # twice three sets of 32 bits
+    _set_capabilities(bytes(_CAPABILITIES.size))
+
+
+def clear_inherited_capabilities() -> None:
+    """Clear the ambient and the inheritable set, so that no program has a capability by inheritance (capabilities(7)).
+
+    What is executed as root, or has capabilities as a file, gets those of the bounding set as always.
+    """
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    data = _CapabilityData()
+    _check(_capget(_CAPABILITY_HEADER, data), "capget")
+    effective, permitted, _, high_effective, high_permitted, _ = _CAPABILITIES.unpack(data)
+    _set_capabilities(_CAPABILITIES.pack(effective, permitted, 0, high_effective, high_permitted, 0))
+
+
+def _set_capabilities(data: bytes) -> None:
+    _check(_capset(_CAPABILITY_HEADER, data), "capset")
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> None:

@@ -1,6 +1,5 @@
 """Starting a program: its environment, finding its file, and the last steps before it is executed."""
 
-import contextlib
 import enum
 import errno
 import os
@@ -9,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from workerd.engine import cgroup, linux
+from workerd.engine import cgroup, linux, start_state
 from workerd.engine.account import become, own_account
 from workerd.engine.errors import (
     SHORTAGES,
@@ -143,6 +142,7 @@ def _become_program(
         linux.show_memory()  # it holds no secrets but this job's, and some of /proc/self can then be written to
         os.setsid()
         _die_with(supervisor)
+        start_state.assume()
         if cgroup_directory is not None:
             cgroup.enter(cgroup_directory)
         null = os.open(os.devnull, os.O_RDONLY)
@@ -162,7 +162,6 @@ def _become_program(
         step = _Step.CHDIR
         os.chdir(spec.working_directory)
         step = _Step.EXECUTE
-        _reset_signals()
         # Every other descriptor is close-on-exec (PEP 446), so that the program inherits the standard three alone.
         os.execve(path.encode(), [text.encode() for text in (spec.program, *spec.args)], encoded)
     except CannotStart as error:
@@ -178,14 +177,6 @@ def _die_with(supervisor: int) -> None:
     linux.set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != supervisor:  # it died before the line above
         os._exit(127)
-
-
-def _reset_signals() -> None:
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        # OSError: the C library keeps a few of the real-time signals for itself.
-        with contextlib.suppress(OSError):
-            signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:

@@ -5,12 +5,15 @@ A log that has a limit keeps its newest output. What goes is released from the d
 they were. The header says so first and the holes come after: a reader that finds blanks finds out why.
 """
 
+import errno
 import os
+import sys
 import time
 
 import xxhash
 
 from workerd.engine import linux
+from workerd.engine.files import max_file_bytes
 from workerd.engine.folder import JobFolder
 from workerd.engine.index import IndexFile
 from workerd.engine.job import FORMAT_VERSION, Stream, StreamSummary
@@ -31,6 +34,7 @@ class SpoolWriter:
 
     Raises:
         OSError: from every method that writes. Nothing is lost or half done then: the same call may be made again.
+            EFBIG: a file may not grow; there is still room for the end.
     """
 
     def __init__(self, folder: JobFolder, limit_bytes: int = 0) -> None:
@@ -45,6 +49,7 @@ class SpoolWriter:
         self._time_ns = 0
         self._created_ns = self._now()
         self._records = 1
+        self._most_records = (max_file_bytes() or sys.maxsize) // RECORD_SIZE
         self._first_kept = 1
         self._released = 0
         self._synced = 0, 0  # how many bytes and how many records are on the disk for certain
@@ -55,6 +60,8 @@ class SpoolWriter:
         length = len(data)
         if length > MAX_LENGTH:
             raise ValueError(f"{length} bytes do not fit one record")
+        if self._records + 2 > self._most_records:
+            raise OSError(errno.EFBIG, "the rest of the index is kept for the end of the log")
         if self._limit and self._kept(self._first_kept, self._released) + length + RECORD_SIZE > self._limit:
             self._release(length)
         time_ns = self._now()

@@ -219,8 +219,7 @@ class Supervisor:
             if now >= self._status_retry_at:
                 self._write_status()
             self._capture.catch_up(now)
-            if self._status.waits_for_room != self._capture.waits_for_room:
-                self._write_status(waits_for_room=self._capture.waits_for_room)
+            self._tell_of_log()
 
     def _handle(self, event: Stop | Event) -> None:
         match self.phase, event:
@@ -280,11 +279,12 @@ class Supervisor:
             peak_memory_bytes=usage.ru_maxrss * 1024,
             stdout=self._capture.summary(Stream.STDOUT),
             stderr=self._capture.summary(Stream.STDERR),
+            log_ended_early=self._capture.ended_early,
         )
         if self._cgroup is not None:
             cgroup.remove(self._cgroup)
         os.close(self._control)
-        self._status = msgspec.structs.replace(self._status, state=JobState.ENDED, waits_for_room=False, end=end)
+        self._status = msgspec.structs.replace(self._status, **self._log_status(), state=JobState.ENDED, end=end)
         wait_for_room(lambda: self._journal.append(Ended(self._status, tail)))
         try_write(self._journal.keep_room_to_tell)
         wait_for_room(self._journal.sync if self._has_names else self._force_names)
@@ -356,6 +356,15 @@ class Supervisor:
         self._status = msgspec.structs.replace(self._status, **changes)
         is_written = try_write(lambda: self._journal.append(Stated(self._status)))
         self._status_retry_at = math.inf if is_written else time.monotonic() + ROOM_SECONDS
+
+    def _tell_of_log(self) -> None:
+        """Write down that the log waits for room, no longer does, or has ended early."""
+        now = self._log_status()
+        if any(getattr(self._status, name) != value for name, value in now.items()):
+            self._write_status(**now)
+
+    def _log_status(self) -> dict[str, bool | str]:
+        return {"waits_for_room": self._capture.waits_for_room, "log_ended_early": self._capture.ended_early}
 
     def _open_control(self) -> int:
         self.folder.control.unlink(missing_ok=True)  # of a supervisor that died before it executed anything

@@ -9,11 +9,10 @@ supervisors live on.
 import contextlib
 import gc
 import os
-import signal
 import socket
 import sys
 
-from workerd.engine import linux, supervisor
+from workerd.engine import linux, signals, supervisor
 from workerd.engine.errors import ResourcesExhausted
 from workerd.engine.reply import encode_failure
 
@@ -23,8 +22,7 @@ _DESCRIPTORS = 3
 
 def serve(requests: socket.socket) -> None:
     """Fork a supervisor for each request until the other side of the socket is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors leave no zombies (sigaction(2), NOTES)
+    signals.set_for_zygote()
     linux.set_process_name("workerd-zygote")
     gc.disable()
     gc.freeze()  # what exists now stays shared with every supervisor
@@ -59,7 +57,7 @@ def _become_supervisor(job_id: str, directory: int, lock: int, reply: int) -> No
         for standard in range(3):  # the daemon's terminal or log must not be held open by a job
             os.dup2(null, standard)
         os.close(null)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signals.set_for_supervisor()
         linux.set_process_name("workerd-job")
         supervisor.main(job_id, directory, lock, reply)
         status = 0

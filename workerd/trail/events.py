@@ -51,6 +51,7 @@ def describe_end(end: JobEnd) -> dict[str, Any]:
         "started_at": _time(end.started_ns),
         "ended_at": _time(end.ended_ns),
         "streams": [_summary("stdout", end.stdout), _summary("stderr", end.stderr)],
+        **({"log_ended_early": end.log_ended_early} if end.log_ended_early else {}),
     }
 
 

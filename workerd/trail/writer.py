@@ -39,6 +39,7 @@ from audit.chain import (
 from audit.files import HEAD, file_name, list_files, read_end
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
+from workerd.engine.files import max_file_bytes
 from workerd.errors import AuditFailed
 from workerd.trail.end import open_end
 
@@ -63,6 +64,8 @@ class AuditTrail:
         self._directory = directory
         self._max_bytes = max_bytes
         self._file_bytes = min(_FILE_BYTES, max_bytes // _FILES) if max_bytes else _FILE_BYTES
+        if (limit := max_file_bytes()) is not None:  # a file is full when one more line might be too much
+            self._file_bytes = max(1, min(self._file_bytes, limit - MAX_LINE_BYTES))
         self._room_bytes = min(_ROOM_BYTES, self._file_bytes // _FILES)
         self._look_at = 0.0
         self._is_full = False  # whether no room could be set aside the last time

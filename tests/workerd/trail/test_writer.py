@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -398,3 +399,17 @@ def test_no_descriptor_is_left_open(folder: Path, monkeypatch: pytest.MonkeyPatc
         one.record(EVENT)
         verify(folder)
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_trail_goes_on_in_another_file_where_one_may_not_grow(folder: Path) -> None:
+    """As `ulimit -f` has it: getrlimit(2), RLIMIT_FSIZE."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MAX_LINE_BYTES, hard))
+    try:
+        with AuditTrail(folder, 0) as trail:
+            for _ in range(20):
+                trail.record({**EVENT, "pad": "x" * (MAX_LINE_BYTES // 2)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert check_whole(folder).head.seq == 20
+    assert len(list_files(folder)) > 2

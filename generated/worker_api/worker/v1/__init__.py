@@ -682,6 +682,11 @@ class Job(betterproto2.Message):
     then; the owner is given as far as it is known.
     """
 
+    log_ended_early: "str" = betterproto2.field(22, betterproto2.TYPE_STRING)
+    """
+    Why nothing that the job prints is kept any more, for people: its log could not grow. Empty: the log is complete.
+    """
+
 
 default_message_pool.register_message("worker.v1", "Job", Job)
 
@@ -757,6 +762,12 @@ class JobEnd(betterproto2.Message):
     streams: "list[StreamSummary]" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     One summary for each stream.
+    """
+
+    log_ended_early: "str" = betterproto2.field(12, betterproto2.TYPE_STRING)
+    """
+    Why the log ended before the job did, for people: it could not grow. What was printed afterwards is not in it and
+    not in `streams`. Empty: the log is complete.
     """
 
 
@@ -1238,7 +1249,7 @@ class StreamSummary(betterproto2.Message):
 
     size_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
     """
-    All bytes that the job wrote to it, released or not.
+    All bytes that the job wrote to it, released or not, up to where the log ended.
     """
 
     xxh3_128: "bytes" = betterproto2.field(3, betterproto2.TYPE_BYTES)

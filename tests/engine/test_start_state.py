@@ -1,0 +1,50 @@
+"""What a process gives up and takes on before it executes a job's program."""
+
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.engine.logs import run, shell
+from workerd.engine import start_state
+from workerd.engine.engine import Engine
+from workerd.engine.job import Exited
+
+
+@pytest.mark.parametrize(("before", "after"), [("-1000\n", "0"), ("-1\n", "0"), ("0\n", "0"), ("300\n", "300")])
+def test_the_kernel_spares_no_job_when_memory_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str
+) -> None:
+    """The file is one of the test's own: to lower the real one takes CAP_SYS_RESOURCE (proc_pid_oom_score_adj(5))."""
+    score = tmp_path / "oom_score_adj"
+    score.write_text(before)
+    monkeypatch.setattr(start_state, "_OOM_SCORE_ADJ", str(score))
+    start_state._give_up_precedence()
+    assert score.read_text().strip() == after
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hard", "soft"),
+    [
+        (1024, 4096, 1024),
+        (1024, 512, 512),
+        (1024, resource.RLIM_INFINITY, 1024),
+        (resource.RLIM_INFINITY, 512, 512),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    ],
+)
+def test_a_soft_limit_is_never_above_the_hard_one(wanted: int, hard: int, soft: int) -> None:
+    assert start_state._least(wanted, hard) == soft
+
+
+async def test_jobs_of_an_engine_end_where_the_end_of_children_is_not_reported(tmp_path: Path) -> None:
+    """The process of the engine blocks SIGCHLD; zygote and supervisors see to their signals themselves."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    try:
+        async with Engine(tmp_path) as engine:
+            end = (await run(engine, shell("exit 3"))).end
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert end is not None
+    assert end.cause == Exited(3)
