@@ -264,11 +264,12 @@ class Gate:
             raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {_LONGEST_NAME} characters")
         if name in (caller.user.id, caller.user.name):
             return caller
-        unknown = None
-        try:
-            user = self._daemon.users.find(name)
-        except UserUnknown as error:  # told only to those who might act for any user
-            user, unknown = User("", name), error
+        user, unknown = User("", name), None
+        if caller.has(IMPERSONATE):
+            try:
+                user = self._daemon.users.find(name)
+            except UserUnknown as error:  # told only to those who might act for any user
+                unknown = error
         resource = self._as_resource(user)
         if not caller.decide(IMPERSONATE, resource, {"name": name}):
             raise caller.refusal(IMPERSONATE, resource, name)

@@ -4,7 +4,10 @@ A user is an id, and the name in a certificate is for people. Whoever names some
 to act for them, may give the name if the daemon has seen exactly one user whom it means.
 """
 
+import contextlib
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -14,10 +17,21 @@ from workerd.engine.job import User
 from workerd.errors import UserUnknown
 
 log = structlog.get_logger()
+_TICK_NS = 1_000_000_000  # the coarsest that a file system keeps times in (inode(7), utimensat(2))
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A user's file: when it was made, and the name in it."""
+
+    stamp: tuple[int, int]
+    name: bytes
 
 
 class Users:
     """Remembers users in a folder, one file for each: the id is the file's name, and the user's name is in it.
+
+    All names are held in memory. Other processes add users to the same folder: its modification time tells when.
 
     Args:
         folder: made when the first user comes.
@@ -26,6 +40,10 @@ class Users:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._noted: dict[str, str] = {}
+        self._files: dict[str, _File] = {}
+        self._ids: dict[bytes, set[str]] = {}
+        self._changed_ns = -1
+        self._refresh()
 
     def note(self, user: User) -> None:
         """Remember what a user is called now."""
@@ -53,11 +71,50 @@ class Users:
         Raises:
             UserUnknown: no user, or several, have this name.
         """
+        self._refresh()
         if is_user_id(text):
-            path = self._folder / text
-            return User(text, path.read_bytes().decode(errors="replace") if path.exists() else text)
-        paths = self._folder.iterdir() if self._folder.exists() else ()
-        found = sorted(path.name for path in paths if is_user_id(path.name) and path.read_bytes() == text.encode())
+            file = self._files.get(text)
+            return User(text, text if file is None else file.name.decode(errors="replace"))
+        found = sorted(self._ids.get(text.encode(), ()))
         if len(found) != 1:
             raise UserUnknown(text, found)
         return User(found[0], text)
+
+    def _refresh(self) -> None:
+        """Read the files that are new or were replaced since the last time, if the folder has changed at all."""
+        try:
+            changed_ns = os.stat(self._folder).st_mtime_ns
+        except OSError:  # `note` reports a folder that cannot be used
+            return
+        if changed_ns == self._changed_ns:
+            return
+        # The clock of the file system ticks slowly: what changes again within a tick leaves the same time.
+        settled = abs(time.time_ns() - changed_ns) > _TICK_NS
+        gone = set(self._files)
+        with contextlib.suppress(NotADirectoryError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if is_user_id(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        self._take(entry)
+                        gone.discard(entry.name)
+        for user_id in gone:
+            self._forget(user_id)
+        self._changed_ns = changed_ns if settled else -1
+
+    def _take(self, entry: os.DirEntry[str]) -> None:
+        status = entry.stat()
+        stamp = (status.st_ino, status.st_mtime_ns)
+        known = self._files.get(entry.name)
+        if known is not None and known.stamp == stamp:
+            return
+        self._forget(entry.name)
+        file = self._files[entry.name] = _File(stamp, Path(entry.path).read_bytes())
+        self._ids.setdefault(file.name, set()).add(entry.name)
+
+    def _forget(self, user_id: str) -> None:
+        if (file := self._files.pop(user_id, None)) is None:
+            return
+        ids = self._ids[file.name]
+        ids.discard(user_id)
+        if not ids:
+            del self._ids[file.name]

@@ -1,5 +1,6 @@
 """The users that a daemon has seen."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,31 @@ def test_what_else_is_in_the_folder_is_nobody(tmp_path: Path) -> None:
     (tmp_path / "users" / BOB).write_bytes(b"\xff")
     assert users.find("ann").id == ANN
     assert users.find(BOB).id == BOB
+
+
+def test_users_whom_another_process_notes_are_found_and_renamed(tmp_path: Path) -> None:
+    ours, theirs = Users(tmp_path / "users"), Users(tmp_path / "users")
+    theirs.note(User(ANN, "ann"))
+    assert ours.find("ann").id == ANN
+    theirs.note(User(ANN, "anna"))
+    theirs.note(User(BOB, "ann"))
+    assert (ours.find("anna").id, ours.find("ann").id) == (ANN, BOB)
+    (tmp_path / "users" / ANN).unlink()
+    with pytest.raises(UserUnknown):
+        ours.find("anna")
+
+
+def test_a_name_is_looked_up_without_reading_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = Users(tmp_path / "users")
+    users.note(User(ANN, "ann"))
+    os.utime(tmp_path / "users", (1, 1))
+    assert users.find("ann").id == ANN
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"{arguments} is read")
+
+    for opening in (os, "scandir"), (os, "listdir"), (Path, "read_bytes"):
+        monkeypatch.setattr(*opening, refuse)
+    assert users.find("ann").id == ANN
+    with pytest.raises(UserUnknown):
+        users.find("bob")
