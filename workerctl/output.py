@@ -105,7 +105,9 @@ def describe_job(job: Job) -> list[str]:
         "spawned by": job.spawned_by.name if job.spawned_by else "",
         "runs as": job.run_as,
         "program": job.program,
-        "arguments": " ".join(map(shlex.quote, job.args)),
+        "arguments": " ".join(
+            (*map(shlex.quote, job.args), *(["… (`workerctl status` shows all)"] if job.args_cut else ()))
+        ),
         "directory": job.working_directory,
         "state": to_plain(job.state) + (", held up: the daemon's disk is full" if job.waits_for_room else ""),
         "incomplete": job.log_ended_early,
@@ -148,7 +150,7 @@ def describe_jobs(jobs: Iterable[Job], *, with_owners: bool = False) -> list[str
     rows: list[tuple[str, ...]] = [("ID", *(["OWNER"] if with_owners else []), "CREATED", "STATE", "NAME", "PROGRAM")]
     for job in jobs:
         state = describe_end(job.end) if job.end is not None else to_plain(job.state)
-        program = job.damage or " ".join((job.program, *map(shlex.quote, job.args)))
+        program = job.damage or " ".join((job.program, *map(shlex.quote, job.args), *("…" if job.args_cut else "")))
         owner = [(job.owner.name if job.owner else "") or "?"] if with_owners else []
         created = format_time(job.created_at)
         rows.append((job.id, *owner, created, state, job.name or "-", _cut(escape(program))))

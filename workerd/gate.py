@@ -35,10 +35,11 @@ from workerd.access.rights import Rights
 from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
+from workerd.engine.standing import Found
 from workerd.engine.watcher import Change
 from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
 from workerd.failures import containing, tell_failure
-from workerd.handler import Call, Daemon
+from workerd.handler import Call, Daemon, to_resource
 from workerd.limits import Meter
 from workerd.network.transport import bound_request, connection_of, has_gone, room_of, send, wait_for_room
 from workerd.notices import Notices
@@ -228,7 +229,7 @@ class Gate:
         caller = call.caller
         if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
             return False
-        resource = DAEMON if call.job_id is None else self._daemon.find(call.job_id)
+        resource = DAEMON if call.job_id is None else to_resource(call.job_id, self._find(call.job_id))
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
@@ -290,16 +291,26 @@ class Gate:
                 raise caller.refusal(right, DAEMON)
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
-        resource = self._daemon.find(job_id)
+        found = self._find(job_id)
+        resource = to_resource(job_id, found)
         if not caller.decide(right, resource, details, looks=route.handler.reads):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:
                 raise caller.refusal(right, resource)
             raise JobNotFound(job_id)
+        if found is None:
+            raise JobNotFound(job_id)
         try:
-            return Call(self._daemon, caller, job_id, self._daemon.engine.status(job_id), resource=resource)
+            return Call(self._daemon, caller, job_id, self._daemon.engine.status_of(found), resource=resource)
         except SpoolCorrupt as error:
             return Call(self._daemon, caller, job_id, damage=error, resource=resource)
+
+    def _find(self, job_id: str) -> Found | None:
+        """Find a job; None for one that is not there, on which a decision is made all the same."""
+        try:
+            return self._daemon.engine.find(job_id)
+        except JobNotFound:
+            return None
 
     async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
         bound_request(stream, self._meter, user_id)

@@ -21,9 +21,10 @@ from workerd.access.caller import Caller
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.users import Users
 from workerd.engine.engine import Engine
-from workerd.engine.errors import JobNotFound, SpoolCorrupt
+from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.job import Job, User
 from workerd.engine.reader import CHUNK_BYTES
+from workerd.engine.standing import Found
 from workerd.engine.threads import Threads
 
 log = structlog.get_logger()
@@ -58,14 +59,13 @@ class Daemon:
         default_factory=lambda: Threads("signing a certificate", most=2, limit_seconds=_SIGN_SECONDS)
     )
 
-    def find(self, job_id: str) -> Resource:
-        """Find a job to decide on; one that is not there is nobody's."""
-        try:
-            owner, shares = self.engine.owner_and_shares(job_id)
-        except JobNotFound:
-            return Resource(On.JOB, job_id, _NOBODY)
-        given = frozenset((share.user.id, right) for share in shares for right in share.rights)
-        return Resource(On.JOB, job_id, owner, given)
+
+def to_resource(job_id: str, found: Found | None) -> Resource:
+    """Return a job to decide on; one that is not there is nobody's."""
+    if found is None:
+        return Resource(On.JOB, job_id, _NOBODY)
+    given = frozenset((share.user.id, right) for share in found.shares for right in share.rights)
+    return Resource(On.JOB, job_id, found.owner, given)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,8 @@ class Limits:
     max_jobs: int = 2000
     max_jobs_per_user: int = 500
     max_spawns_per_second: float = 100.0
-    max_arguments: int = 65_536
-    max_argument_bytes: int = 2 << 20
+    max_arguments: int = 4096
+    max_argument_bytes: int = 256 << 10
     max_connections: int = 4000
     max_connections_per_user: int = 200
     max_streams: int = 8000

@@ -88,6 +88,7 @@ def to_job(job: engine.Job) -> api.Job:
         end=None if status.end is None else to_end(status.end),
         spawned_by=None if spec.spawned_by is None else to_user(spec.spawned_by),
         run_as=spec.run_as,
+        args_cut=job.args_cut,
     )
 
 

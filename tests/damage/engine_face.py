@@ -55,7 +55,7 @@ class EngineFace:
 
     async def rights(self, job_id: str, owner: User) -> frozenset[tuple[str, str]]:  # noqa: ARG002
         with _engine_errors():
-            _, shares = self.engine.owner_and_shares(job_id)
+            shares = self.engine.find(job_id).shares
         return frozenset((share.user.id, right) for share in shares for right in share.rights)
 
     async def spawn(self, owner: User, key: str, command: list[str]) -> str:

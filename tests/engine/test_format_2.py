@@ -143,7 +143,8 @@ async def test_its_status_tells_what_was_asked_and_with_whom_it_is_shared(state:
         await read_log(engine, job_id)
         job = engine.status(job_id)
         assert engine.shares(job_id) == left.shares
-        assert engine.owner_and_shares(job_id) == (ME, left.shares)
+        found = engine.find(job_id)
+        assert (found.owner, found.shares) == (ME, left.shares)
     assert (job.id, job.status.state, job.spec.owner, job.spec.name) == (job_id, JobState.ENDED, ME, name)
     assert (job.spec.program, job.spec.args[0], job.spec.working_directory) == ("/bin/sh", "-c", "/")
     assert job.spec.envs == ({"GREETING": "grüße"} if name == "interleaved" else {})

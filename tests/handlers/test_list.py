@@ -154,3 +154,17 @@ async def test_jobs_of_all_owners_are_chosen_by_state_and_name(crowd: Crowd) -> 
     assert set((await crowd.list("bob", states=[JobState.ENDED]))[0]) == {ann[0], *bob}
     assert await crowd.list("vera", name="bobs") == [bob[::-1]]
     assert await crowd.list("ann", name="bobs") == [[]]
+
+
+async def test_long_arguments_are_cut_in_a_list_and_whole_in_a_status(daemon: Daemon) -> None:
+    args = ["x" * 100_000, "last"]
+    async with daemon.client() as client:
+        job_id = await client.spawn(SpawnRequest(program="true", args=args))
+        [row] = [job async for job in client.list_jobs()]
+        assert row.args_cut
+        assert row.args == ["x" * len(row.args[0])]
+        assert len(row.args[0]) < 5000
+        stopped = await client.stop(job_id)
+        assert stopped.args_cut
+        whole = await client.status(job_id)
+        assert (whole.args, whole.args_cut) == (args, False)

@@ -44,3 +44,10 @@ def test_whoever_acted_for_the_owner_and_another_account_are_shown_if_there_are(
     plain = described(Job(owner=User(name="acrimon")))
     assert "spawned by" not in plain
     assert "runs as" not in plain
+
+
+def test_arguments_that_are_not_all_there_are_marked() -> None:
+    job = Job(program="make", args=["test"], args_cut=True)
+    assert "make test …" in describe_jobs([job])
+    assert "arguments:  test … (`workerctl status` shows all)" in describe_job(job)
+    assert to_plain(job)["args_cut"] is True

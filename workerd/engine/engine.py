@@ -27,32 +27,22 @@ from workerd.engine.job import (
     User,
     parse_job_id,
 )
+from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
+from workerd.engine.listing import PAGE_BYTES, Page, row_bytes, shorten
+from workerd.engine.old_format import read_old_owner
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
 from workerd.engine.sharing import Sharer
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
-from workerd.engine.standing import read_job, wait_readable
+from workerd.engine.standing import Found, read_job, wait_readable
 from workerd.engine.stopping import Stopper
 from workerd.engine.storage import DEFAULT_STORAGE, Storage
 from workerd.engine.watcher import Change
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Some jobs, newest first, and the position to go on from; None when there are no more."""
-
-    rows: tuple[Job | DamagedJob, ...]
-    next: tuple[int, str] | None
-
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        """The jobs that can be read."""
-        return tuple(row for row in self.rows if isinstance(row, Job))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +156,11 @@ class Engine:
         with _found(job_id):
             return read_job(self._shelf.folder(job_id), self._shelf.catalog)
 
+    def status_of(self, found: Found) -> Job:
+        """Return how a job stands that has just been found, as `status` does, without reading its journal again."""
+        with _found(found.job_id):
+            return read_job(self._shelf.folder(found.job_id), self._shelf.catalog, found.journal)
+
     def spec(self, job_id: str) -> JobSpec:
         """Return what was asked for, and by whom, without looking at anything else of the job.
 
@@ -178,10 +173,8 @@ class Engine:
         with _found(job_id):
             return self._shelf.folder(job_id).read_spec()
 
-    def owner_and_shares(self, job_id: str) -> tuple[User, tuple[Share, ...]]:
+    def find(self, job_id: str) -> Found:
         """Return whose job it is and with whom it is shared, even where its files are damaged or too new.
-
-        Then the owner's name may be missing, and it is shared with nobody.
 
         Raises:
             JobIdMalformed, JobNotFound: there is no such job.
@@ -189,13 +182,18 @@ class Engine:
         job_id = parse_job_id(job_id)
         folder = self._shelf.folder(job_id)
         with _found(job_id):
-            owner = folder.read_owner()
+            try:
+                journal: Journal | None = folder.read()
+            except SpoolCorrupt:
+                journal, owner = None, read_old_owner(folder.path)
+            else:
+                owner = None if journal is None or journal.spec is None else journal.spec.owner
             try:
                 shares = folder.read_shares()
             except SpoolCorrupt as error:
                 log.error("a job's shares cannot be read: none of them counts", job=job_id, error=str(error))
                 shares = ()
-        return owner or User(self._shelf.catalog.owner(job_id) or "", ""), shares
+        return Found(job_id, owner or User(self._shelf.catalog.owner(job_id) or "", ""), shares, journal)
 
     def shares(self, job_id: str) -> tuple[Share, ...]:
         """Return with whom a job is shared, by name.
@@ -338,47 +336,47 @@ class Engine:
         name: str,
         size: int,
         after: tuple[int, str] | None,
-        is_visible: Callable[[str], bool] = lambda _: True,
+        is_visible: Callable[[Found], bool] = lambda _: True,
     ) -> Page:
-        """List jobs, newest first.
+        """List jobs, newest first, each as `workerd.engine.listing.shorten` leaves it.
 
         Args:
             owner: only those of the owner with this id; None for everybody's.
             states: only jobs in these states; empty for any.
             name: only jobs with this label; empty for any.
-            size: the most jobs to return.
+            size: the most jobs to return. There are fewer where they take more than `PAGE_BYTES`.
             after: `Page.next` of the page before.
-            is_visible: tells by a job's id whether it may be in the list; it may raise JobNotFound.
+            is_visible: whether a job may be in the list.
         """
         await self.wait_scanned()
         rows: list[Job | DamagedJob] = []
-        position = after
+        position, left = after, PAGE_BYTES
         only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
         for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
             await asyncio.sleep(0)  # a long list leaves the others their turn
             created_ns, job_id = place
             try:
-                if not is_visible(job_id):
+                found = self.find(job_id)
+                if not is_visible(found):
                     continue
-                row = self._row(job_id, created_ns)
+                row = self._row(found, created_ns)
             except JobNotFound:  # being made, or being removed
                 continue
             if states and (JobState.DAMAGED if isinstance(row, DamagedJob) else row.status.state) not in states:
                 continue
-            if len(rows) == size:
+            left -= row_bytes(row)
+            if len(rows) == size or (rows and left < 0):
                 return Page(tuple(rows), position)
             rows.append(row)
             position = place
         return Page(tuple(rows), None)
 
-    def _row(self, job_id: str, created_ns: int) -> Job | DamagedJob:
+    def _row(self, found: Found, created_ns: int) -> Job | DamagedJob:
         try:
-            return self.status(job_id)
+            return shorten(self.status_of(found))
         except SpoolCorrupt as error:
-            owner, _ = self.owner_and_shares(job_id)
-            return DamagedJob(
-                id=job_id, owner=owner, created_ns=created_ns, damage=f"{error.path.name}: {error.problem}"
-            )
+            damage = f"{error.path.name}: {error.problem}"
+            return DamagedJob(id=found.job_id, owner=found.owner, created_ns=created_ns, damage=damage)
 
 
 @contextlib.contextmanager

@@ -210,7 +210,8 @@ class RequestTooLarge(LimitMet):
     """
 
     def __init__(self, limit: str, what: str, most: int) -> None:
-        super().__init__(limit, f"{what} are more than the {most} that are taken ({limit}): pass them in a file")
+        advice = f"pass them in a file, or set --{limit} of workerd higher"
+        super().__init__(limit, f"{what} are more than the {most} that are taken ({limit}): {advice}")
 
 
 class LauncherFailed(EngineError):

@@ -199,13 +199,20 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job as it stands, with the bytes captured so far, of which those before `kept_from` have been released."""
+    """A job as it stands.
+
+    Attributes:
+        stdout_bytes, stderr_bytes: captured so far.
+        kept_from: the offset before which the output has been released.
+        args_cut: whether `spec.args` are only the first of the arguments, and the last one perhaps a part of one.
+    """
 
     spec: JobSpec
     status: JobStatus
     stdout_bytes: int
     stderr_bytes: int
     kept_from: int = 0
+    args_cut: bool = False
 
     @property
     def id(self) -> str:

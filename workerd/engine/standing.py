@@ -6,13 +6,14 @@ An end counts only when both have it: it is written into the journal first, and 
 import asyncio
 import contextlib
 import os
+from dataclasses import dataclass
 
 import msgspec
 
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import EndMissing, JobNotFound, JournalDamaged, NeverForced, SpoolCorrupt
 from workerd.engine.folder import JobFolder
-from workerd.engine.job import Job, JobState
+from workerd.engine.job import Job, JobState, Share, User
 from workerd.engine.journal import Journal
 from workerd.engine.reader import Extent, measure
 from workerd.engine.recovery import complete, has_end, has_output, measure_complete
@@ -21,8 +22,28 @@ from workerd.engine.shelf import Shelf
 _MEND_SECONDS = 30.0
 
 
-def read_job(folder: JobFolder, catalog: Catalog) -> Job:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Whose job it is.
+
+    Attributes:
+        job_id: in lower case.
+        owner: as far as it is known; the id or the name may be empty.
+        shares: with whom it is shared; nobody where that cannot be read.
+        journal: what was read to find out; None if that was damaged.
+    """
+
+    job_id: str
+    owner: User
+    shares: tuple[Share, ...]
+    journal: Journal | None
+
+
+def read_job(folder: JobFolder, catalog: Catalog, journal: Journal | None = None) -> Job:
     """Return how a job stands.
+
+    Args:
+        journal: the job's, if it has just been read.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -30,7 +51,7 @@ def read_job(folder: JobFolder, catalog: Catalog) -> Job:
         SpoolCorrupt: it is damaged.
     """
     try:
-        journal = folder.read()
+        journal = journal or folder.read()
     except NeverForced:
         if has_end(folder) or has_output(folder):
             raise

@@ -7,7 +7,7 @@ from worker_api.worker.v1 import ListRequest, ListResponse, WorkerServiceBase
 from workerd.access.caller import SEE
 from workerd.engine.errors import InvalidArgument, JobIdMalformed
 from workerd.engine.job import parse_job_id
-from workerd.handler import Call, handles
+from workerd.handler import Call, handles, to_resource
 from workerd.translate import from_state, to_row
 
 _DEFAULT_SIZE = 50
@@ -30,7 +30,7 @@ async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
         name=request.name,
         size=request.page_size or _DEFAULT_SIZE,
         after=_parse_token(request.page_token) if request.page_token else None,
-        is_visible=lambda job_id: call.caller.may(SEE, call.daemon.find(job_id)).permitted,
+        is_visible=lambda found: call.caller.may(SEE, to_resource(found.job_id, found)).permitted,
     )
     token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"
     return ListResponse(jobs=[to_row(row) for row in page.rows], next_page_token=token)

@@ -1,18 +1,17 @@
 """Status: describe a job."""
 
-from worker_api.worker.v1 import StatusRequest, StatusResponse, WorkerServiceBase
+from worker_api.worker.v1 import StatusRequest, WorkerServiceBase
 
 from workerd.access.policy import On
 from workerd.handler import Call, handles
-from workerd.translate import to_job
+from workerd.network.codec import Encoded
+from workerd.network.job_encoding import encode_status
 
 
 @handles(WorkerServiceBase, "Status", right="status", further={"show-envs": On.JOB}, reads=True)
-async def status(call: Call, request: StatusRequest) -> StatusResponse:
+async def status(call: Call, request: StatusRequest) -> Encoded:
     """Describe the job as it stands."""
     job = call.require_job()
-    description = to_job(job)
     if request.show_envs:
         call.authorize("show-envs")
-        description.envs = dict(job.spec.envs)
-    return StatusResponse(job=description)
+    return encode_status(job, with_envs=request.show_envs)

@@ -3,6 +3,7 @@
 from worker_api.worker.v1 import StopRequest, StopResponse, WorkerServiceBase
 
 from workerd.engine.errors import InvalidArgument
+from workerd.engine.listing import shorten
 from workerd.handler import Call, handles
 from workerd.translate import to_job
 
@@ -14,4 +15,4 @@ async def stop(call: Call, request: StopRequest) -> StopResponse:
     if grace_seconds < 0:
         raise InvalidArgument("grace", "must not be negative")
     job = await call.engine.stop(call.require_job_id(), call.caller.actor or call.caller.user, grace_seconds)
-    return StopResponse(job=to_job(job))
+    return StopResponse(job=to_job(shorten(job)))

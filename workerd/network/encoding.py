@@ -19,6 +19,7 @@ _OFFSET, _STREAM, _TIME, _STREAM_OFFSET, _DATA = b"\x08", b"\x10", b"\x18", b"\x
 # What stands before each message: that it is not compressed, and its length in four bytes, big-endian
 # (https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message").
 _UNCOMPRESSED = b"\0"
+_SHORT = [bytes((value,)) for value in range(0x80)]
 
 
 def encode_events(events: Iterable[reader.Output | reader.Gap | JobEnd]) -> Encoded:
@@ -27,18 +28,29 @@ def encode_events(events: Iterable[reader.Output | reader.Gap | JobEnd]) -> Enco
     for event in events:
         match event:
             case reader.Output(data=data):
-                head = _head(event)
-                parts += (_UNCOMPRESSED, (len(head) + len(data)).to_bytes(4), head, data)
+                parts += frame(_head(event), data)
             case reader.Gap(start=start, end=end):
-                parts += _framed(StreamLogResponse(gap=Gap(from_offset_bytes=start, to_offset_bytes=end)))
+                parts += frame(bytes(StreamLogResponse(gap=Gap(from_offset_bytes=start, to_offset_bytes=end))))
             case JobEnd():
-                parts += _framed(StreamLogResponse(end=to_end(event)))
+                parts += frame(bytes(StreamLogResponse(end=to_end(event))))
     return Encoded(b"".join(parts))
 
 
-def _framed(message: StreamLogResponse) -> tuple[bytes, ...]:
-    data = bytes(message)
-    return _UNCOMPRESSED, len(data).to_bytes(4), data
+def frame(*parts: bytes) -> tuple[bytes, ...]:
+    """Put before the parts of a message what stands before each message."""
+    return _UNCOMPRESSED, sum(map(len, parts)).to_bytes(4), *parts
+
+
+def varint(value: int) -> bytes:
+    """Encode a number that is not negative."""
+    if value <= 0x7F:
+        return _SHORT[value]
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def _head(output: reader.Output) -> bytes:
@@ -55,16 +67,7 @@ def _head(output: reader.Output) -> bytes:
     ):
         if value:
             fields += tag
-            _add_varint(fields, value)
+            fields += varint(value)
     fields += _DATA
-    _add_varint(fields, len(output.data))
-    head = bytearray(_RESPONSE_OUTPUT)
-    _add_varint(head, len(fields) + len(output.data))
-    return bytes(head + fields)
-
-
-def _add_varint(out: bytearray, value: int) -> None:
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
+    fields += varint(len(output.data))
+    return _RESPONSE_OUTPUT + varint(len(fields) + len(output.data)) + bytes(fields)

@@ -72,6 +72,7 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
         if not stream._send_initial_metadata_done:
             await stream.send_initial_metadata()
         await stream._stream.send_data(response.data)
+        stream._send_message_done = True  # without which grpclib takes the one answer of a call for missing
     except ProtocolError as error:
         if is_open(stream):
             raise

@@ -590,7 +590,7 @@ class Job(betterproto2.Message):
 
     args: "list[str]" = betterproto2.field(5, betterproto2.TYPE_STRING, repeated=True)
     """
-    The arguments as they were asked for.
+    The arguments as they were asked for, unless args_cut is set.
     """
 
     working_directory: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
@@ -685,6 +685,12 @@ class Job(betterproto2.Message):
     log_ended_early: "str" = betterproto2.field(22, betterproto2.TYPE_STRING)
     """
     Why nothing that the job prints is kept any more, for people: its log could not grow. Empty: the log is complete.
+    """
+
+    args_cut: "bool" = betterproto2.field(23, betterproto2.TYPE_BOOL)
+    """
+    Whether args are only the first of the arguments, the last one perhaps without its end: where it does not answer a
+    Status, a job has at most 4096 bytes of them.
     """
 
 
@@ -807,7 +813,7 @@ class ListRequest(betterproto2.Message):
 
     page_size: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
     """
-    The most jobs to send, 1 to 1000. Zero: 50.
+    The most jobs to send, 1 to 1000. Zero: 50. There are fewer where they would take more than 1 MiB.
     """
 
     page_token: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
