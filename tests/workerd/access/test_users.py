@@ -95,8 +95,9 @@ def test_a_name_is_looked_up_without_reading_any_file(tmp_path: Path, monkeypatc
     def refuse(*arguments: object) -> None:
         raise AssertionError(f"{arguments} is read")
 
-    for opening in (os, "scandir"), (os, "listdir"), (Path, "read_bytes"):
-        monkeypatch.setattr(*opening, refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
     assert users.find("ann").id == ANN
     with pytest.raises(UserUnknown):
         users.find("bob")
