@@ -171,6 +171,8 @@ async def test_an_engine_on_a_copy_of_a_state_directory_harms_no_job_of_the_orig
         log = await read_log(engine, second)
         assert log.stdout == b"ready\nstill here\n"
         assert log.end is not None and log.end.cause == Exited(0)
+        await engine.stop(job_id, ME, 0)
+        assert (await read_log(engine, job_id)).end is not None
     copies = {identity.read(tmp_path / name / "spool") for name in ("original", "copy")}
     assert len(copies) == 2
 
