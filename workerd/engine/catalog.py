@@ -14,29 +14,37 @@ from types import TracebackType
 from typing import Any, Self
 
 from workerd.engine.catalog_schema import BUILDING, COMPLETE, SCHEMA, TOTAL_FITS
-from workerd.engine.database import Database
+from workerd.engine.database import Database, Values
 from workerd.engine.errors import CatalogIncomplete
 from workerd.engine.job import JobSpec
 
-_OTHERS = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> ?1 AND id NOT IN (SELECT value FROM json_each(?7))"
+_OTHERS = (
+    "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id <> :id AND id NOT IN (SELECT value FROM json_each(:besides))"
+)
 # Rows are updated, not replaced: REPLACE fires no trigger for the row that goes (sqlite.org/lang_conflict.html).
 _ADD = f"""
-INSERT INTO jobs (id, owner, name, created_ns) SELECT ?1, ?2, ?3, ?4
-WHERE (?5 = 0 OR ({_OTHERS}) < ?5) AND (?6 = 0 OR ({_OTHERS} AND owner = ?2) < ?6)
-ON CONFLICT (id) DO UPDATE SET owner = ?2, name = ?3, created_ns = ?4, ended_ns = 0, disk_bytes = 0 RETURNING id
+INSERT INTO jobs (id, owner, name, created_ns) SELECT :id, :owner, :name, :created_ns
+WHERE (:most = 0 OR ({_OTHERS}) < :most)
+    AND (:most_of_owner = 0 OR ({_OTHERS} AND owner = :owner) < :most_of_owner)
+ON CONFLICT (id) DO UPDATE SET owner = :owner, name = :name, created_ns = :created_ns, ended_ns = 0, disk_bytes = 0
+RETURNING id
 """
 _ADD_FOUND = "INSERT INTO jobs (id, owner, name, created_ns) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _MARK_ENDED = """
-INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-ON CONFLICT (id) DO UPDATE SET owner = ?2, name = ?3, created_ns = ?4, ended_ns = ?5, disk_bytes = ?6
+INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes)
+VALUES (:id, :owner, :name, :created_ns, :ended_ns, :disk_bytes)
+ON CONFLICT (id) DO UPDATE SET
+    owner = :owner, name = :name, created_ns = :created_ns, ended_ns = :ended_ns, disk_bytes = :disk_bytes
 """
 _MARK_DAMAGED = """
-INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes) VALUES (?1, ?2, '', ?3, ?3, ?4)
-ON CONFLICT (id) DO UPDATE SET owner = CASE owner WHEN '' THEN ?2 ELSE owner END, ended_ns = ?3, disk_bytes = ?4
+INSERT INTO jobs (id, owner, name, created_ns, ended_ns, disk_bytes)
+VALUES (:id, :owner, '', :changed_ns, :changed_ns, :disk_bytes)
+ON CONFLICT (id) DO UPDATE SET
+    owner = CASE owner WHEN '' THEN :owner ELSE owner END, ended_ns = :changed_ns, disk_bytes = :disk_bytes
 """
 # The sign keeps SQLite from looking at all unended jobs for each size (sqlite.org/optoverview.html).
 _NOTE_SIZES = """
-UPDATE jobs SET disk_bytes = sizes.value FROM json_each(?1) AS sizes
+UPDATE jobs SET disk_bytes = sizes.value FROM json_each(?) AS sizes
 WHERE jobs.id = sizes.key AND +ended_ns = 0 AND disk_bytes <> sizes.value
 """
 _ENDED = "SELECT id, ended_ns, disk_bytes FROM jobs WHERE (ended_ns, id) > (?, ?) ORDER BY ended_ns, id LIMIT ?"
@@ -131,8 +139,8 @@ class Catalog:
         Returns:
             Whether it was entered.
         """
-        values = (spec.id, spec.owner.id, spec.name, spec.created_ns, most, most_of_owner, json.dumps([*besides]))
-        return bool(self._execute(_ADD, values))
+        values = _describe(spec) | {"most": most, "most_of_owner": most_of_owner}
+        return bool(self._execute(_ADD, values | {"besides": json.dumps([*besides])}))
 
     def add_found(self, spec: JobSpec) -> None:
         """Enter a job that was found in its folder, as not ended unless it is known to have."""
@@ -140,7 +148,7 @@ class Catalog:
 
     def mark_ended(self, spec: JobSpec, ended_ns: int, disk_bytes: int) -> None:
         """Note that a job will not change any more, entering it if need be."""
-        self._execute(_MARK_ENDED, (spec.id, spec.owner.id, spec.name, spec.created_ns, ended_ns, disk_bytes))
+        self._execute(_MARK_ENDED, _describe(spec) | {"ended_ns": ended_ns, "disk_bytes": disk_bytes})
 
     def mark_damaged(self, job_id: str, owner_id: str, changed_ns: int, disk_bytes: int) -> None:
         """Note that a job's folder cannot be read, entering it if need be: for lists and retention it has ended.
@@ -153,7 +161,9 @@ class Catalog:
             changed_ns: when the folder was last changed, nanoseconds since the epoch; it stands for the end.
             disk_bytes: the folder's.
         """
-        self._execute(_MARK_DAMAGED, (job_id, owner_id, min(max(changed_ns, 1), _LATEST - 1), disk_bytes))
+        changed_ns = min(max(changed_ns, 1), _LATEST - 1)
+        values: Values = {"id": job_id, "owner": owner_id, "changed_ns": changed_ns, "disk_bytes": disk_bytes}
+        self._execute(_MARK_DAMAGED, values)
 
     def note_sizes(self, disk_bytes: Mapping[str, int]) -> None:
         """Note how much of the disk jobs take that have not ended, by id; those that have are passed over."""
@@ -193,10 +203,10 @@ class Catalog:
             owner: only those of the owner with this id; None for everybody's.
             besides: the ids of jobs that do not count.
         """
-        query = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id NOT IN (SELECT value FROM json_each(?1))"
+        query = "SELECT count(*) FROM jobs WHERE ended_ns = 0 AND id NOT IN (SELECT value FROM json_each(?))"
         values = [json.dumps([*besides])]
         if owner is not None:
-            query += " AND owner = ?2"
+            query += " AND owner = ?"
             values.append(owner)
         return int(self._execute(query, values)[0][0])
 
@@ -256,7 +266,7 @@ class Catalog:
             yield from rows
             position = rows[-1] if len(rows) == _ROWS else None
 
-    def _execute(self, statement: str, values: Sequence[str | int] = ()) -> list[Any]:
+    def _execute(self, statement: str, values: Values = ()) -> list[Any]:
         """Execute a statement, again on the new catalogue if the old one is damaged."""
         try:
             return self._database.execute(statement, values)
@@ -279,6 +289,11 @@ class Catalog:
             self.reset("a row has a value that no job has")
             raise CatalogIncomplete(self._path)
         return rows
+
+
+def _describe(spec: JobSpec) -> dict[str, str | int]:
+    """Return the values of a job's row that its spec has, by their names in the statements."""
+    return {"id": spec.id, "owner": spec.owner.id, "name": spec.name, "created_ns": spec.created_ns}
 
 
 def _is_integer(value: object) -> bool:

@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from workerd.engine.errors import CatalogBusy, CatalogFailed, CatalogIncomplete
 from workerd.engine.files import private
 
 log = structlog.get_logger()
+Values = Sequence[str | int] | Mapping[str, str | int]
+"""The parameters of a statement: in their order, or by name."""
 _BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
 _SOUND = {  # what the machine or another program keeps SQLite from doing (sqlite.org/rescode.html)
     sqlite3.SQLITE_PERM,
@@ -83,7 +85,7 @@ class Database:
             with self._locked():
                 self._reopen()
 
-    def execute(self, statement: str, values: Sequence[str | int] = ()) -> list[Any]:
+    def execute(self, statement: str, values: Values = ()) -> list[Any]:
         """Execute a statement, and return all rows.
 
         Raises:
