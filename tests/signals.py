@@ -18,3 +18,8 @@ def restore_for_children() -> None:
 
 
 def _do_nothing(*_: object) -> None: ...
+
+
+def read_mask(text: str | bytes) -> int:
+    """Read a set of signals, as proc_pid_status(5) has it, without those that the C library keeps for itself."""
+    return int(text, 16) & sum(1 << (number - 1) for number in signal.valid_signals())

@@ -34,9 +34,11 @@ from pathlib import Path
 import signal
 import subprocess
 
+from tests.signals import read_mask
+
 def test_what_is_started_has_default_signals():
     told = subprocess.run(["grep", "-E", "Sig(Ign|Blk)", "/proc/self/status"], stdout=subprocess.PIPE).stdout
-    assert {int(line.split(b":")[1], 16) for line in told.splitlines()} == {0}
+    assert {read_mask(line.split(b":")[1]) for line in told.splitlines()} == {0}
 
 def test_this_process_goes_on_ignoring_what_it_did():
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):

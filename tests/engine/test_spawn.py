@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.logs import ME, program, run, shell
+from tests.signals import read_mask
 from workerd.engine import identity
 from workerd.engine.engine import Engine
 from workerd.engine.errors import (
@@ -51,13 +52,13 @@ async def test_a_program_gets_a_clean_start(engine: Engine, monkeypatch: pytest.
     assert all(path.startswith("/proc/") for path in descriptors.values()), "a descriptor was inherited"
     assert seen["directory"] == str(tmp_path)
     assert seen["session_leader"]
-    assert int(seen["blocked"], 16) == 0
+    assert read_mask(seen["blocked"]) == 0
 
 
 async def test_signals_have_their_default_effect(engine: Engine) -> None:
     """A shell sees ignored signals as such: SIGPIPE is what Python ignores, SIGCHLD what the zygote does."""
     log = await run(engine, shell("grep -E '^Sig(Ign|Blk)' /proc/self/status"))
-    assert {int(line.split(b":")[1], 16) for line in log.stdout.splitlines()} == {0}
+    assert {read_mask(line.split(b":")[1]) for line in log.stdout.splitlines()} == {0}
 
 
 async def test_a_name_is_looked_up_in_the_jobs_own_path(engine: Engine, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import PROGRAMS
 from tests.daemon import USER, Daemon, running_daemon
+from tests.signals import read_mask
 from tests.system.test_exhaustion import daemon_of, idle_account
 from tests.waiting import wait_until
 
@@ -63,7 +64,7 @@ def test_jobs_of_a_daemon_whose_starter_blocked_or_ignored_signals_end_and_so_do
     with running_daemon(tmp_path / "state", "--processes", processes, prefix=started(*options)) as daemon:
         result = daemon.workerctl("run", "--", "sh", "-c", "grep -E '^Sig(Ign|Blk)' /proc/self/status; exit 3")
         assert result.returncode == 3, result.stderr
-        assert {int(line.split(b":")[1], 16) for line in result.stdout.splitlines()} == {0}
+        assert {read_mask(line.split(b":")[1]) for line in result.stdout.splitlines()} == {0}
         assert daemon.workerctl("run", "--timeout-seconds", "0.2", "--", "sleep", "1000").returncode == 124
         assert daemon.stop() == 0
 

@@ -177,13 +177,13 @@ class Policies:
             problem = " ".join(first.error.split()).removeprefix(f"for policy `{first.policy_id}`, ")
             if problem.startswith(_APPLIES_TO_NOTHING):
                 problem += f": {self._exercised(parsed['staticPolicies'][first.policy_id])}"
-            # Cedar counts the policies of a text, and calls them so.
-            line = statements(text)[int(first.policy_id.removeprefix("policy"))].line
+            line = _line_of(text, first.policy_id)
             raise PolicyInvalid(file, f"line {line}: {labels[first.policy_id]}: {problem}")
-        try:
-            _policy_set(compiled)
-        except (ValueError, RecursionError) as error:
-            raise PolicyInvalid(file, _TOO_LONG) from error
+        for identifier, label in labels.items():
+            try:
+                _policy_set({label: compiled[label]})
+            except (ValueError, RecursionError) as error:
+                raise PolicyInvalid(file, f"line {_line_of(text, identifier)}: {_TOO_LONG}") from error
         return compiled
 
     def _exercised(self, policy: Any) -> str:
@@ -196,6 +196,11 @@ class Policies:
         }
         exercised = (f"{name} on {' or '.join(sorted(right.on))}" for name, right in sorted(rights.items()))
         return f"principals are Users, and rights are exercised so: {', '.join(exercised)}"
+
+
+def _line_of(text: str, identifier: str) -> int:
+    """Return the line that a policy begins on. Cedar counts the policies of a text, and calls them so."""
+    return statements(text)[int(identifier.removeprefix("policy"))].line
 
 
 def _policy_set(policies: Mapping[str, Any]) -> cedarpy.PolicySet:
