@@ -28,6 +28,7 @@ from workerd.limits import Meter
 from workerd.listening import advertise, listen
 from workerd.network.codec import Codec, StatusDetailsCodec
 from workerd.network.connection import Surroundings
+from workerd.network.receiving import start_decoder
 from workerd.network.transport import WorkerServer
 from workerd.notices import Notices
 from workerd.registry import Route, load_routes, rights_of
@@ -114,6 +115,7 @@ async def answering(
         status_details_codec=StatusDetailsCodec(),
         around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
     )
+    start_decoder()
     server.serve(listening, credentials.context)
     try:
         async with meanwhile(credentials.follow()), meanwhile(rights.follow()):

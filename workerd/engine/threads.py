@@ -1,9 +1,9 @@
 """Threads for blocking work: each kind has its own, so that one kind that hangs does not hold up the others."""
 
+import _thread
 import asyncio
 import contextlib
 import math
-import threading
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -16,7 +16,7 @@ Ts = TypeVarTuple("Ts")
 class Threads:
     """Runs blocking calls of one kind, each in a thread, a few at a time.
 
-    The threads are daemon threads: one that hangs does not keep the process from ending (threading, "Thread Objects").
+    A thread that hangs does not keep the process from ending.
 
     Args:
         work: what the calls do, as a noun phrase for errors.
@@ -69,7 +69,8 @@ class Threads:
                 loop.call_soon_threadsafe(finish, result, error)
 
         try:
-            threading.Thread(target=work, name=self._work, daemon=True).start()
+            # Not threading.Thread: its start() waits for the thread, for ever if that gets no memory to begin with.
+            _thread.start_new_thread(work, ())
         except BaseException:
             self._turns.release()
             raise

@@ -21,6 +21,14 @@ _HEAD_BYTES = 5  # gRPC over HTTP2, Length-Prefixed-Message
 _decoder = ThreadPoolExecutor(1, "decoder")
 
 
+def start_decoder() -> None:
+    """Start the thread that decodes long requests.
+
+    Where there is no memory left, starting a thread may wait for ever (threading.Thread.start), and the loop with it.
+    """
+    _decoder.submit(int).result()
+
+
 async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
     """Give a stream's request; None when it ends without one.
 
