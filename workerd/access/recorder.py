@@ -58,10 +58,7 @@ class Recorder:
             AuditFailed: it could not be written.
         """
         self._catch_up()
-        if urgent:
-            self._record(event, urgent=True)
-        else:
-            self._record(event)
+        self._record(event, urgent=urgent)
 
     def record_some(self, user: User, event: Mapping[str, Any]) -> None:
         """Write an event that changes nothing, or count it if the user has had too many of those lately.

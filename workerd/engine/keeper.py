@@ -252,12 +252,12 @@ class Keeper:
         if await self._shelf.clear(folder):
             return None
         spool, why = self._shelf.spool, VANISHED
-        if (journal := check_lost(folder)) is not None:
+        # In threads: a long journal, or a long log, takes its time to be read.
+        if (journal := await self._recovering.run(check_lost, folder)) is not None:
             if (remains := await find_remains(folder, journal, spool)) is not None:
                 await end_remains(remains, self._shelf.watcher, self._looking)
             if journal.spool not in ("", spool):
                 why = COPIED
-        # In a thread: a long log takes its time to be read.
         if await self._recovering.run(recover, folder, lock, why):
             log.warning("a job was lost: its supervisor vanished", job=folder.path.name)
         return folder.read()
