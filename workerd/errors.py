@@ -35,6 +35,7 @@ from pki.errors import (
     InvalidRequest,
     PkiError,
 )
+from system.file_lock import LockHeld
 from workerd.engine import errors as engine
 
 
@@ -160,12 +161,16 @@ class AuditFailed(DaemonError):
 
     Args:
         problem: what the system says.
+        advice: what to do.
     """
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, advice: str = "") -> None:
+        advice = advice or (
+            "make room on the disk of its state directory, or see that it may write to the folder audit there, and try"
+            " again"
+        )
         super().__init__(
-            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
-            " disk of its state directory, or see that it may write to the folder audit there, and try again"
+            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: {advice}"
         )
 
 
@@ -209,6 +214,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.LimitMet: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     engine.NoAnswer: (Status.DEADLINE_EXCEEDED, ErrorReason.NO_ANSWER),
+    LockHeld: (Status.DEADLINE_EXCEEDED, ErrorReason.NO_ANSWER),
     engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.CatalogIncomplete: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.SpawnGivenUp: (Status.UNAVAILABLE, ErrorReason.BUSY),

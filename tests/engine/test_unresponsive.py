@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from system.file_lock import LockHeld
 from tests.engine.logs import ME, read_log, shell
+from tests.locks import held_by_another
 from tests.waiting import eventually
-from workerd.engine import launcher, stopping
+from workerd.engine import folder, launcher, shelf, stopping
 from workerd.engine.engine import Engine
 from workerd.engine.errors import LauncherFailed, NoAnswer, SpawnGivenUp, StartUnconfirmed, StopUnconfirmed
 from workerd.engine.job import JobState, Killed, Lost, Stopped, Stream
@@ -271,6 +273,30 @@ async def test_changes_of_one_jobs_shares_hold_up_no_other_job(engine: Engine) -
             await engine.remove(other)
     async with asyncio.timeout(20):
         assert len(set(await asyncio.gather(*waiting))) == 1
+
+
+async def test_folders_that_other_programs_lock_hold_up_no_other_job(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs of the daemon's account can lock their own: more of them than there are threads for it."""
+    for module in (folder, shelf):
+        monkeypatch.setattr(module, "HELD_SECONDS", 0.3)
+    ids = [await engine.spawn(shell("true")) for _ in range(13)]
+    for job_id in ids:
+        await read_log(engine, job_id)
+    *locked, other = ids
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(held_by_another(engine._shelf.folder(each).path)) for each in locked]
+        for act in (lambda each: engine.share(each, ME, ["status"]), engine.remove):
+            async with asyncio.timeout(20):
+                answers = await asyncio.gather(*map(act, locked), return_exceptions=True)
+            for answer, holder in zip(answers, holders, strict=True):
+                assert isinstance(answer, LockHeld)
+                assert f"process {holder} (sleep)" in str(answer)
+            async with asyncio.timeout(5):
+                assert len(await engine.share(other, ME, ["status"])) == 1
+    for job_id in ids:
+        await engine.remove(job_id)
 
 
 def _fail() -> None:

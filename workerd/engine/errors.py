@@ -321,10 +321,11 @@ class CatalogBusy(CatalogFailed):
     Args:
         path: the catalogue.
         waited_seconds: for how long it was waited for.
+        problem: who holds it, where that is known, and what to do.
     """
 
-    def __init__(self, path: Path, waited_seconds: float) -> None:
-        super().__init__(path, f"another program has held it for {waited_seconds:g} s: try again")
+    def __init__(self, path: Path, waited_seconds: float, problem: str = "") -> None:
+        super().__init__(path, problem or f"another program has held it for {waited_seconds:g} s: try again")
 
 
 class CatalogIncomplete(CatalogFailed):

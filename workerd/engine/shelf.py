@@ -19,10 +19,11 @@ from typing import Self
 
 import structlog
 
+from system.file_lock import lock_within
 from workerd.engine import identity
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, NoAnswer, SpoolCorrupt
-from workerd.engine.folder import JobFolder
+from workerd.engine.folder import HELD_SECONDS, JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import has_end, has_output
@@ -203,7 +204,7 @@ class Shelf:
         """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock; only waiting takes a thread.
 
         Raises:
-            NoAnswer: another holds it for too long.
+            LockHeld, NoAnswer: another holds it for too long.
         """
         descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -211,7 +212,7 @@ class Shelf:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 # A copy: the thread may get its turn after this task was cancelled.
-                await self._removing.run(_wait_flock, os.dup(descriptor))
+                await self._removing.run(_wait_held, os.dup(descriptor), folder.path)
             yield
         finally:
             os.close(descriptor)
@@ -316,8 +317,8 @@ def _lock_damaged(folder: JobFolder) -> int | None:
         return None
 
 
-def _wait_flock(descriptor: int) -> None:
+def _wait_held(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_within(descriptor, folder, HELD_SECONDS)
     finally:
         os.close(descriptor)

@@ -37,6 +37,7 @@ from audit.chain import (
     read_line,
 )
 from audit.files import HEAD, file_name, list_files, read_end
+from system.file_lock import LockHeld, lock_within
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
 from workerd.engine.files import max_file_bytes
@@ -50,6 +51,8 @@ _FILES = 4  # of a small trail: most of it is there after the oldest was removed
 _RESERVE = 4  # which part of the room that is set aside is for what is urgent
 _DENIED_BYTES = 2048  # 1 KiB of what was asked, and whose it was
 _LOOK_SECONDS = 1.0  # how soon to look again for room where there was none
+_LOCK_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
+_STILL_LOCKED_SECONDS = 0.05  # once that was not enough: the holder does not end its line
 
 
 class AuditTrail:
@@ -69,6 +72,7 @@ class AuditTrail:
         self._room_bytes = min(_ROOM_BYTES, self._file_bytes // _FILES)
         self._look_at = 0.0
         self._is_full = False  # whether no room could be set aside the last time
+        self._lock_seconds = _LOCK_SECONDS
         self._folder = self._head_file = self._file = -1
         self._name, self._inode = "", 0
         self._size = self._older_bytes = self._room_left = 0
@@ -97,7 +101,7 @@ class AuditTrail:
             raise ValueError(f"the event {event['event']!r} is the trail's own")
         try:
             self._open_folder()
-            fcntl.flock(self._folder, fcntl.LOCK_EX)
+            self._lock()
             try:
                 if not self._is_known_end():
                     self._find_end()
@@ -110,6 +114,9 @@ class AuditTrail:
                 self._append(event)
             finally:
                 fcntl.flock(self._folder, fcntl.LOCK_UN)
+        except LockHeld as error:
+            self.close()
+            raise AuditFailed(error.problem, error.advice) from error
         except OSError as error:
             self.close()
             raise AuditFailed(error.strerror or str(error)) from error
@@ -120,6 +127,19 @@ class AuditTrail:
         if self._folder >= 0:
             os.close(self._folder)
         self._folder = -1
+
+    def _lock(self) -> None:
+        """Take the lock on the folder.
+
+        Raises:
+            LockHeld: another process holds it for longer than a line takes.
+        """
+        try:
+            lock_within(self._folder, self._directory, self._lock_seconds)
+        except LockHeld:
+            self._lock_seconds = _STILL_LOCKED_SECONDS
+            raise
+        self._lock_seconds = _LOCK_SECONDS
 
     def _open_folder(self) -> None:
         """Open the trail's folder, also when another has taken the place of the one that was open."""

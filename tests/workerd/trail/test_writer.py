@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from audit.files import HEAD, file_name, list_files
 from audit.report import Report
 from audit.verification import verify
 from tests.audit.trails import TIME
+from tests.locks import held_by_another
 from workerd.errors import AuditFailed
 from workerd.trail import writer
 from workerd.trail.writer import AuditTrail
@@ -413,3 +415,20 @@ def test_a_trail_goes_on_in_another_file_where_one_may_not_grow(folder: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert check_whole(folder).head.seq == 20
     assert len(list_files(folder)) > 2
+
+
+def test_a_trail_that_another_program_locks_is_an_error_that_names_the_program(
+    folder: Path, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is refused first has waited for it, and the next hardly at all; once it is free, lines are written."""
+    monkeypatch.setattr(writer, "_STILL_LOCKED_SECONDS", 0.0)
+    trail.record(EVENT)
+    with held_by_another(folder) as holder:
+        began = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(AuditFailed, match=rf"process {holder} \(sleep\) .*: end that process"):
+                trail.record(EVENT)
+        assert time.monotonic() - began < 2 * writer._LOCK_SECONDS
+    trail.record(EVENT)
+    assert len(events(folder)) == 2
+    assert trail._lock_seconds == writer._LOCK_SECONDS
