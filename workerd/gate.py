@@ -32,6 +32,7 @@ from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
+from workerd.access.users import LONGEST_NAME
 from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
@@ -47,7 +48,6 @@ from workerd.registry import Route
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
-_LONGEST_NAME = 64  # of a certificate's common name (RFC 5280 A.1, ub-common-name)
 
 
 class Gate:
@@ -229,7 +229,9 @@ class Gate:
         caller = call.caller
         if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
             return False
-        resource = DAEMON if call.job_id is None else to_resource(call.job_id, self._find(call.job_id))
+        resource = (
+            DAEMON if call.job_id is None else to_resource(call.job_id, self._find(call.job_id), self._daemon.users)
+        )
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
@@ -261,8 +263,8 @@ class Gate:
         if not names:
             return caller
         name = unquote(str(names[0]))
-        if len(names) > 1 or not 0 < len(name) <= _LONGEST_NAME:
-            raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {_LONGEST_NAME} characters")
+        if len(names) > 1 or not 0 < len(name) <= LONGEST_NAME:
+            raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {LONGEST_NAME} characters")
         if name in (caller.user.id, caller.user.name):
             return caller
         user, unknown = User("", name), None
@@ -292,7 +294,7 @@ class Gate:
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         found = self._find(job_id)
-        resource = to_resource(job_id, found)
+        resource = to_resource(job_id, found, self._daemon.users)
         if not caller.decide(right, resource, details, looks=route.handler.reads):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:

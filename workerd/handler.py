@@ -60,11 +60,11 @@ class Daemon:
     )
 
 
-def to_resource(job_id: str, found: Found | None) -> Resource:
+def to_resource(job_id: str, found: Found | None, users: Users) -> Resource:
     """Return a job to decide on; one that is not there is nobody's."""
     if found is None:
         return Resource(On.JOB, job_id, _NOBODY)
-    given = frozenset((share.user.id, right) for share in found.shares for right in share.rights)
+    given = frozenset((share.user.id, right) for share in users.bind(found.shares) for right in share.rights)
     return Resource(On.JOB, job_id, found.owner, given)
 
 

@@ -11,13 +11,14 @@ import structlog
 from pki.errors import Missing
 from pki.files import require_trusted_folder
 from pki.store import PkiFolder
-from system.ownership import make_folder, require_trusted_content
+from system.ownership import make_folder, require_trusted, require_trusted_content
 from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.newest_list import NewestList
 from workerd.access.recorder import Record, Recorder
 from workerd.access.rights import Rights
 from workerd.access.users import Users
+from workerd.engine import request_keys
 from workerd.engine.account import find_account, own_account
 from workerd.engine.engine import Engine
 from workerd.engine.errors import AccountUnusable
@@ -140,6 +141,7 @@ def prepare(settings: Settings) -> None:
             raise ConfigurationInvalid(f"--run-as: {error}") from error
     make_folder(settings.state_directory)
     require_trusted_content(settings.state_directory)
+    require_trusted(settings.state_directory / request_keys.FILE_NAME, secret=True)
     require_trusted_content(settings.policy_directory)
     require_trusted_folder(settings.pki_directory)
 

@@ -34,7 +34,7 @@ from workerd.engine.listing import PAGE_BYTES, Page, row_bytes, shorten
 from workerd.engine.old_format import read_old_owner
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
-from workerd.engine.sharing import Sharer
+from workerd.engine.sharing import Bind, Sharer
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
 from workerd.engine.standing import Found, read_job, wait_readable
@@ -206,13 +206,20 @@ class Engine:
         with _found(job_id):
             return self._shelf.folder(job_id).read_shares()
 
-    async def share(self, job_id: str, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+    async def share(
+        self,
+        job_id: str,
+        user: User,
+        rights: Collection[str],
+        bind: Bind = lambda shares: shares,
+    ) -> tuple[Share, ...]:
         """Set what another user may do with a job from now on, and wait until that is on the disk.
 
         Args:
             job_id: a UUID as text.
-            user: who.
+            user: who; without an id if only the name is known.
             rights: all that the user is to have; none takes everything back. What they mean is the caller's affair.
+            bind: return shares with the ids of users who had none when the job was shared with them.
 
         Returns:
             With whom the job is shared now, by name.
@@ -225,7 +232,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return await self._sharer.set_rights(self._shelf.folder(job_id), user, rights)
+            return await self._sharer.set_rights(self._shelf.folder(job_id), user, rights, bind)
 
     @contextlib.contextmanager
     def watch_shares(self, job_id: str) -> Iterator[Change]:

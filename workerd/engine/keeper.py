@@ -22,7 +22,7 @@ from typing import Self, TypeVar
 import asyncinotify
 import structlog
 
-from workerd.engine import identity
+from workerd.engine import identity, request_keys
 from workerd.engine.errors import (
     CatalogBusy,
     CatalogFailed,
@@ -105,6 +105,7 @@ class Keeper:
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
+            request_keys.establish(self._shelf.keys_file, self._shelf.jobs)
             self._catalog = stack.enter_context(self._shelf).catalog
             with contextlib.suppress(CatalogFailed):  # the first scan does it again
                 self._catalog.mark_incomplete()

@@ -40,7 +40,6 @@ from workerd.engine.threads import Threads
 log = structlog.get_logger()
 _FINISH_SECONDS = 5.0
 _ACCOUNT_SECONDS = 30.0  # where accounts are kept on another machine, that may be down
-_KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
 
 
 @dataclass(slots=True)
@@ -93,8 +92,10 @@ class Spawner:
             OSError: the state directory cannot be used.
         """
         request.check(self._storage, lambda: self._can_limit_logs)
-        key = request.request_key
-        job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
+        owner_id, key = request.owner.id, request.request_key
+        if key and (earlier := await self._find_earlier(owner_id, key)) is not None:
+            return earlier
+        job_id = self._shelf.keys.job_id(owner_id, key) if key else str(uuid.uuid4())
         spawning = self._spawning.get(job_id)
         if spawning is None:
             if not self._shelf.folder(job_id).path.exists():
@@ -130,6 +131,22 @@ class Spawner:
         ):
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
+    async def _find_earlier(self, owner_id: str, key: str) -> str | None:
+        """Find a job that has another id than its key leads to now. None is ever made with such an id.
+
+        Raises:
+            SpoolCorrupt: its folder is damaged.
+            StartUnconfirmed: a spawn that an earlier daemon began does not get on.
+        """
+        for job_id in self._shelf.keys.earlier_ids(owner_id, key):
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    if await self._wait_started(self._shelf.folder(job_id)):
+                        return job_id
+            except TimeoutError:
+                raise StartUnconfirmed(job_id, START_SECONDS) from None
+        return None
+
     async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int, spawning: "_Spawning") -> None:
         try:
             if not self._shelf.folder(job_id).path.exists():
@@ -159,21 +176,29 @@ class Spawner:
 
     async def _wait_claim(self, spec: JobSpec) -> int | None:
         folder = self._shelf.folder(spec.id)
-        while True:
-            lock = self._shelf.claim(spec)
-            if lock is not None:
-                return lock
-            # Another spawn with the same key was first. The job will run, or end, or its folder goes away; then another
-            # folder may have come already, hence a new watch each time.
+        while (lock := self._shelf.claim(spec)) is None:  # another spawn with the same key was first
+            if await self._wait_started(folder):
+                return None
+        return lock
+
+    async def _wait_started(self, folder: JobFolder) -> bool:
+        """Wait until the job of a folder has started, or nothing is left of it; return whether it has started.
+
+        Raises:
+            SpoolCorrupt: the folder is damaged.
+        """
+        # The folder may go away, and another may have come already: a new watch each time.
+        while folder.path.exists():
             with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
                 status = _read_status(folder)
                 if status is not None and (status.state is not JobState.STARTING or not folder.is_locked()):
-                    return None
+                    return True
                 if status is None and (left := folder.try_lock()) is not None:
                     if not await self._clear(folder, left):
-                        return None
+                        return True
                 else:
                     await changed.wait()
+        return False
 
     async def _clear(self, folder: JobFolder, lock: int) -> bool:
         """Remove what another spawn left, if it was given up before its program was executed; return whether it was.

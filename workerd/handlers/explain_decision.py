@@ -9,6 +9,7 @@ from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse
 from workerd.access.caller import NOT_IN_CERTIFICATE, Caller
 from workerd.access.policy import DAEMON, On, Policies, Principal, Resource
 from workerd.engine.errors import InvalidArgument
+from workerd.engine.job import User
 from workerd.errors import NotPermitted, PolicyInvalid
 from workerd.handler import Call, handles
 from workerd.translate import to_user
@@ -41,9 +42,9 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     if len(request.policies) > _MAX_CHARACTERS:
         raise InvalidArgument("policies", f"are longer than {_MAX_CHARACTERS} characters")
     if request.policies:  # for what they cost, the right on a job of one's own is not enough
-        _authorize_trying(caller)
+        _authorize(caller, "with policies to try")
     policies = _policies(rights.policies, request)
-    user = call.daemon.users.find(request.user) if request.user else caller.user
+    user = _find(call, request.user) if request.user else caller.user
     acted_for = not request.user and caller.actor is not None
     roles = rights.roles_of(user)
     resource = _resource(call, request, rights.known[request.right].on)
@@ -56,11 +57,19 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     )
 
 
-def _authorize_trying(caller: Caller) -> None:
-    """Go on only if the caller may have policies of their own compiled."""
+def _authorize(caller: Caller, what: str) -> None:
+    """Raise an error unless the caller may ask for more than a decision about themselves."""
     if not caller.decide("explain", DAEMON):
-        advice = "administrators have, by default; about a job of yours you may ask without any"
-        raise NotPermitted("explain", " with policies to try", advice=advice)
+        advice = "administrators have, by default; about yourself and a job of yours you may ask without it"
+        raise NotPermitted("explain", f" {what}", advice=advice)
+
+
+def _find(call: Call, text: str) -> User:
+    """Find a user by name or id. Whether there is another user, and with which roles, is not told to every caller."""
+    if text in (call.caller.user.id, call.caller.user.name):
+        return call.caller.user
+    _authorize(call.caller, "decisions about other users")
+    return call.daemon.users.find(text)
 
 
 def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
@@ -93,5 +102,5 @@ def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -
         case On.ACCOUNT:
             return Resource(On.ACCOUNT, request.target)
         case On.USER:
-            other = call.daemon.users.find(request.target)
+            other = _find(call, request.target)
             return Resource(On.USER, other.id, owner=other, roles=call.caller.rights.roles_of(other))

@@ -30,7 +30,7 @@ async def list_jobs(call: Call, request: ListRequest) -> ListResponse:
         name=request.name,
         size=request.page_size or _DEFAULT_SIZE,
         after=_parse_token(request.page_token) if request.page_token else None,
-        is_visible=lambda found: call.caller.may(SEE, to_resource(found.job_id, found)).permitted,
+        is_visible=lambda found: call.caller.may(SEE, to_resource(found.job_id, found, call.daemon.users)).permitted,
     )
     token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"
     return ListResponse(jobs=[to_row(row) for row in page.rows], next_page_token=token)

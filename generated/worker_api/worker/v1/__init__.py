@@ -431,8 +431,9 @@ class ExplainDecisionRequest(betterproto2.Message):
 
     user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    Who might make it: an id, or the name of a user that the daemon has seen. Empty: the caller as this call is made,
-    for another user perhaps, and with what the certificate is good for.
+    Who might make it: an id, or the name of a user that the daemon has seen. To ask about another user than the caller
+    takes the right "explain" where no job is meant. Empty: the caller as this call is made, for another user perhaps,
+    and with what the certificate is good for.
     """
 
     right: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -935,7 +936,8 @@ class Share(betterproto2.Message):
 
     user: "User | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    Who.
+    The user, by name or by id as the job was shared with them: the id is empty, or the name is the id. Callers who may
+    act for the user get both. So the answer does not depend on whether there is such a user.
     """
 
     rights: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -960,7 +962,8 @@ class ShareRequest(betterproto2.Message):
 
     user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    The other user: the id, or the name if the daemon has seen one user of that name. Empty: nothing is changed.
+    The other user: the id, or the name, at most 64 characters. A name means the only user with that name whom the
+    daemon has seen, or else the first whom it sees; nobody while there are several. Empty: nothing is changed.
     """
 
     rights: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
