@@ -189,6 +189,28 @@ def write_pair(certificate: Path, credential: "Credential") -> None:
     _write_new(certificate, credential.certificate_pem(), _PUBLIC_MODE)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, with who may read it, into a folder that is made if it is not there.
+
+    One process at a time may do this to a file.
+
+    Raises:
+        AlreadyExists: the target is there, and has another content.
+        Missing: the source cannot be read.
+    """
+    make_folder(target.parent)
+    data = read_bytes(source, "put it back")
+    if os.path.lexists(target):
+        if read_bytes(target, "") != data:
+            raise AlreadyExists(target, "it is another authority's: choose another folder")
+        return
+    new = target.with_name(target.name + ".new")
+    new.unlink(missing_ok=True)
+    _write_new(new, data, source.stat().st_mode & 0o777)
+    new.rename(target)
+    sync_folder(target.parent)
+
+
 def replace_pair(certificate: Path, credential: "Credential") -> None:
     """Put another certificate and key in the place of those that are there; these are kept beside, under their date.
 
@@ -253,6 +275,8 @@ def locked(certificate: Path) -> Iterator[None]:
         raise Missing(path, error.strerror or str(error), advice) from error
     with file:
         lock_within(file.fileno(), path, _LOCK_SECONDS)
+        if os.fstat(file.fileno()).st_nlink == 0:
+            raise Missing(path, "it was moved just now", "repeat the command")
         yield
 
 

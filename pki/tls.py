@@ -106,7 +106,7 @@ def _advice_for_user(folder: PkiFolder, user_name: str) -> str:
             f" --certificate {users[0]} to present {users[0]}'s, whomever you call for"
         )
     advice = "copy yours from the daemon's machine, or choose another --pki-dir"
-    if key_path(folder.client_ca).exists():
+    if key_path(folder.client_ca).exists() or folder.location.exists():
         advice = f"make one with `workerctl --pki-dir {shlex.quote(str(folder.path))} pki issue-client {user_name}`"
     return f"{folder.path} has no certificate for any user; {advice}"
 

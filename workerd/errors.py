@@ -68,8 +68,8 @@ class CannotIssue(DaemonError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this daemon cannot issue certificates, because it has no client-ca.key that it can use: have whoever runs"
-            " it put the key of client-ca.crt beside that, or ask a daemon that has it"
+            "this daemon cannot issue certificates: the key of its authority, client-ca.key, is kept elsewhere or"
+            " cannot be used: have a certificate issued where that key is, or ask the daemon's operator to put it back"
         )
 
 
