@@ -211,7 +211,7 @@ class Gate:
         """Audit the failure of a permitted call that changes something."""
         if route.handler.reads:
             return contextlib.nullcontext()
-        return call.caller.noting_failure(route.handler.right, call.resource)
+        return call.caller.noting_failure(route.handler.right, call.decided_on)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[Change]:

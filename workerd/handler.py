@@ -8,7 +8,7 @@ A handler is declared with `handles` and offered through the entry-point group `
 An RPC that answers with one message is an `async def`; one that answers with a stream is an `async def` that yields.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from grpclib.const import Handler as Method
 
 from pki.identity import Identity
 from pki.store import PkiFolder
+from workerd.access.accounts import Accounts
 from workerd.access.caller import Caller
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.users import Users
@@ -46,7 +47,7 @@ class Daemon:
         users: those that have been here.
         pki: the folder of certificates.
         grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
-        run_as: the account that jobs run as when the caller names none; empty for the daemon's own.
+        accounts: the system accounts that jobs run as.
         signing: threads for signing certificates.
     """
 
@@ -54,7 +55,7 @@ class Daemon:
     users: Users
     pki: PkiFolder
     grace_seconds: float
-    run_as: str = ""
+    accounts: Accounts
     signing: Threads = field(
         default_factory=lambda: Threads("signing a certificate", most=2, limit_seconds=_SIGN_SECONDS)
     )
@@ -81,6 +82,7 @@ class Call:
         resource: the same for further decisions: that job, or the daemon.
         room: tells how many bytes are worth preparing next for a client that is answered with a stream.
         is_heard: return whether the client still waits for the answer.
+        further: what further rights were asked for on.
     """
 
     daemon: Daemon
@@ -91,6 +93,13 @@ class Call:
     resource: Resource = DAEMON
     room: Callable[[], int] = lambda: CHUNK_BYTES
     is_heard: Callable[[], bool] = lambda: True
+    further: list[Resource] = field(default_factory=list)
+
+    @property
+    def decided_on(self) -> Iterator[Resource]:
+        """Iterate over all that the call concerns, as far as it has been decided on."""
+        yield self.resource
+        yield from self.further
 
     @property
     def engine(self) -> Engine:
@@ -130,7 +139,9 @@ class Call:
             NotPermitted: the caller has not.
             AuditFailed: the decision could not be written down.
         """
-        self.caller.authorize(right, resource or self.resource)
+        resource = resource or self.resource
+        self.further.append(resource)
+        self.caller.authorize(right, resource)
 
 
 @dataclass(frozen=True, slots=True)

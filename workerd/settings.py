@@ -42,6 +42,7 @@ class Settings:
         processes: how many processes answer calls; one does it by itself.
         roles: the names or ids of the users who have each role.
         run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
+        accounts: by the name or id of a user, the account that takes the place of `run_as` for that user.
         limits: how much users may have of it.
         max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
         debuggable: whether other programs of the daemon's account may trace it and read its memory.
@@ -58,9 +59,16 @@ class Settings:
     processes: int = 1
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     run_as: str = ""
+    accounts: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
     max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
     debuggable: bool = False
+
+    @property
+    def accounts_by_option(self) -> dict[str, str]:
+        """The accounts that jobs run as when a spawn names none, by the option that sets each."""
+        default = {"--run-as": self.run_as} if self.run_as else {}
+        return default | {f"--accounts.{user}": account for user, account in self.accounts.items()}
 
     @property
     def audit_directory(self) -> Path:
@@ -80,6 +88,7 @@ def make_settings(
     processes: int,
     roles: Mapping[str, Sequence[str]],
     run_as: str,
+    accounts: Mapping[str, str],
     limits: Limits,
     max_audit_bytes: int,
     debuggable: bool,
@@ -124,6 +133,7 @@ def make_settings(
         processes=processes,
         roles={role: tuple(_read_users(role, users)) for role, users in roles.items()},
         run_as=run_as,
+        accounts=dict(_read_accounts(accounts)),
         limits=limits,
         max_audit_bytes=max_audit_bytes,
         debuggable=debuggable,
@@ -150,6 +160,20 @@ def _read_users(role: str, users: Sequence[str]) -> Iterator[str]:
                 f"--roles.{role} {user!r} is no user: give names or ids, with commas between them"
             )
         yield _canonical(user)
+
+
+def _read_accounts(accounts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Read which account each user's jobs run as. Whether there is such an account is not looked at here."""
+    known: set[str] = set()
+    for user, account in accounts.items():
+        if not is_name(user):
+            raise ConfigurationInvalid(f"--accounts.{user}: {user!r} is no user: give a name or an id")
+        if not account:
+            raise ConfigurationInvalid(f"--accounts.{user}: the account is empty: give its name, or leave this out")
+        if _canonical(user) in known:
+            raise ConfigurationInvalid(f"--accounts.{user}: the same id is given twice: leave one out")
+        known.add(_canonical(user))
+        yield _canonical(user), account
 
 
 def _canonical(user: str) -> str:

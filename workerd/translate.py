@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import worker_api.worker.v1 as api
 
 from workerd.engine import job as engine
+from workerd.engine.account import own_name
 from workerd.engine.errors import InvalidArgument
 
 _STATES = {
@@ -87,7 +88,7 @@ def to_job(job: engine.Job) -> api.Job:
         log_ended_early=status.log_ended_early,
         end=None if status.end is None else to_end(status.end),
         spawned_by=None if spec.spawned_by is None else to_user(spec.spawned_by),
-        run_as=spec.run_as,
+        run_as=spec.run_as or own_name(),
         args_cut=job.args_cut,
     )
 

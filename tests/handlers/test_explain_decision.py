@@ -138,7 +138,12 @@ async def test_what_a_right_is_exercised_on_is_told_with_the_options_for_it(rule
         for right, job, target, told in (
             ("spawn", job_id, "", "on the daemon itself: leave --job and --on out"),
             ("stop", None, "", "on a job: say which with --job"),
-            ("run-as", job_id, "", "on a system account: say which with --on, and leave --job out"),
+            (
+                "run-as",
+                job_id,
+                "",
+                "on a system account: say which with --on, or leave it out for the default one; leave --job out",
+            ),
             ("impersonate", None, "", "on another user: say whom with --on, and leave --job out"),
             (
                 "explain",
@@ -162,7 +167,7 @@ async def test_policies_do_not_let_anybody_explain(ruled: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "target", "permitted"), [("run-as", "root", True), ("impersonate", "bob", True), ("spawn", "", True)]
+    ("right", "target", "permitted"), [("run-as", "another", True), ("impersonate", "bob", True), ("spawn", "", True)]
 )
 async def test_an_administrator_asks_of_what_is_no_job(ruled: Daemon, right: str, target: str, permitted: bool) -> None:
     async with ruled.client(ADMIN) as admin:

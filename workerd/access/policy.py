@@ -23,6 +23,8 @@ log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
 _LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
 _READ = "Read"
+SPAWN = "spawn"
+RUN_AS = "run-as"
 _APPLIES_TO_NOTHING = "unable to find an applicable action"  # in Cedar's words
 _TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
@@ -71,6 +73,7 @@ class Resource:
         owner: a job's owner, or the user who is meant; None for what has none.
         shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
+        is_default: whether this is the account that jobs of whoever asks run as when a spawn names none.
     """
 
     on: On
@@ -78,6 +81,7 @@ class Resource:
     owner: User | None = None
     shares: frozenset[tuple[str, str]] = frozenset()
     roles: frozenset[str] = frozenset()
+    is_default: bool = False
 
 
 DAEMON = Resource(On.DAEMON)
@@ -215,7 +219,7 @@ def _schema(rights: Mapping[str, Right]) -> str:
         "entity Role;",
         "entity User in [Role] { name: String };",
         "entity Daemon;",
-        "entity Account;",
+        "entity Account { isDefault: Bool };",
         "type Share = { user: User, right: String };",
         "entity Job { owner: User, shares: Set<Share> };",
         f'action "{_READ}";',
@@ -238,8 +242,10 @@ def _entities(principal: Principal, resource: Resource) -> list[dict[str, Any]]:
             owner = resource.owner.id if resource.owner is not None else ""
             shares = [{"user": _reference(user), "right": right} for user, right in sorted(resource.shares)]
             entities.append(_entity(On.JOB, resource.id, {"owner": _reference(owner), "shares": shares}))
-        case On.DAEMON | On.ACCOUNT:
-            entities.append(_entity(resource.on, resource.id, {}))
+        case On.ACCOUNT:
+            entities.append(_entity(On.ACCOUNT, resource.id, {"isDefault": resource.is_default}))
+        case On.DAEMON:
+            entities.append(_entity(On.DAEMON, resource.id, {}))
         case On.USER:
             pass
     return entities

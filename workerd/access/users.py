@@ -21,6 +21,14 @@ LONGEST_NAME = 64  # of a certificate's common name (RFC 5280 A.1, ub-common-nam
 _TICK_NS = 1_000_000_000  # the coarsest that a file system keeps times in (inode(7), utimensat(2))
 
 
+def known_by(user: User) -> tuple[str, ...]:
+    """Return by what the configuration may mean a user: the id first, then the name.
+
+    A name that looks like an id is left out: an id means one person, and no other user who is called so.
+    """
+    return (user.id,) if is_user_id(user.name) else (user.id, user.name)
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """A user's file: when it was made, and the name in it."""

@@ -149,8 +149,12 @@ class Spawner:
 
     async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int, spawning: "_Spawning") -> None:
         try:
-            if not self._shelf.folder(job_id).path.exists():
+            folder = self._shelf.folder(job_id)
+            if not folder.path.exists():
                 await self._check_room(request.owner)
+            with contextlib.suppress(FileNotFoundError):
+                if _has_started(folder, _read_status(folder)):  # and what it runs as may not be there any more
+                    return
             account = await self._looking_up.run(find_account, request.run_as) if request.run_as else None
             spec = request.specify(job_id, created_ns, self._storage, account)
             lock = await self._claim(spec)
@@ -191,7 +195,7 @@ class Spawner:
         while folder.path.exists():
             with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
                 status = _read_status(folder)
-                if status is not None and (status.state is not JobState.STARTING or not folder.is_locked()):
+                if _has_started(folder, status):
                     return True
                 if status is None and (left := folder.try_lock()) is not None:
                     if not await self._clear(folder, left):
@@ -286,6 +290,11 @@ class Spawner:
                 if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
                     ended.add(job_id)
         return frozenset(ended)
+
+
+def _has_started(folder: JobFolder, status: JobStatus | None) -> bool:
+    """Return whether a job's program was executed, or may have been before its supervisor ended."""
+    return status is not None and (status.state is not JobState.STARTING or not folder.is_locked())
 
 
 def _read_status(folder: JobFolder) -> JobStatus | None:

@@ -4,10 +4,15 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
+from worker_api.worker.v1 import (
+    AccountDecision,
+    ExplainDecisionRequest,
+    ExplainDecisionResponse,
+    WorkerServiceBase,
+)
 
 from workerd.access.caller import NOT_IN_CERTIFICATE, Caller
-from workerd.access.policy import DAEMON, On, Policies, Principal, Resource
+from workerd.access.policy import DAEMON, RUN_AS, SPAWN, Decision, On, Policies, Principal, Resource
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import User
 from workerd.errors import NotPermitted, PolicyInvalid
@@ -21,7 +26,7 @@ _HOW = {
     On.JOB: "on a job: say which with --job",
     On.DAEMON: "on the daemon itself: leave --job and --on out",
     On.USER: "on another user: say whom with --on, and leave --job out",
-    On.ACCOUNT: "on a system account: say which with --on, and leave --job out",
+    On.ACCOUNT: "on a system account: say which with --on, or leave it out for the default one; leave --job out",
 }
 
 
@@ -47,14 +52,32 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     user = _find(call, request.user) if request.user else caller.user
     acted_for = not request.user and caller.actor is not None
     roles = rights.roles_of(user)
-    resource = _resource(call, request, rights.known[request.right].on)
-    if not request.user and not caller.has(request.right):
-        decision = NOT_IN_CERTIFICATE
-    else:
-        decision = policies.decide(Principal(user, roles, acted_for), request.right, resource)
+    resource = _resource(call, request, user, rights.known[request.right].on)
+
+    def decide(right: str, resource: Resource) -> Decision:
+        if not request.user and not caller.has(right, resource):
+            return NOT_IN_CERTIFICATE
+        return policies.decide(Principal(user, roles, acted_for), right, resource)
+
+    decision = decide(request.right, resource)
+    permitted, account = decision.permitted, None
+    if request.right == RUN_AS:
+        account = _to_account_decision(resource, decision)
+    elif request.right == SPAWN:
+        runs_as = call.daemon.accounts.effective(user)
+        account = _to_account_decision(runs_as, decide(RUN_AS, runs_as))
+        permitted = permitted and account.permitted
     return ExplainDecisionResponse(
-        permitted=decision.permitted, policies=list(decision.policies), user=to_user(user), roles=sorted(roles)
+        permitted=permitted,
+        policies=list(decision.policies),
+        user=to_user(user),
+        roles=sorted(roles),
+        account=account,
     )
+
+
+def _to_account_decision(account: Resource, decision: Decision) -> AccountDecision:
+    return AccountDecision(account=account.id, permitted=decision.permitted, policies=list(decision.policies))
 
 
 def _authorize(caller: Caller, what: str) -> None:
@@ -85,14 +108,14 @@ def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
         raise InvalidArgument("policies", f"in {name} cannot be used: {error.problem}") from error
 
 
-def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -> Resource:
-    """Return the resource that the request names."""
+def _resource(call: Call, request: ExplainDecisionRequest, user: User, on: Collection[On]) -> Resource:
+    """Return the resource that the request names, or the default account of a user."""
     if call.job_id is not None:
         kind = On.JOB
-    elif not request.target:
-        kind = On.DAEMON
-    else:
+    elif request.target:
         kind = On.ACCOUNT if On.ACCOUNT in on else On.USER
+    else:
+        kind = On.ACCOUNT if set(on) == {On.ACCOUNT} else On.DAEMON
     if kind not in on:
         how = "; or ".join(_HOW[each] for each in sorted(on))
         raise InvalidArgument("right", f"{request.right!r} is exercised {how}")
@@ -100,7 +123,7 @@ def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -
         case On.JOB | On.DAEMON:
             return call.resource
         case On.ACCOUNT:
-            return Resource(On.ACCOUNT, request.target)
+            return call.daemon.accounts.effective(user, request.target)
         case On.USER:
             other = _find(call, request.target)
             return Resource(On.USER, other.id, owner=other, roles=call.caller.rights.roles_of(other))

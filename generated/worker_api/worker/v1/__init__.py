@@ -4,6 +4,7 @@
 # This file has been @generated
 
 __all__ = (
+    "AccountDecision",
     "ErrorDetail",
     "ErrorReason",
     "Exited",
@@ -383,6 +384,31 @@ class Stream(betterproto2.Enum):
 
 
 @dataclass(eq=False, repr=False)
+class AccountDecision(betterproto2.Message):
+    """
+    AccountDecision says whether a job of the user who was asked about may run as a system account.
+    """
+
+    account: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The account: the one that was asked about, or the one that the user's jobs run as when a spawn names none.
+    """
+
+    permitted: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Whether it would be permitted.
+    """
+
+    policies: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The policies that decide it, as in ExplainDecisionResponse.
+    """
+
+
+default_message_pool.register_message("worker.v1", "AccountDecision", AccountDecision)
+
+
+@dataclass(eq=False, repr=False)
 class ErrorDetail(betterproto2.Message):
     """
     ErrorDetail is the machine-readable part of a failed call.
@@ -449,7 +475,7 @@ class ExplainDecisionRequest(betterproto2.Message):
     target: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
     """
     What it concerns where that is no job: the system account for "run-as", the name or id of the user for
-    "impersonate". Empty: the daemon itself.
+    "impersonate". Empty: the daemon itself; for "run-as" the account that jobs of the user run as by default.
     """
 
     policies_name: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
@@ -470,7 +496,7 @@ class ExplainDecisionResponse(betterproto2.Message):
 
     permitted: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
     """
-    Whether it would be permitted.
+    Whether it would be permitted; a spawn, whether it would be permitted as the account of the user's jobs.
     """
 
     policies: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -487,6 +513,12 @@ class ExplainDecisionResponse(betterproto2.Message):
     roles: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
     The roles of that user, sorted.
+    """
+
+    account: "AccountDecision | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    For "spawn" and "run-as": the decision on the system account, which a spawn takes besides the one on itself.
+    Absent for other rights.
     """
 
 
@@ -674,7 +706,7 @@ class Job(betterproto2.Message):
 
     run_as: "str" = betterproto2.field(20, betterproto2.TYPE_STRING)
     """
-    The system account that the job runs as, if it is another than the daemon's.
+    The system account that the job runs as.
     """
 
     damage: "str" = betterproto2.field(21, betterproto2.TYPE_STRING)
@@ -1044,8 +1076,8 @@ class SpawnRequest(betterproto2.Message):
 
     run_as: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
     """
-    The system account to run as, by name, which takes the right "run-as". Empty: the one that the daemon is set to, or
-    else its own.
+    The system account to run as, by name. Empty: the one that the daemon is set to for the job's owner, or else for
+    all, or else its own. Either takes the right "run-as" on it.
     """
 
 
@@ -1363,6 +1395,11 @@ class WhoAmIResponse(betterproto2.Message):
     acting: "User | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The user of the certificate, when the call is made for another. Absent otherwise.
+    """
+
+    run_as: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The system account that the user's jobs run as when a spawn names none. Empty: the caller may start none as it.
     """
 
 
