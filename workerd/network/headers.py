@@ -18,7 +18,7 @@ _NEEDED = frozenset({b"content-type", b"te"})
 
 
 class TooLong(HeaderTuple):
-    """Stands for headers that were left out. Its value is the size of the whole list; no peer can send one."""
+    """Stands for headers that were left out: the size of the whole list, and the limit. No peer can send one."""
 
     __slots__ = ()
 
@@ -52,4 +52,4 @@ class HeaderDecoder(Decoder):
         if size <= self._limit:
             return headers
         needed = [pair for pair in headers if pair[0].startswith(b":") or pair[0] in _NEEDED]
-        return [*needed, TooLong(b"x-too-long", b"%d" % size)]
+        return [*needed, TooLong(b"%d" % size, b"%d" % self._limit)]

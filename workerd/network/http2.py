@@ -162,7 +162,8 @@ def _check(headers: Headers) -> float | None:
     for header in headers:
         name, value = header
         if isinstance(header, TooLong):
-            raise LimitReached("max-header-bytes", f"the call has {value} bytes of headers", "send less metadata")
+            advice = f"send less metadata, {value} bytes at most"
+            raise LimitReached("max-header-bytes", f"the call has {name} bytes of headers", advice)
         if name == _TIMEOUT:
             found = _TIMEOUT_VALUE.fullmatch(value)
             if found is None:
