@@ -4,10 +4,12 @@ import filecmp
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
+from packaging.specifiers import SpecifierSet
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "venv"
@@ -18,6 +20,9 @@ PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 GENERATED = ROOT / "generated" / "worker_api"
 PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 THIS_PYTHON = ".".join(platform.python_version_tuple()[:2])
+REQUIRED = PROJECT["project"]["requires-python"]
+if platform.python_version() not in SpecifierSet(REQUIRED):
+    sys.exit(f"workerd needs Python {REQUIRED}, and {sys.executable} is {platform.python_version()}")
 PYTHONS = sorted({*nox.project.python_versions(PROJECT), THIS_PYTHON})
 nox.options.sessions = ["lint", "types", f"tests-{THIS_PYTHON}"]
 # One more than there are processors: tests wait, too.

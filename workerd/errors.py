@@ -6,6 +6,8 @@ DaemonError
 ├── CannotIssue
 ├── ShuttingDown
 ├── LimitReached
+├── Unsupported
+├── FramingInvalid
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── CannotServe
@@ -94,6 +96,14 @@ class LimitReached(DaemonError):
         super().__init__(f"{problem} ({limit}): {advice}")
 
 
+class Unsupported(DaemonError):
+    """There is no such RPC, or none that takes its request in this form."""
+
+
+class FramingInvalid(DaemonError):
+    """What was sent is not framed as gRPC frames messages."""
+
+
 class ConfigurationInvalid(DaemonError):
     """A setting cannot be."""
 
@@ -139,7 +149,7 @@ class UserUnknown(DaemonError):
 
     def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
         problem = f"names several users ({', '.join(ids)})" if ids else "names no user that has been here yet"
-        super().__init__(f"{name!r} {problem}: give the id, as `workerctl whoami` shows it to them")
+        super().__init__(f"{name!r} {problem}: give the id, as `WhoAmI()` shows it to them")
 
 
 class PolicyInvalid(DaemonError):
@@ -231,6 +241,8 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     LimitReached: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
+    Unsupported: (Status.UNIMPLEMENTED, ErrorReason.UNSUPPORTED),
+    FramingInvalid: (Status.INTERNAL, ErrorReason.FRAMING_INVALID),
 }
 _ADVICE = {
     errno.EMFILE: "the daemon has no descriptor left: let some followers end, or raise its limit (RLIMIT_NOFILE)",
@@ -250,7 +262,8 @@ _FAULT = "the daemon met a fault while serving this call; its log tells more"
 def to_grpc(error: Exception) -> GRPCError:
     """Turn an error into what the caller gets: a status, a sentence, and a reason in the details.
 
-    INTERNAL stands for a fault of the daemon's; any other status is the caller's affair, or the machine's.
+    INTERNAL stands for a fault of the daemon's, except for `FramingInvalid`, where gRPC has no other status; any other
+    status is the caller's affair, or the machine's.
     """
     if (entry := _entry(error)) is not None:
         (status, reason), sentence = entry, str(error)

@@ -38,7 +38,7 @@ from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
 from workerd.engine.standing import Found
 from workerd.engine.watcher import Change
-from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import DaemonError, ShuttingDown, UserUnknown, to_grpc
 from workerd.failures import containing, tell_failure
 from workerd.handler import Call, Daemon, to_resource
 from workerd.limits import Meter
@@ -263,8 +263,9 @@ class Gate:
         if not names:
             return caller
         name = unquote(str(names[0]))
-        if len(names) > 1 or not 0 < len(name) <= LONGEST_NAME:
-            raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {LONGEST_NAME} characters")
+        if len(names) > 1 or not 0 < len(name) <= LONGEST_NAME or not str(names[0]).isascii():
+            problem = f"must be given once, percent-encoded, with 1 to {LONGEST_NAME} characters"
+            raise InvalidArgument(_USERNAME, problem)
         if name in (caller.user.id, caller.user.name):
             return caller
         user, unknown = User("", name), None
@@ -317,14 +318,11 @@ class Gate:
     async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
         bound_request(stream, self._meter, user_id)
         try:
-            request = await stream.recv_message()
-        except (GRPCError, StreamTerminatedError, MemoryError, LimitReached):
+            return await stream.recv_message()
+        except (GRPCError, StreamTerminatedError, MemoryError, DaemonError, InvalidArgument):
             raise
         except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
             raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
-        if request is None:
-            raise InvalidArgument("request", "is missing")
-        return request
 
 
 def _hear(call: asyncio.Task[None]) -> None:

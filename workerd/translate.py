@@ -34,7 +34,7 @@ def from_state(state: api.JobState) -> engine.JobState:
     try:
         return _STATES_BACK[state]
     except KeyError:
-        raise InvalidArgument("states", f"cannot hold {state!r}") from None
+        raise InvalidArgument("states", f"cannot be JOB_STATE_{state}") from None
 
 
 def from_stream(stream: api.Stream) -> engine.Stream:
@@ -46,7 +46,7 @@ def from_stream(stream: api.Stream) -> engine.Stream:
     try:
         return _STREAMS_BACK[stream]
     except KeyError:
-        raise InvalidArgument("streams", f"cannot hold {stream!r}") from None
+        raise InvalidArgument("streams", f"cannot be STREAM_{stream}") from None
 
 
 def to_row(job: engine.Job | engine.DamagedJob) -> api.Job:

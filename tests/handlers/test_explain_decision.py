@@ -132,24 +132,24 @@ async def test_of_whoever_names_nobody_it_is_decided_as_of_this_call(ruled: Daem
             assert (answer.permitted, answer.policies) == (permitted, [by])
 
 
-async def test_what_a_right_is_exercised_on_is_told_with_the_options_for_it(ruled: Daemon) -> None:
+async def test_what_a_right_is_exercised_on_is_told_with_the_fields_for_it(ruled: Daemon) -> None:
     async with ruled.client(ADMIN) as admin:
         job_id = await admin.spawn(TRUE)
         for right, job, target, told in (
-            ("spawn", job_id, "", "on the daemon itself: leave --job and --on out"),
-            ("stop", None, "", "on a job: say which with --job"),
+            ("spawn", job_id, "", "on the daemon itself: leave `job_id` and `target` out"),
+            ("stop", None, "", "on a job: name it in `job_id`"),
             (
                 "run-as",
                 job_id,
                 "",
-                "on a system account: say which with --on, or leave it out for the default one; leave --job out",
+                "on a system account: name it in `target`, or leave that out for the default one; leave `job_id` out",
             ),
-            ("impersonate", None, "", "on another user: say whom with --on, and leave --job out"),
+            ("impersonate", None, "", "on another user: name them in `target`, and leave `job_id` out"),
             (
                 "explain",
                 None,
                 "bob",
-                "on the daemon itself: leave --job and --on out; or on a job: say which with --job",
+                "on the daemon itself: leave `job_id` and `target` out; or on a job: name it in `job_id`",
             ),
         ):
             with pytest.raises(ArgumentInvalid) as raised:

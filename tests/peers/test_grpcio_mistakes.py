@@ -55,6 +55,15 @@ def test_unknown_rpc_is_unimplemented(peer: Peer, path: str) -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_request_is_unimplemented(peer: Peer, compression: grpc.Compression) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        peer.stub.Spawn(
+            peer.pb.SpawnRequest(program="true", args=["x" * 10_000]), timeout=SECONDS, compression=compression
+        )
+    assert failure(raised) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED", "")
+
+
 @pytest.mark.parametrize("rpc", RPCS)
 @pytest.mark.parametrize(
     "request_bytes",

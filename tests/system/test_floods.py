@@ -134,14 +134,14 @@ async def test_a_connection_without_a_call_is_closed_and_a_follower_is_none(tmp_
             assert client._channel is not None and not client._channel.lost
 
 
-def test_a_connection_with_too_long_headers_is_closed_and_others_are_not(tmp_path: Path) -> None:
+def test_a_connection_with_headers_of_any_length_is_closed_and_others_are_not(tmp_path: Path) -> None:
     with limited(tmp_path, "--max-header-bytes", "2000") as daemon, peer(daemon) as good, peer(daemon) as bad:
         stream_id = good.open("WhoAmI", ("note", "x" * 1000))
         good.request(stream_id, b"")
         good.send()
         assert isinstance(good.read(StreamEnded), StreamEnded)
         assert good.h2.remote_settings[SettingCodes.MAX_HEADER_LIST_SIZE] == 2000
-        bad.open("WhoAmI", ("note", "x" * 2000))
+        bad.open("WhoAmI", ("note", "x" * 20_000))
         bad.send()
         goodbye = bad.read()
         assert isinstance(goodbye, ConnectionTerminated)

@@ -131,7 +131,7 @@ class Caller:
         owner = resource.owner
         match resource.on:
             case On.JOB if owner is not None and owner.id == self.user.id:
-                advice = f"`workerctl policy test --action {right} --job {resource.id}` tells which policy denies it"
+                advice = f"`ExplainDecision(right={right}, job_id={resource.id})` tells which policy denies it"
                 return NotPermitted(right, advice=advice)
             case On.JOB if owner is not None and owner.id:
                 return NotPermitted(right, advice=self._ask(owner, right, resource) or self._find_out())
@@ -141,13 +141,13 @@ class Caller:
             case On.JOB | On.DAEMON:
                 return NotPermitted(right, advice=self._find_out())
             case On.USER:
-                advice = "leave --username out to call for yourself, or present a certificate of theirs"
+                advice = "leave `workerd-username` out to call for yourself, or present a certificate of theirs"
                 return NotPermitted(right, f" {named or resource.id}", advice=advice)
             case On.ACCOUNT if resource.is_default:
-                advice = "name another account with --run-as, or have whoever runs the daemon permit it in its policies"
+                advice = "name another account in `run_as`, or have whoever runs the daemon permit it in its policies"
                 return NotPermitted(right, f" {resource.id}, which your jobs run as", advice=advice)
             case On.ACCOUNT:
-                advice = "leave --run-as out, or have whoever runs the daemon permit it in its policies"
+                advice = "leave `run_as` out, or have whoever runs the daemon permit it in its policies"
                 return NotPermitted(right, f" {resource.id}", advice=advice)
 
     @contextlib.contextmanager
@@ -202,7 +202,7 @@ class Caller:
     def _find_out(self) -> str:
         """Say how to find out which rights one has, and who gives others."""
         gives = "whoever runs the daemon gives rights"
-        return f"`workerctl whoami` shows yours, and {gives}" if self.may("whoami", DAEMON).permitted else gives
+        return f"`WhoAmI()` shows yours, and {gives}" if self.may("whoami", DAEMON).permitted else gives
 
     def _ask(self, owner: User, right: str, resource: Resource) -> str:
         """Say what may be asked of a job's owner, as policies have it; nothing if nothing comes of it."""
@@ -211,11 +211,11 @@ class Caller:
         can_let_do_it = self.rights.decide(owner, "share", resource).permitted and self.may(right, shared).permitted
         match can_do_it, can_let_do_it:
             case True, True:
-                return f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
+                return f"the job is {owner.name}'s, who can do it, or let you with `Share()`"
             case True, False:
                 return f"the job is {owner.name}'s, who can do it, and cannot give you this right by sharing the job"
             case False, True:
-                return f"the job is {owner.name}'s, who can let you with `workerctl share`"
+                return f"the job is {owner.name}'s, who can let you with `Share()`"
             case _:
                 return ""
 

@@ -187,7 +187,7 @@ def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
             return AccountUnusable(spec.run_as, refused)
         case _Step.CHDIR:
             if spec.working_directory == (spec.account or own_account()).home:
-                problem += ": it is the home of the account; name another folder with --working-directory"
+                problem += ": it is the home of the account; name another folder with `working_directory`"
             return WorkingDirectoryUnusable(spec.working_directory, problem)
         case _ if number == errno.E2BIG:
             return ArgumentsTooLong(spec.program, "arguments and environment are too long")

@@ -23,10 +23,10 @@ _MAX_CHARACTERS = 1 << 14  # of policies, which the daemon compiles while all ot
 _STANDARD_INPUT = "stdin"
 _NAME = re.compile(r"[^/\0]{1,255}")  # of a file
 _HOW = {
-    On.JOB: "on a job: say which with --job",
-    On.DAEMON: "on the daemon itself: leave --job and --on out",
-    On.USER: "on another user: say whom with --on, and leave --job out",
-    On.ACCOUNT: "on a system account: say which with --on, or leave it out for the default one; leave --job out",
+    On.JOB: "on a job: name it in `job_id`",
+    On.DAEMON: "on the daemon itself: leave `job_id` and `target` out",
+    On.USER: "on another user: name them in `target`, and leave `job_id` out",
+    On.ACCOUNT: "on a system account: name it in `target`, or leave that out for the default one; leave `job_id` out",
 }
 
 

@@ -34,7 +34,5 @@ def _start(request: StreamLogRequest) -> Start:
             return Start(last=0)
         case ((None | LogAnchor.BEGINNING | LogAnchor.UNSPECIFIED), None, None):
             return Start()
-        case anchor, None, None:
-            raise InvalidArgument("anchor", f"cannot be {anchor!r}")
         case _:
             raise InvalidArgument("start", "is given more than once")

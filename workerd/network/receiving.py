@@ -5,6 +5,8 @@
 - A user who begins many long requests at once, and ends none, gets no room for more.
 - A long request is decoded beside the event loop, which goes on for the others meanwhile; one at a time, because every
   further thread would take the interpreter from the loop for longer.
+- A call has exactly one request, and that is not compressed. What else it may be is answered with the status that gRPC
+  has for it (doc/statuscodes.md and doc/compression.md in https://github.com/grpc/grpc).
 """
 
 import asyncio
@@ -13,10 +15,13 @@ from typing import Any
 
 from grpclib.server import Stream
 
+from workerd.errors import FramingInvalid, Unsupported
 from workerd.limits import Meter
+from workerd.network.http2 import encoding_of
 
 _LONG_BYTES = 1 << 14
 _HEAD_BYTES = 5  # gRPC over HTTP2, Length-Prefixed-Message
+_SHOWN = 100
 
 _decoder = ThreadPoolExecutor(1, "decoder")
 
@@ -30,34 +35,46 @@ def start_decoder() -> None:
 
 
 async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
-    """Give a stream's request; None when it ends without one.
+    """Return a stream's request.
 
     Args:
         meter: counts what is on its way.
         user_id: of the user who sends it.
 
     Raises:
-        ValueError: it is compressed, cut off, or no message.
+        FramingInvalid: it is cut off, or compressed in no way.
         LimitReached: it is too long, or too many of the user's are on their way.
+        Unsupported: there is no request or more than one, or it is compressed.
+        ValueError: it is no message.
     """
     head = await _read(stream, _HEAD_BYTES)
     if not head:
-        return None
+        raise Unsupported("the call has no request, and this RPC takes one: send one message, an empty one perhaps")
     if head[0]:
-        raise ValueError("it is compressed, which this daemon does not take")
+        raise _compressed(head[0], encoding_of(stream._stream))
     size = int.from_bytes(head[1:])
     with meter.receiving(user_id, size):
         data = await _read(stream, size)
+        if await _read(stream, 1):
+            raise Unsupported("the call has more than one request, and this RPC takes one: make a call for each")
         if size <= _LONG_BYTES:
             return _decode(stream, data)
         return await asyncio.get_running_loop().run_in_executor(_decoder, _decode, stream, data)
+
+
+def _compressed(flag: int, encoding: str) -> Exception:
+    if flag != 1:
+        return FramingInvalid(f"the request begins with the byte {flag}, and the flag there is 0 or 1")
+    if encoding == "identity":
+        return FramingInvalid("the request says that it is compressed, and grpc-encoding does not say how")
+    return Unsupported(f"the request is compressed by {encoding[:_SHOWN]!r}, and only 'identity' is accepted")
 
 
 async def _read(stream: Stream[Any, Any], size: int) -> bytes:
     try:
         return await stream._stream.recv_data(size)
     except AssertionError as error:  # what grpclib raises for less than that
-        raise ValueError("it ends before its length") from error
+        raise FramingInvalid("the request ends before the length that it says it has") from error
 
 
 def _decode(stream: Stream[Any, Any], data: bytes) -> Any:

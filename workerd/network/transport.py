@@ -15,12 +15,13 @@ import ssl
 from typing import Any, cast
 
 from grpclib.config import Configuration
-from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.const import Cardinality, Handler
+from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import Connection, H2Protocol
 from grpclib.server import Server, Stream
 from h2.exceptions import ProtocolError
 
+from workerd.errors import Unsupported, to_grpc
 from workerd.limits import Meter
 from workerd.network.acceptor import Acceptor
 from workerd.network.codec import Encoded
@@ -119,7 +120,7 @@ def _unserved(path: str) -> Any:
     async def refuse(stream: Stream[Any, Any]) -> None:
         del stream
         # Cut, as it goes into a header, whose compression takes time that grows with the square of its length.
-        raise GRPCError(Status.UNIMPLEMENTED, f"this daemon has no {path[:_SHOWN]}: update it, or install the plugin")
+        raise to_grpc(Unsupported(f"this daemon has no {path[:_SHOWN]}: update it, or install the plugin"))
 
     return refuse
 
@@ -140,7 +141,8 @@ class WorkerServer(Server):
 
     def _protocol_factory(self) -> H2Protocol:
         self.__gc_step__()
-        calls = Calls(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        arguments = self._mapping, self._codec, self._status_details_codec, self.__dispatch__
+        calls = Calls(*arguments, notices=self._around.notices)
         self._handlers.add(calls)
         protocol = WorkerProtocol(calls, self._config)
         protocol.around = self._around

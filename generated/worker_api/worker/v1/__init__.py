@@ -192,6 +192,16 @@ class ErrorReason(betterproto2.Enum):
     (DEADLINE_EXCEEDED)
     """
 
+    UNSUPPORTED = 24
+    """
+    The daemon has no such RPC, or the request is compressed, or there is not exactly one. (UNIMPLEMENTED)
+    """
+
+    FRAMING_INVALID = 25
+    """
+    What was sent is not a message with its length before it, as gRPC has it. (INTERNAL)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -219,6 +229,8 @@ class ErrorReason(betterproto2.Enum):
             21: "ERROR_REASON_ACCOUNT_UNUSABLE",
             22: "ERROR_REASON_CANNOT_ISSUE",
             23: "ERROR_REASON_NO_ANSWER",
+            24: "ERROR_REASON_UNSUPPORTED",
+            25: "ERROR_REASON_FRAMING_INVALID",
         }
 
     @classmethod
@@ -248,6 +260,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ACCOUNT_UNUSABLE": 21,
             "ERROR_REASON_CANNOT_ISSUE": 22,
             "ERROR_REASON_NO_ANSWER": 23,
+            "ERROR_REASON_UNSUPPORTED": 24,
+            "ERROR_REASON_FRAMING_INVALID": 25,
         }
 
 
