@@ -4,6 +4,7 @@
   connection (RFC 9113 §8.1.1).
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
+- Requests without end: grpclib keeps whatever comes until a call is over (`workerd.network.request_buffer`).
 - Time limits and binary metadata that are none: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
 """
@@ -27,6 +28,7 @@ from h2.events import Event as H2Event
 
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import to_grpc
+from workerd.network.request_buffer import RequestBuffer
 
 _TIMEOUT = "grpc-timeout"
 _TIMEOUT_VALUE = re.compile(r"([0-9]{1,8})([HMSmun])")  # gRPC over HTTP2, Requests
@@ -51,6 +53,9 @@ class Calls(Handler):
 
     def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Have a call answered."""
+        method = self.mapping.get(dict(headers).get(":path", ""))
+        is_single = method is None or not method.cardinality.client_streaming
+        stream.buffer = RequestBuffer(stream, is_single=is_single)  # type: ignore[assignment]
         mapping, left = self.mapping, headers
         try:
             seconds = _check(headers)

@@ -9,11 +9,14 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 from workerd.limits import Meter
+from workerd.network.request_buffer import RequestBuffer
 
 _LONG_BYTES = 1 << 14
 _HEAD_BYTES = 5  # gRPC over HTTP2, Length-Prefixed-Message
@@ -47,7 +50,10 @@ async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
         raise ValueError("it is compressed, which this daemon does not take")
     size = int.from_bytes(head[1:])
     with meter.receiving(user_id, size):
+        cast("RequestBuffer", stream._stream.buffer).widen(size)
         data = await _read(stream, size)
+        if await _read(stream, 1):
+            raise GRPCError(Status.UNIMPLEMENTED, "the call sends more than the one request that this RPC takes")
         if size <= _LONG_BYTES:
             return _decode(stream, data)
         return await asyncio.get_running_loop().run_in_executor(_decoder, _decode, stream, data)
