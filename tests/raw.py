@@ -6,9 +6,10 @@ import ssl
 import time
 from collections.abc import Iterator
 
+from grpclib.const import Status
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import ConnectionTerminated, Event
+from h2.events import ConnectionTerminated, Event, ResponseReceived, TrailersReceived
 
 from tests.daemon import USER, Daemon
 
@@ -94,6 +95,13 @@ def peer(daemon: Daemon, user: str = USER) -> Iterator[Peer]:
     plain = socket.create_connection(("127.0.0.1", daemon.port), timeout=10)
     with daemon.target(user).tls().wrap_socket(plain, server_hostname="localhost") as connection:
         yield Peer(connection)
+
+
+def status(events: list[Event]) -> Status | None:
+    """Return the status that a call ended with."""
+    headers = [each.headers for each in events if isinstance(each, ResponseReceived | TrailersReceived)]
+    values = [int(value) for each in headers for name, value in each or [] if name == b"grpc-status"]
+    return Status(values[-1]) if values else None
 
 
 def client_hello(context: ssl.SSLContext) -> bytes:

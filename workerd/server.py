@@ -116,7 +116,7 @@ async def answering(
         [gate],
         codec=Codec(),
         status_details_codec=StatusDetailsCodec(),
-        around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.user_of),
+        around=Surroundings(settings.keepalive_seconds, meter, notices, credentials.identify, credentials.watch),
     )
     start_decoder()
     server.serve(listening, credentials.context)

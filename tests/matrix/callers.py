@@ -22,6 +22,7 @@ from pki.inventory import serial_text
 from pki.narrowing import fit, make_key, make_request
 from pki.store import PkiFolder
 from tests.daemon import USER, Daemon, running_daemon
+from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.target import Target
 from workerctl.transport import WorkerChannel
@@ -124,10 +125,12 @@ async def everybody(folder: Path, account: str) -> AsyncIterator[World]:
             revoked_since = open_once(revoked)
             async with following(revoked_since(), job_id, ErrorReason.CERTIFICATE_REVOKED):
                 daemon.pki.revoke(serial)
+            await closed(revoked_since())
             own(daemon, expired, me.id, _LIFETIME)
             expired_since = open_once(expired)
             async with following(expired_since(), job_id, ErrorReason.CERTIFICATE_EXPIRED):
                 pass
+            await closed(expired_since())
             callers = {
                 "owner": open_once(daemon.target()),
                 "another user": open_once(daemon.target("other")),
@@ -140,7 +143,17 @@ async def everybody(folder: Path, account: str) -> AsyncIterator[World]:
             }
             turned_away = {"revoked": revoked, "expired": expired, "none": bare}
             callers |= {name: open_anew(target) for name, target in turned_away.items()}
+            turned_away |= {"revoked since": revoked, "expired since": expired}
             yield World(daemon, owner, job_id, callers, turned_away, account)
+
+
+async def closed(channel: WorkerChannel) -> None:
+    """Wait until the daemon has closed a connection."""
+
+    async def is_lost() -> bool:
+        return channel.lost
+
+    await eventually(is_lost)
 
 
 class Bare(Target):

@@ -13,17 +13,22 @@ from pathlib import Path
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, StreamEnded
+from h2.exceptions import ProtocolError
+from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest, StreamLogRequest
 
 from pki.authority import issue_client
 from pki.files import load_pair, replace_file, write_pair
+from pki.inventory import serial_text
 from pki.store import PkiFolder
 from pki.tls import client_context
 from tests.daemon import USER, Daemon
+from tests.raw import peer, status
 from tests.system.test_reload import REFUSED, wait_told
 from tests.waiting import wait_until
 from workerctl.client import Client
-from workerctl.errors import CallFailed
+from workerctl.errors import CallFailed, ClientError, Refused
 from workerctl.events import Output
 
 OTHER = "bob"
@@ -31,13 +36,13 @@ USER_ID = "123e4567-e89b-42d3-a456-426614174000"
 SOON_SECONDS = 10
 
 
-async def wait_refused(client: Client) -> CallFailed:
-    """Call over a connection that is there until it is refused."""
+async def wait_refused(client: Client) -> ClientError:
+    """Call until that is refused, over the connection that is there or a new one."""
     async with asyncio.timeout(SOON_SECONDS):
         while True:
             try:
                 await client.whoami()
-            except CallFailed as error:
+            except (CallFailed, Refused) as error:
                 return error
             await asyncio.sleep(0.05)
 
@@ -97,12 +102,55 @@ def first_bytes(daemon: Daemon) -> bytes:
         return connected.recv(9)
 
 
-async def test_calls_over_a_connection_that_is_there_are_refused_too(any_daemon: Daemon) -> None:
+async def test_who_called_before_is_refused_when_calling_again(any_daemon: Daemon) -> None:
     async with any_daemon.client() as client:
         await client.whoami()
         any_daemon.pki.revoke(USER)
         error = await wait_refused(client)
-    assert (error.status, error.reason) == (Status.UNAUTHENTICATED, ErrorReason.CERTIFICATE_REVOKED)
+    assert "the client certificate was revoked" in str(error)
+
+
+@pytest.mark.parametrize(("expires", "reason"), [(False, b"was revoked"), (True, b"has expired")])
+def test_a_connection_is_closed_when_its_certificate_counts_no_more(
+    any_daemon: Daemon, *, expires: bool, reason: bytes
+) -> None:
+    """A call that is under way is answered before, with what a new one would be answered with."""
+    lifetime = timedelta(seconds=4) if expires else timedelta(days=1)
+    credential = issue_client(load_pair(any_daemon.pki.client_ca), OTHER, USER_ID, lifetime)
+    write_pair(any_daemon.pki.client_certificate(OTHER), credential)
+    with peer(any_daemon, OTHER) as idle, peer(any_daemon, OTHER) as calling:
+        spawn = any_daemon.workerctl("spawn", "--working-directory", "/", "--", "sleep", "1000", user=OTHER)
+        request = StreamLogRequest(job_id=spawn.stdout.decode().strip(), follow=True).SerializeToString()
+        calling.request(calling.open("StreamLog"), request)
+        calling.send()
+        if not expires:
+            any_daemon.pki.revoke(serial_text(credential.certificate.serial_number))
+        for each in (idle, calling):
+            goodbye = each.read(seconds=SOON_SECONDS)
+            assert isinstance(goodbye, ConnectionTerminated)
+            assert goodbye.error_code == ErrorCodes.NO_ERROR
+            assert reason in (goodbye.additional_data or b"")
+            assert each.closed(SOON_SECONDS)
+        assert status(calling.events) is Status.UNAUTHENTICATED
+
+
+def test_a_revoked_user_who_goes_on_calling_is_cut_off(any_daemon: Daemon) -> None:
+    with peer(any_daemon) as calling:
+        calls, until = 0, time.monotonic() + 20
+        any_daemon.pki.revoke(USER)
+        while not any(isinstance(event, ConnectionTerminated) for event in calling.events):
+            assert time.monotonic() < until, f"{calls} calls were answered"
+            try:
+                calling.request(calling.open("WhoAmI"), b"")
+            except ProtocolError:  # the GOAWAY has come
+                break
+            calling.send()
+            calling.read(StreamEnded)
+            calls += 1
+        assert calling.closed(SOON_SECONDS)
+    refused = [event for event in calling.events if status([event]) is Status.UNAUTHENTICATED]
+    print(f"{calls} calls, of which {len(refused)} were refused")
+    assert len(refused) < 5
 
 
 async def test_stream_ends_when_its_certificate_expires_and_the_job_runs_on(any_daemon: Daemon) -> None:
@@ -129,7 +177,7 @@ async def test_stream_ends_when_its_certificate_expires_and_the_job_runs_on(any_
         )
         assert pieces == [b"ready\n"]
         assert time.monotonic() - begun < 6
-        with pytest.raises(CallFailed, match="has expired: have it renewed"):
+        with pytest.raises(ClientError, match="has expired: have it renewed"):
             await short.whoami()
         assert (await long.status(job_id)).state is JobState.RUNNING
     result = any_daemon.workerctl("whoami", user="short")

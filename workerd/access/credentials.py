@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -38,18 +38,17 @@ class _Loaded:
 
 
 @dataclass(eq=False, slots=True)
-class _Call:
-    """A call that is being served.
+class _Use:
+    """A connection or a call that lasts only as long as a certificate counts.
 
     Attributes:
-        cancelling: how often the task had been cancelled before (`asyncio.Task.cancelling`).
-        refusal: why it is ended, if it is.
-        timer: looks whether the caller's certificate still counts.
+        end: called once, with the reason, when it does not count any more.
+        refusal: that reason.
+        timer: of the next check.
     """
 
     caller: Identity
-    task: asyncio.Task[Any]
-    cancelling: int
+    end: Callable[[CertificateRefused], None]
     refusal: CertificateRefused | None = None
     timer: asyncio.TimerHandle | None = None
 
@@ -62,7 +61,7 @@ class Credentials:
         newest: remembers the newest list of revoked certificates.
 
     Attributes:
-        context: for the listening socket. Handshakes go by what is current when they begin; connections stay.
+        context: for the listening socket. Handshakes go by what is current when they begin.
 
     Raises:
         PkiError: they cannot be used.
@@ -72,7 +71,7 @@ class Credentials:
         self.context = ExchangeableContext(ssl.PROTOCOL_TLS_SERVER)
         self._folder = folder
         self._newest = newest
-        self._calls: set[_Call] = set()
+        self._uses: set[_Use] = set()
         self._warnings = CallerWarnings()
         self._problem = ""  # that was told last, and still is there
         self._keeping_problem = ""
@@ -85,16 +84,36 @@ class Credentials:
         """The one that callers must be of."""
         return self._loaded.trust_domain
 
-    def user_of(self, certificate: Mapping[str, Any]) -> str:
-        """Tell the id of the user of a certificate, whether or not that still counts.
+    def identify(self, certificate: Mapping[str, Any]) -> Identity:
+        """Return whose certificate it is, whether or not it still counts.
 
         Args:
-            certificate: as `ssl.SSLSocket.getpeercert` gives it.
+            certificate: as `ssl.SSLSocket.getpeercert` returns it.
 
         Raises:
-            IdentityInvalid: it names none.
+            IdentityInvalid: it names no user.
         """
-        return read_identity(certificate, self.trust_domain).user_id
+        return read_identity(certificate, self.trust_domain)
+
+    def watch(self, caller: Identity, end: Callable[[CertificateRefused], None]) -> Callable[[], None]:
+        """Call a function once the caller's certificate is revoked or has expired, at once if it already is.
+
+        Args:
+            end: that function, which is given the reason.
+
+        Returns:
+            A function that ends the watch.
+        """
+        use = _Use(caller, end)
+        self._uses.add(use)
+        self._look_at(use)
+
+        def release() -> None:
+            self._uses.discard(use)
+            if use.timer is not None:
+                use.timer.cancel()
+
+        return release
 
     @contextlib.contextmanager
     def admit(self, caller: Identity) -> Iterator[None]:
@@ -109,34 +128,36 @@ class Credentials:
         task = asyncio.current_task()
         if task is None:
             raise AssertionError("a call is served outside of any task")
-        call = _Call(caller, task, task.cancelling())
-        self._calls.add(call)
-        self._watch(call)
+        cancelling, refusals = task.cancelling(), list[CertificateRefused]()
+
+        def end(refusal: CertificateRefused) -> None:
+            refusals.append(refusal)
+            task.cancel()
+
+        release = self.watch(caller, end)
         try:
             yield
         except asyncio.CancelledError:
-            if call.refusal is None or task.uncancel() > call.cancelling:  # as asyncio.timeout does
+            if not refusals or task.uncancel() > cancelling:  # as asyncio.timeout does
                 raise
-            raise call.refusal from None
+            raise refusals[0] from None
         finally:
-            self._calls.remove(call)
-            if call.timer is not None:
-                call.timer.cancel()
+            release()
 
-    def _watch(self, call: _Call) -> None:
-        """End a call if its caller's certificate does not count any more; otherwise look again in time."""
-        if call.timer is not None:
-            call.timer.cancel()
+    def _look_at(self, use: _Use) -> None:
+        """End a use of a certificate that does not count any more; otherwise look again in time."""
+        if use.timer is not None:
+            use.timer.cancel()
         try:
-            self._check(call.caller)
+            self._check(use.caller)
         except CertificateRefused as refusal:
-            if call.refusal is None:
-                call.refusal = refusal
-                call.task.cancel()
+            if use.refusal is None:
+                use.refusal = refusal
+                use.end(refusal)
         else:
-            left = (call.caller.expires_at - datetime.now(UTC)).total_seconds()
+            left = (use.caller.expires_at - datetime.now(UTC)).total_seconds()
             seconds = min(max(left, 0.0), _LOOK_SECONDS)
-            call.timer = asyncio.get_running_loop().call_later(seconds, self._watch, call)
+            use.timer = asyncio.get_running_loop().call_later(seconds, self._look_at, use)
 
     def _check(self, caller: Identity) -> None:
         # With a certificate go all that descend from it.
@@ -176,8 +197,8 @@ class Credentials:
             log.info("certificates are as they were, and in use as before", folder=str(self._folder.path))
         self._problem = ""
         self._use(loaded)
-        for call in list(self._calls):
-            self._watch(call)
+        for use in list(self._uses):
+            self._look_at(use)
         if not self._keep_list():
             return False
         self._seen = seen  # at the end: what fails until then is made again

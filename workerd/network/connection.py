@@ -1,4 +1,4 @@
-"""One connection, which is closed when its peer is dead, idle, one too many or a flood.
+"""One connection, which is closed when its peer is dead, idle, one too many, a flood, or has lost its certificate.
 
 - A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
   which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
@@ -7,11 +7,13 @@
 - A peer that makes work without making calls is cut off: one that resets what it opens (CVE-2023-44487), that sends
   frames which carry nothing (RFC 9113 §10.5), or that leaves unread what it has the daemon answer. Frames are counted
   before h2 takes them: a read may bring thousands.
+- A peer whose certificate is revoked or has expired is cut off, once its calls have been answered with that.
 - What ends a connection is said in a GOAWAY, which grpclib leaves unsent when a peer breaks the protocol.
 - A frame that says it is too long is refused at once: h2 first waits for all of it (`FrameBuffer.__next__`).
 """
 
 import asyncio
+import contextlib
 from asyncio import BaseTransport, Transport
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,8 @@ from h2.exceptions import DenialOfServiceError, FrameTooLargeError, ProtocolErro
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, Frame, HeadersFrame, RstStreamFrame
 
-from pki.errors import IdentityInvalid
+from pki.errors import CertificateRefused, IdentityInvalid
+from pki.identity import Identity
 from workerd.errors import LimitReached
 from workerd.limits import Meter
 from workerd.network.http2 import StrictProtocol
@@ -49,14 +52,17 @@ class Surroundings:
         keepalive_seconds: after how much silence a connection is dead; greater than zero.
         meter: counts what users have under way.
         notices: tells what connections are ended for.
-        user_of: tells the id of the user of a certificate, as `ssl.SSLSocket.getpeercert` gives that; raises
-            IdentityInvalid for one that names none.
+        identify: returns whose a certificate is that `ssl.SSLSocket.getpeercert` returned; raises IdentityInvalid for
+            one that names no user.
+        watch: calls a function with the reason once a certificate does not count any more, and returns a function
+            that ends the watch.
     """
 
     keepalive_seconds: float
     meter: Meter
     notices: Notices
-    user_of: Callable[[Mapping[str, Any]], str]
+    identify: Callable[[Mapping[str, Any]], Identity]
+    watch: Callable[[Identity, Callable[[CertificateRefused], None]], Callable[[], None]]
 
 
 class WorkerProtocol(StrictProtocol):
@@ -77,6 +83,8 @@ class WorkerProtocol(StrictProtocol):
     _unread_frames = 0
     _sent_seen = 0
     _idle_turn: asyncio.TimerHandle | None = None
+    _ending: asyncio.Task[None] | None = None
+    _unwatch: Callable[[], None] | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         """Begin to bound what comes, count the connection in, and close it if it is one too many."""
@@ -116,23 +124,50 @@ class WorkerProtocol(StrictProtocol):
         self._turn.cancel()
         if self._idle_turn is not None:
             self._idle_turn.cancel()
+        if self._ending is not None:
+            self._ending.cancel()
+        if self._unwatch is not None:
+            self._unwatch()
         if self._user_id is not None:
             self.around.meter.disconnect(self._user_id)
         super().connection_lost(exc)
 
     def _count_in(self) -> None:
-        certificate = self.connection.get_peer().cert()
-        try:
-            user_id = self.around.user_of(certificate or {})
-        except IdentityInvalid:
-            user_id = ""  # all who are nobody count as one; the gate tells them
+        identity, user_id = None, ""  # all whose certificate names no user count as one; the gate refuses their calls
+        with contextlib.suppress(IdentityInvalid):
+            identity = self.around.identify(self.connection.get_peer().cert() or {})
+            user_id = identity.user_id
         try:
             self.around.meter.connect(user_id)
         except LimitReached as refusal:
             self.around.notices.warn("connections are closed: there are too many", refusal.limit, latest=user_id)
             self._end(ErrorCodes.ENHANCE_YOUR_CALM, str(refusal))
-        else:
-            self._user_id = user_id
+            return
+        self._user_id = user_id
+        if identity is not None:
+            self._unwatch = self.around.watch(identity, self._refuse)
+
+    def _refuse(self, refusal: CertificateRefused) -> None:
+        self._ending = asyncio.get_running_loop().create_task(self._end_refused(str(refusal)))
+
+    async def _end_refused(self, reason: str) -> None:
+        """Close the connection once its calls have been answered: `Gate` ends those that are under way.
+
+        Where no call was made yet, the first is answered: the handshake succeeds for a narrowed certificate of which
+        only an ancestor is revoked, and an answer is what its user understands.
+        """
+        closed = self.connection.stream_close_waiter
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                if not self.connection.streams_started:
+                    closed.clear()
+                    await closed.wait()
+                streams = set(self.processor.streams)  # not those that begin later
+                while not streams.isdisjoint(self.processor.streams):
+                    closed.clear()
+                    await closed.wait()
+        if not self._transport.is_closing():
+            self._end(ErrorCodes.NO_ERROR, reason)
 
     def _feed(self, data: bytes) -> list[Event]:
         h2 = self.connection._connection

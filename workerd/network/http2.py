@@ -7,6 +7,7 @@
 - Compressed requests: grpclib hides the header that names the compression, and does not send which ones are accepted.
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
+- Requests without end: grpclib keeps whatever comes until a call is over (`workerd.network.request_buffer`).
 - Invalid time limits and binary metadata: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
 """
@@ -33,6 +34,7 @@ from workerd.engine.errors import InvalidArgument
 from workerd.errors import LimitReached, to_grpc
 from workerd.network.headers import HeaderDecoder, TooLong
 from workerd.notices import Notices
+from workerd.network.request_buffer import RequestBuffer
 
 _TIMEOUT, _CONTENT_TYPE, _ENCODING = "grpc-timeout", "content-type", "grpc-encoding"
 _ACCEPTED = ("grpc-accept-encoding", "identity")
@@ -67,6 +69,9 @@ class Calls(Handler):
 
     def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Have a call answered."""
+        method = self.mapping.get(dict(headers).get(":path", ""))
+        is_single = method is None or not method.cardinality.client_streaming
+        stream.buffer = RequestBuffer(stream, is_single=is_single)  # type: ignore[assignment]
         mapping, left = self.mapping, headers
         stream.headers = headers  # for `encoding_of`
         if encoding_of(stream) != _ACCEPTED[1]:

@@ -11,13 +11,14 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 from grpclib.server import Stream
 
 from workerd.errors import FramingInvalid, Unsupported
 from workerd.limits import Meter
 from workerd.network.http2 import encoding_of
+from workerd.network.request_buffer import RequestBuffer
 
 _LONG_BYTES = 1 << 14
 _HEAD_BYTES = 5  # gRPC over HTTP2, Length-Prefixed-Message
@@ -54,6 +55,7 @@ async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
         raise _compressed(head[0], encoding_of(stream._stream))
     size = int.from_bytes(head[1:])
     with meter.receiving(user_id, size):
+        cast("RequestBuffer", stream._stream.buffer).widen(size)
         data = await _read(stream, size)
         if await _read(stream, 1):
             raise Unsupported("the call has more than one request, and this RPC takes one: make a call for each")

@@ -28,6 +28,7 @@ from workerd.network.codec import Encoded
 from workerd.network.connection import Surroundings, WorkerProtocol
 from workerd.network.http2 import Calls
 from workerd.network.receiving import receive
+from workerd.network.request_buffer import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 
 _ROOM_BYTES = 1 << 13  # what is worth reading for
 _SHOWN = 200
@@ -129,7 +130,12 @@ class WorkerServer(Server):
     """A server whose every answer is a whole one, and that lets go of connections that are dead, idle or too many."""
 
     def __init__(self, *arguments: Any, around: Surroundings, **options: Any) -> None:
-        super().__init__(*arguments, config=Configuration(_keepalive_time=None), **options)
+        configuration = Configuration(
+            _keepalive_time=None,
+            http2_connection_window_size=CONNECTION_WINDOW_BYTES,
+            http2_stream_window_size=STREAM_WINDOW_BYTES,
+        )
+        super().__init__(*arguments, config=configuration, **options)
         self._mapping = _Routes(self._mapping)
         self._around = around
 
