@@ -33,8 +33,8 @@ from h2.events import Event as H2Event
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import LimitReached, to_grpc
 from workerd.network.headers import HeaderDecoder, TooLong
-from workerd.notices import Notices
 from workerd.network.request_buffer import RequestBuffer
+from workerd.notices import Notices
 
 _TIMEOUT, _CONTENT_TYPE, _ENCODING = "grpc-timeout", "content-type", "grpc-encoding"
 _ACCEPTED = ("grpc-accept-encoding", "identity")
