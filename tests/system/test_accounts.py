@@ -161,7 +161,7 @@ async def test_jobs_run_as_the_account_of_their_owner(tmp_path: Path, processes:
                 assert await ran_as(client, await client.spawn(wish())) == account
         async with daemon.client() as client:
             assert await ran_as(client, await client.spawn(wish(by_name))) == by_name
-            with pytest.raises(CallFailed, match=f"no right to run-as {for_all}: leave --run-as out"):
+            with pytest.raises(CallFailed, match=f"no right to run-as {for_all}: leave `run_as` out"):
                 await client.spawn(wish(for_all))
         async with Client(Target(daemon.endpoint, USER, daemon.pki.path, certificate=ADMIN)) as acting:
             assert await ran_as(acting, await acting.spawn(wish())) == by_name
