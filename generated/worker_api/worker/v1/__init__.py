@@ -808,8 +808,9 @@ class JobEnd(betterproto2.Message):
 
     peak_memory_bytes: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
     """
-    The largest resident set of any one process of the job, in bytes. Small programs show some megabytes too much:
-    the kernel counts what the process was before it became the program (getrusage(2), ru_maxrss).
+    The largest resident set of any one process of the job, in bytes. Zero: not known. It is not known of a job that
+    was lost, and of one whose processes were all smaller than what its program's process was before it became the
+    program, some 14 MiB, which the kernel counts as the program's (getrusage(2), ru_maxrss).
     """
 
     streams: "list[StreamSummary]" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, repeated=True)
