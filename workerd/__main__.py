@@ -72,6 +72,13 @@ def workerd(
     max_audit_bytes: Annotated[
         int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
     ] = DEFAULT_MAX_AUDIT_BYTES,
+    audit_witness: Annotated[
+        str,
+        Parameter(
+            help="What is told the audit trail's heads: journal, the system's, or a file. [default: nothing]",
+            show_default=False,
+        ),
+    ] = "",
     debuggable: Annotated[
         bool,
         Parameter(
@@ -108,6 +115,7 @@ def workerd(
         run_as=run_as,
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        audit_witness=audit_witness,
         debuggable=debuggable,
     )
     try:
