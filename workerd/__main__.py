@@ -79,6 +79,13 @@ def workerd(
     max_audit_bytes: Annotated[
         int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
     ] = DEFAULT_MAX_AUDIT_BYTES,
+    audit_witness: Annotated[
+        str,
+        Parameter(
+            help="What is told the audit trail's heads: journal, the system's, or a file. [default: nothing]",
+            show_default=False,
+        ),
+    ] = "",
     debuggable: Annotated[
         bool,
         Parameter(
@@ -116,6 +123,7 @@ def workerd(
         accounts=accounts or {},
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        audit_witness=audit_witness,
         debuggable=debuggable,
     )
     try:

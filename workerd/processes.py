@@ -27,6 +27,8 @@ from workerd.resource_limits import warn_of_shortages
 from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
+from workerd.trail.following import keeping_heads
+from workerd.trail.remembered import RememberedHead
 from workerd.trail.writer import AuditTrail
 from workerd.waiting import meanwhile, stop_signals, wait_first
 
@@ -84,11 +86,13 @@ async def _serve(settings: Settings, keeper: Keeper, bound: socket.socket, stop:
 @contextlib.asynccontextmanager
 async def _telling_keeper(settings: Settings) -> AsyncIterator[tuple[Keeper, AuditTrail]]:
     """Run a keeper that tells the audit trail of its jobs."""
-    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
-        events = JobEvents(trail)
-        keeper = Keeper(settings.state_directory, settings.storage, on_end=events.ended, on_remove=events.removed)
-        async with keeper:
-            yield keeper, trail
+    remembered = RememberedHead(settings.audit_head)
+    async with keeping_heads(settings.audit_directory, remembered, settings.audit_witness):
+        with AuditTrail(settings.audit_directory, settings.max_audit_bytes, remembered) as trail:
+            events = JobEvents(trail)
+            keeper = Keeper(settings.state_directory, settings.storage, on_end=events.ended, on_remove=events.removed)
+            async with keeper:
+                yield keeper, trail
 
 
 @contextlib.contextmanager

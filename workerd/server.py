@@ -37,6 +37,8 @@ from workerd.registry import Route, load_routes, rights_of
 from workerd.resource_limits import warn_of_shortages
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
+from workerd.trail.following import keeping_heads
+from workerd.trail.remembered import RememberedHead
 from workerd.trail.writer import AuditTrail
 from workerd.waiting import meanwhile, stop_signals, wait_first
 
@@ -85,7 +87,11 @@ async def serve(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def telling_engine(settings: Settings, *, keeps: bool = True) -> AsyncIterator[tuple[Engine, AuditTrail]]:
     """Run an engine that tells the audit trail of its jobs. It is as `Engine` has it."""
-    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
+    remembered = RememberedHead(settings.audit_head)
+    async with contextlib.AsyncExitStack() as stack:
+        if keeps:
+            await stack.enter_async_context(keeping_heads(settings.audit_directory, remembered, settings.audit_witness))
+        trail = stack.enter_context(AuditTrail(settings.audit_directory, settings.max_audit_bytes, remembered))
         events = JobEvents(trail)
         engine = Engine(
             settings.state_directory,

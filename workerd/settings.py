@@ -8,11 +8,13 @@ from pathlib import Path
 
 import platformdirs
 
+from audit.files import REMEMBERED
 from pki.checks import is_name
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 from workerd.limits import DEFAULT_LIMITS, MAX_AMOUNT, Limits
+from workerd.trail.witness import JOURNAL
 
 MIN_AUDIT_BYTES = 1 << 20
 DEFAULT_MAX_AUDIT_BYTES = 10 << 30
@@ -45,6 +47,7 @@ class Settings:
         accounts: by the name or id of a user, the account that takes the place of `run_as` for that user.
         limits: how much users may have of it.
         max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
+        audit_witness: what is told the audit trail's heads: `journal`, a file's path, or empty for nothing.
         debuggable: whether other programs of the daemon's account may trace it and read its memory.
     """
 
@@ -62,6 +65,7 @@ class Settings:
     accounts: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
     max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
+    audit_witness: str = ""
     debuggable: bool = False
 
     @property
@@ -74,6 +78,11 @@ class Settings:
     def audit_directory(self) -> Path:
         """Where the audit trail is."""
         return self.state_directory / "audit"
+
+    @property
+    def audit_head(self) -> Path:
+        """Where the audit trail's head is remembered."""
+        return self.state_directory / REMEMBERED
 
 
 def make_settings(
@@ -91,6 +100,7 @@ def make_settings(
     accounts: Mapping[str, str],
     limits: Limits,
     max_audit_bytes: int,
+    audit_witness: str,
     debuggable: bool,
 ) -> Settings:
     """Check what was given and fill in what was not.
@@ -121,6 +131,13 @@ def make_settings(
             f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES} or more, or 0 for any"
         )
     state_directory = (state_dir or default_state_directory()).absolute()
+    if audit_witness not in ("", JOURNAL):
+        audit_witness = str(Path(audit_witness).absolute())
+        if Path(audit_witness).is_relative_to(state_directory):
+            raise ConfigurationInvalid(
+                f"--audit-witness {audit_witness} is in the state directory {state_directory}, where it can be removed"
+                " with the trail: give a file elsewhere, or journal"
+            )
     return Settings(
         host=host,
         port=port,
@@ -136,6 +153,7 @@ def make_settings(
         accounts=dict(_read_accounts(accounts)),
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        audit_witness=audit_witness,
         debuggable=debuggable,
     )
 

@@ -333,9 +333,15 @@ def test_a_folder_that_is_moved_away_is_left_and_another_is_begun(folder: Path, 
     with structlog.testing.capture_logs() as logs:
         trail.record(EVENT)
         trail.record(EVENT)
-    assert [each["event"] for each in logs] == ["the audit trail was moved away, and another is begun"]
-    assert check_whole(folder.with_name("kept")).head.seq == 1
-    assert check_whole(folder).head.seq == 2
+    assert [each["event"] for each in logs] == [
+        "the audit trail was moved away, and another is begun",
+        "the audit trail does not end as it was left",
+    ]
+    kept = check_whole(folder.with_name("kept")).head
+    assert kept.seq == 1
+    assert [event["event"] for event in events(folder)] == [RESUMED, "decision", "decision"]
+    assert events(folder)[0]["prev"] == kept.hash
+    assert verify(folder, from_seq=2).fault is None
 
 
 def test_a_file_that_somebody_begun_and_did_not_come_to_write_is_taken_over(
