@@ -1,5 +1,6 @@
 """System accounts: looking one up, and becoming one for good."""
 
+import functools
 import os
 import pwd
 
@@ -8,8 +9,12 @@ from workerd.engine.errors import AccountUnusable
 from workerd.engine.job import Account
 
 
+@functools.cache
 def own_account() -> Account:
-    """Look up the daemon's account; one without an entry, as in some containers, is called by its number."""
+    """Look up the daemon's account; one without an entry, as in some containers, is called by its number.
+
+    It is looked up once: a service that the C library asks (nsswitch.conf(5)) may hang later.
+    """
     uid = os.geteuid()
     try:
         entry = pwd.getpwuid(uid)
