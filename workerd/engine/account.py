@@ -16,8 +16,12 @@ def own_name() -> str:
     return own_account().name
 
 
+@functools.cache
 def own_account() -> Account:
-    """Look up the daemon's account; one without an entry, as in some containers, is called by its number."""
+    """Look up the daemon's account; one without an entry, as in some containers, is called by its number.
+
+    It is looked up once: a service that the C library asks (nsswitch.conf(5)) may hang later.
+    """
     uid = os.geteuid()
     try:
         entry = pwd.getpwuid(uid)
