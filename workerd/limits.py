@@ -42,6 +42,7 @@ class Limits:
         max_header_bytes: Bytes of the headers of one call; 1024 or more.
         max_handshakes: Connections that have not proved yet whose they are; 1 or more.
         handshake_seconds: How long a connection may take for that; more than 0.
+        request_seconds: How long the request of a call may take to arrive; more than 0.
         idle_seconds: How long a connection may stay without a call. 0: for ever.
     """
 
@@ -59,6 +60,7 @@ class Limits:
     max_header_bytes: int = 16 << 10
     max_handshakes: int = 256
     handshake_seconds: float = 10.0
+    request_seconds: float = 60.0
     idle_seconds: float = 900.0
 
     def check(self) -> None:
@@ -81,6 +83,8 @@ class Limits:
                 raise ConfigurationInvalid(f"{option} {value} cannot be: give {most} at most")
         if not self.handshake_seconds:
             raise ConfigurationInvalid("--handshake-seconds 0 is no time for a handshake: give more than 0")
+        if not self.request_seconds:
+            raise ConfigurationInvalid("--request-seconds 0 is no time for a request: give more than 0")
 
     def for_jobs(self) -> JobLimits:
         """Give those that are the engine's."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, StreamEnded
+from h2.events import ConnectionTerminated, ResponseReceived, StreamEnded, TrailersReceived
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from worker_api.worker.v1 import SpawnRequest, StreamLogRequest
@@ -89,6 +89,20 @@ def test_a_handshake_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         silent.settimeout(10)
         assert silent.recv(1) == b""
         wait_until(lambda: "limit=handshake-seconds" in daemon.errors(), "the log does not tell")
+        asyncio.run(ask(daemon))
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0\0\x05ab", b"\0\0\0\0\0"], ids=["none", "a part", "all but the end"])
+def test_a_request_that_does_not_arrive_in_time_is_ended(tmp_path: Path, sent: bytes) -> None:
+    with limited(tmp_path, "--request-seconds", "0.5") as daemon, peer(daemon) as caller:
+        stream_id = caller.open("WhoAmI")
+        if sent:
+            caller.h2.send_data(stream_id, sent)
+        caller.send()
+        assert isinstance(caller.read(StreamEnded), StreamEnded)
+        (trailers,) = (event for event in caller.events if isinstance(event, ResponseReceived | TrailersReceived))
+        message = dict(trailers.headers)[b"grpc-message"]
+        assert message.startswith(b"the request has not arrived within 0.5 s (request-seconds)")
         asyncio.run(ask(daemon))
 
 

@@ -3,6 +3,7 @@
 - A request that says it is too long is not read: grpclib takes a message of any length into memory. What is not read
   is not acknowledged, so HTTP/2's flow control bounds what comes of it.
 - A user who begins many long requests at once, and ends none, gets no room for more.
+- A request that does not arrive in time is not waited for.
 - A long request is decoded beside the event loop, which goes on for the others meanwhile; one at a time, because every
   further thread would take the interpreter from the loop for longer.
 - A call has exactly one request, and that is not compressed. What else it may be is answered with the status that gRPC
@@ -15,7 +16,7 @@ from typing import Any, cast
 
 from grpclib.server import Stream
 
-from workerd.errors import FramingInvalid, Unsupported
+from workerd.errors import FramingInvalid, LimitReached, Unsupported
 from workerd.limits import Meter
 from workerd.network.http2 import encoding_of
 from workerd.network.request_buffer import RequestBuffer
@@ -44,11 +45,12 @@ async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
 
     Raises:
         FramingInvalid: it is cut off, or compressed in no way.
-        LimitReached: it is too long, or too many of the user's are on their way.
+        LimitReached: it is too long, takes too long to arrive, or too many of the user's are on their way.
         Unsupported: there is no request or more than one, or it is compressed.
         ValueError: it is no message.
     """
-    head = await _read(stream, _HEAD_BYTES)
+    deadline = asyncio.get_running_loop().time() + meter.limits.request_seconds
+    head = await _read(stream, _HEAD_BYTES, meter, deadline)
     if not head:
         raise Unsupported("the call has no request, and this RPC takes one: send one message, an empty one perhaps")
     if head[0]:
@@ -56,8 +58,8 @@ async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
     size = int.from_bytes(head[1:])
     with meter.receiving(user_id, size):
         cast("RequestBuffer", stream._stream.buffer).widen(size)
-        data = await _read(stream, size)
-        if await _read(stream, 1):
+        data = await _read(stream, size, meter, deadline)
+        if await _read(stream, 1, meter, deadline):
             raise Unsupported("the call has more than one request, and this RPC takes one: make a call for each")
         if size <= _LONG_BYTES:
             return _decode(stream, data)
@@ -72,9 +74,15 @@ def _compressed(flag: int, encoding: str) -> Exception:
     return Unsupported(f"the request is compressed by {encoding[:_SHOWN]!r}, and only 'identity' is accepted")
 
 
-async def _read(stream: Stream[Any, Any], size: int) -> bytes:
+async def _read(stream: Stream[Any, Any], size: int, meter: Meter, deadline: float) -> bytes:
     try:
-        return await stream._stream.recv_data(size)
+        async with asyncio.timeout_at(deadline) as limit:
+            return await stream._stream.recv_data(size)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        problem = f"the request has not arrived within {meter.limits.request_seconds:g} s"
+        raise LimitReached("request-seconds", problem, "send it at once, and end the stream of the request") from error
     except AssertionError as error:  # what grpclib raises for less than that
         raise FramingInvalid("the request ends before the length that it says it has") from error
 
