@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import structlog
 from grpclib.const import Handler as Method
@@ -36,18 +36,23 @@ from workerd.access.users import LONGEST_NAME
 from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
+from workerd.engine.queues import Queues
 from workerd.engine.standing import Found
 from workerd.engine.watcher import Change
 from workerd.errors import DaemonError, ShuttingDown, UserUnknown, to_grpc
 from workerd.failures import containing, tell_failure
 from workerd.handler import Call, Daemon, to_resource
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, connection_of, has_gone, room_of, send, wait_for_room
+from workerd.network.codec import Encoded
+from workerd.network.transport import bound_request, connection_of, encode, has_gone, room_of, send, wait_for_room
 from workerd.notices import Notices
+from workerd.pace import Pace
 from workerd.registry import Route
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
+_AT_ONCE = 8  # calls of one user and RPC
+_SMALL_BYTES = 1 << 14  # of an answer that a client may leave unread without keeping its turn
 
 
 class Gate:
@@ -86,6 +91,8 @@ class Gate:
         self._changing: set[asyncio.Task[Any]] = set()
         self._unheard: set[asyncio.Task[Any]] = set()
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
+        self._queues = Queues(_AT_ONCE)
+        self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self._closing = False
         self._spare = Spare()
 
@@ -158,18 +165,28 @@ class Gate:
             raise answer from error
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
-        caller = self._act(holder, stream)
-        request = await self._receive(stream, holder.user.id)
-        call = self._decide(route, request, caller)
-        if not route.method.cardinality.server_streaming:
-            task = asyncio.current_task()
-            call = replace(call, is_heard=lambda: task not in self._unheard)
-            with self._finishing(route), self._noting_failure(route, call), containing(stream):
-                response = await route.handler.function(call, request)
-            await send(stream, response)
+        pace = self._paces.setdefault(holder.user.id, Pace())
+        if route.method.cardinality.server_streaming:
+            await self._answer_with_stream(route, stream, holder, pace)
             return
+        async with self._queues.turn((holder.user.id, route.path)):
+            response = await self._respond(route, stream, holder, pace)
+            if len(response.data) > _SMALL_BYTES:  # which is held until the client takes it
+                await send(stream, response)
+                return
+        await send(stream, response)
 
-        call = replace(call, room=partial(room_of, stream))
+    async def _respond(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> Encoded:
+        call, request = await self._begin(route, stream, holder, pace)
+        task = asyncio.current_task()
+        call = replace(call, is_heard=lambda: task not in self._unheard)
+        with self._finishing(route), self._noting_failure(route, call), containing(stream):
+            return encode(stream, await route.handler.function(call, request))
+
+    async def _answer_with_stream(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> None:
+        call, request = await self._begin(route, stream, holder, pace)
+        started = route.handler.function(replace(call, room=partial(room_of, stream)), request)
+        call = replace(call, job=None)  # which may be large, and the stream long
 
         def check() -> None:
             if call.job_id is not None and changed.is_gone:
@@ -179,14 +196,18 @@ class Gate:
                     self._decide(route, request, self._act(holder, stream))
 
         with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
-            async with (
-                while_passing(check, changed),
-                contextlib.aclosing(route.handler.function(call, request)) as responses,
-            ):
+            async with while_passing(check, changed), contextlib.aclosing(started) as responses:
                 await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
                     await wait_for_room(stream)
+
+    async def _begin(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> tuple[Call, Any]:
+        """Take a request, and decide on it."""
+        await pace.step()
+        caller = self._act(holder, stream)
+        request = await self._receive(stream, holder.user.id)
+        return replace(self._decide(route, request, caller), pause=pace.step), request
 
     @contextlib.contextmanager
     def _finishing(self, route: Route) -> Iterator[None]:

@@ -8,7 +8,8 @@ A handler is declared with `handles` and offered through the entry-point group `
 An RPC that answers with one message is an `async def`; one that answers with a stream is an `async def` that yields.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -83,6 +84,7 @@ class Call:
         room: tells how many bytes are worth preparing next for a client that is answered with a stream.
         is_heard: return whether the client still waits for the answer.
         further: what further rights were asked for on.
+        pause: awaited between the parts of what takes long, so that other users' calls are answered meanwhile.
     """
 
     daemon: Daemon
@@ -93,6 +95,7 @@ class Call:
     resource: Resource = DAEMON
     room: Callable[[], int] = lambda: CHUNK_BYTES
     is_heard: Callable[[], bool] = lambda: True
+    pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
     further: list[Resource] = field(default_factory=list)
 
     @property

@@ -5,7 +5,7 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -283,6 +283,7 @@ class Engine:
         *,
         follow: bool,
         room: Callable[[], int] = lambda: CHUNK_BYTES,
+        pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0),
     ) -> AsyncGenerator[Sequence[Output | Gap | JobEnd], None]:
         """Read a job's output from any position.
 
@@ -292,6 +293,7 @@ class Engine:
             streams: which streams; the others are passed over.
             follow: whether to go on with what is yet to come.
             room: tells how many bytes of output are wanted next at most, so that nothing is held that nobody takes yet.
+            pause: awaited before each piece is read.
 
         Yields:
             Events in the order in which the output arrived, one or more at a time. The end comes last, and only when
@@ -302,7 +304,7 @@ class Engine:
             InvalidArgument: the start is beyond the log's end.
             SpoolCorrupt: the log is damaged.
         """
-        job = self.status(job_id)
+        job = shorten(self.status(job_id))
         folder = self._shelf.folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
@@ -315,6 +317,7 @@ class Engine:
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
             while True:
+                await pause()
                 changed.clear()
                 if events := reader.read(room()):
                     yield events
@@ -323,11 +326,10 @@ class Engine:
                 if not follow and reader.position >= limit:
                     return
                 if not reader.exhausted:
-                    await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
-                elif job.ended:  # which was complete when this began
+                    continue
+                if job.ended:  # which was complete when this began
                     raise SpoolCorrupt(folder.index, f"the log goes on to byte {limit}, and nothing checks there")
-                else:
-                    await changed.wait()
+                await changed.wait()
         after = self.status(job_id)
         if after.spec.created_ns != job.spec.created_ns:  # it was removed, and its key has made it again
             raise JobNotFound(job.id)
@@ -344,6 +346,7 @@ class Engine:
         size: int,
         after: tuple[int, str] | None,
         is_visible: Callable[[Found], bool] = lambda _: True,
+        pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0),
     ) -> Page:
         """List jobs, newest first, each as `workerd.engine.listing.shorten` leaves it.
 
@@ -354,13 +357,14 @@ class Engine:
             size: the most jobs to return. There are fewer where they take more than `PAGE_BYTES`.
             after: `Page.next` of the page before.
             is_visible: whether a job may be in the list.
+            pause: awaited before each job is looked at.
         """
         await self.wait_scanned()
         rows: list[Job | DamagedJob] = []
         position, left = after, PAGE_BYTES
         only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
         for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
-            await asyncio.sleep(0)  # a long list leaves the others their turn
+            await pause()
             created_ns, job_id = place
             try:
                 found = self.find(job_id)

@@ -3,13 +3,12 @@
 What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
 """
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Share, User
+from workerd.engine.queues import Queues
 from workerd.engine.threads import Threads
 
 MAX_USERS = 1000
@@ -23,7 +22,7 @@ class Sharer:
 
     def __init__(self) -> None:
         self._threads = Threads("sharing a job", most=8, limit_seconds=_LIMIT_SECONDS)
-        self._queues: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._queues = Queues(1)
 
     async def set_rights(self, folder: JobFolder, user: User, rights: Collection[str], bind: Bind) -> tuple[Share, ...]:
         """Set what one user may do with a job from now on, as the function `set_rights` does.
@@ -31,21 +30,8 @@ class Sharer:
         Raises:
             NoAnswer: that takes too long.
         """
-        async with self._turn(folder.job_id):
+        async with self._queues.turn(folder.job_id):
             return await self._threads.run(set_rights, folder, user, rights, bind)
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, job_id: str) -> AsyncIterator[None]:
-        """Wait for one's turn to change a job."""
-        lock, users = self._queues.get(job_id, (asyncio.Lock(), 0))
-        self._queues[job_id] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._queues.pop(job_id)
-            if users > 1:
-                self._queues[job_id] = lock, users - 1
 
 
 def set_rights(

@@ -75,8 +75,9 @@ def _compressed(flag: int, encoding: str) -> Exception:
 
 
 async def _read(stream: Stream[Any, Any], size: int, meter: Meter, deadline: float) -> bytes:
+    limit = asyncio.timeout_at(deadline)
     try:
-        async with asyncio.timeout_at(deadline) as limit:
+        async with limit:
             return await stream._stream.recv_data(size)
     except TimeoutError as error:
         if not limit.expired():

@@ -26,6 +26,7 @@ from workerd.limits import Meter
 from workerd.network.acceptor import Acceptor
 from workerd.network.codec import Encoded
 from workerd.network.connection import Surroundings, WorkerProtocol
+from workerd.network.encoding import frame
 from workerd.network.http2 import Calls
 from workerd.network.receiving import receive
 from workerd.network.request_buffer import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
@@ -59,6 +60,13 @@ def is_open(stream: Stream[Any, Any]) -> bool:
     return wrapper is None or not wrapper.cancelled
 
 
+def encode(stream: Stream[Any, Any], response: Any) -> Encoded:
+    """Encode a message for a stream, unless it is encoded already."""
+    if type(response) is Encoded:
+        return response
+    return Encoded(b"".join(frame(stream._codec.encode(response, stream._send_type))))
+
+
 async def send(stream: Stream[Any, Any], response: Any) -> None:
     """Send a message, or the messages that are `Encoded`.
 
@@ -67,13 +75,11 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
     """
     if has_gone(stream):
         raise StreamTerminatedError("the client has gone")
+    encoded = encode(stream, response)
     try:
-        if type(response) is not Encoded:
-            await stream.send_message(response)
-            return
         if not stream._send_initial_metadata_done:
             await stream.send_initial_metadata()
-        await stream._stream.send_data(response.data)
+        await stream._stream.send_data(encoded.data)
         stream._send_message_done = True  # without which grpclib takes the one answer of a call for missing
     except ProtocolError as error:
         if is_open(stream):
