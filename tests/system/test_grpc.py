@@ -169,7 +169,7 @@ def test_username_that_is_not_ascii_is_an_invalid_argument(caller: Peer) -> None
     assert outcome(told) == (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID, "workerd-username")
 
 
-@pytest.mark.parametrize("size", [17_000, 60_000, 120_000])
+@pytest.mark.parametrize("size", [17_000, 40_000, 60_000])
 def test_headers_that_are_too_long_cost_their_call_and_no_other(caller: Peer, shared_daemon: Daemon, size: int) -> None:
     """The block adds to the table of the compression, which later blocks refer to (RFC 7541 §2.3.2)."""
     job_id = asyncio.run(_spawn(shared_daemon))
@@ -239,6 +239,9 @@ IMPOSSIBLE = {
     "packed streams": ("StreamLog", JOB_ID + block(5, b"\x01\x07"), "streams"),
     "an anchor that is none": ("StreamLog", JOB_ID + b"\x10\x63", "anchor"),
     "a state that is none": ("List", b"\x08\x63", "states"),
+    "a program that is not UTF-8": ("Spawn", block(1, b"\xc3("), "program"),
+    "a variable that is not UTF-8": ("Spawn", PROGRAM + block(3, block(1, b"A") + block(2, b"\xff")), "envs"),
+    "an id that is not UTF-8": ("Status", block(1, b"\xed\xa0\x80"), "job_id"),
     "the state that is not set": ("List", b"\x08\x00", "states"),
 }
 
@@ -250,7 +253,7 @@ def test_value_that_its_type_does_not_have_is_an_invalid_argument_in_the_words_o
     headers = answer(caller, rpc, flagged(request_bytes, 0))
     assert outcome(headers) == (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID, field)
     assert headers["grpc-message"].startswith(f"{field} ")
-    assert not any(python in headers["grpc-message"] for python in ("<", "UNKNOWN", "Error", "datetime", "timedelta"))
+    assert not any(python in headers["grpc-message"] for python in ("<", "UNKNOWN", "Error", "codec", "timedelta"))
     assert "--" not in headers["grpc-message"]
 
 

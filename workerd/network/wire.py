@@ -5,7 +5,8 @@ is in a group for fields, and puts a number into a text's place when the wire ty
 at every depth (https://protobuf.dev/programming-guides/encoding).
 
 It also takes any number for an enum, and fails on, or alters, a Duration or Timestamp that is out of range
-(google/protobuf/duration.proto, timestamp.proto). Those are refused by the name of their field.
+(google/protobuf/duration.proto, timestamp.proto); and it fails on text that is not UTF-8 in the words of Python. All of
+these are refused by the name of their field.
 
 The parts are counted as well: betterproto2 takes time for each of them, and keeps what it does not know.
 """
@@ -81,13 +82,27 @@ def _check(data: bytes, message_type: Any, count: _Count, path: str = "") -> Non
         count.add(1 if wire_type == expected else 1 + len(content) // _WIDTHS.get(expected, 1))
         if field.group and chosen.setdefault(field.group, name) != name:
             raise ValueError(f"{chosen[field.group]} and {name} exclude each other")
-        if field.proto_type == "enum":
+        if field.proto_type == "string":
+            _check_text(path + name, content)
+        elif field.proto_type == "enum":
             _check_enum(path + name, content, known.cls_by_field[name])
-        elif field.proto_type in ("message", "map"):
+        elif field.proto_type == "map":
+            try:
+                _check(content, known.cls_by_field[name], count)
+            except InvalidArgument as error:  # an entry has no name of its own
+                raise InvalidArgument(path + name, error.problem) from error
+        elif field.proto_type == "message":
             kind = field.unwrap() if field.unwrap else known.cls_by_field[name]
             _check(content, kind, count, f"{path}{name}.")
             if field.unwrap and kind.__name__ in _CHECKS:
                 _CHECKS[kind.__name__](path + name, content)
+
+
+def _check_text(field: str, content: bytes) -> None:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(field, f"is not UTF-8 at byte {error.start}") from error
 
 
 def _check_enum(field: str, content: bytes, kind: Any) -> None:
