@@ -20,7 +20,7 @@ from pki.identity import Identity
 from pki.store import PkiFolder
 from workerd.access.accounts import Accounts
 from workerd.access.caller import Caller
-from workerd.access.policy import DAEMON, On, Resource
+from workerd.access.policy import DAEMON, RUN_AS, On, Resource
 from workerd.access.users import Users
 from workerd.engine.engine import Engine
 from workerd.engine.errors import SpoolCorrupt
@@ -145,6 +145,20 @@ class Call:
         resource = resource or self.resource
         self.further.append(resource)
         self.caller.authorize(right, resource)
+
+    def authorize_account(self, named: str = "") -> str:
+        """Go on only if a job of the caller may run as the account that it would run as; return that account's name.
+
+        Args:
+            named: the account that the request names; empty for the caller's default one.
+
+        Raises:
+            NotPermitted: it may not.
+            AuditFailed: the decision could not be written down.
+        """
+        account = self.daemon.accounts.effective(self.caller.user, named)
+        self.authorize(RUN_AS, account)
+        return account.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,9 +26,7 @@ def _describe(request: SpawnRequest) -> dict[str, Any]:
 async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
     """Start a job for the caller."""
     engine.check_label("run_as", request.run_as)  # what is decided on is remembered
-    accounts = call.daemon.accounts
-    account = accounts.effective(call.caller.user, request.run_as)
-    call.authorize(RUN_AS, account)
+    account = call.authorize_account(request.run_as)
     job_id = await call.engine.spawn(
         engine.SpawnRequest(
             owner=call.caller.user,
@@ -41,12 +39,12 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
             grace_seconds=call.daemon.grace_seconds,
             request_key=request.request_key,
             max_log_bytes=request.max_log_bytes,
-            run_as=accounts.to_take_on(account.id),
+            run_as=call.daemon.accounts.to_take_on(account),
             spawned_by=call.caller.actor,
         ),
         call.is_heard,
     )
-    runs_as = _account_of(call, job_id, account.id) if request.request_key else account.id
+    runs_as = _account_of(call, job_id, account) if request.request_key else account
     call.caller.note("job-spawned", job_id=job_id, account=runs_as, program=request.program, args=list(request.args))
     return SpawnResponse(job_id=job_id)
 
