@@ -70,6 +70,10 @@ class Caller:
             return NOT_IN_CERTIFICATE
         return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
 
+    def may_reach_any(self, right: str) -> bool:
+        """Return whether the caller might have a right on jobs of others that are neither shared nor named."""
+        return self.has(right) and self.rights.may_reach_any(self.user, right, acted_for=self.actor is not None)
+
     def decide(
         self, right: str, resource: Resource, details: Mapping[str, Any] | None = None, *, looks: bool = False
     ) -> bool:

@@ -9,12 +9,13 @@ import enum
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cedarpy
 import structlog
 
+from workerd.access.policy_reach import loosen
 from workerd.access.policy_text import cost_of, named, parse, place_of_fault, statements
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
@@ -103,6 +104,7 @@ class Policies:
         rights: all rights there are, by name.
 
     Attributes:
+        jobs: the ids of those that policies name.
         roles: those that policies name.
 
     Raises:
@@ -120,9 +122,11 @@ class Policies:
                 raise PolicyInvalid(name, f"another file has a policy that is called {taken[0]}: rename one of the two")
             policies |= compiled
         self._set = _policy_set(policies)
-        self._names_jobs = bool(named(On.JOB, policies))
+        self.jobs = named(On.JOB, policies)
+        self._policies = policies
         self.roles = named("Role", policies)
         self._remembered = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
+        self._remembered_reach = lru_cache(_REMEMBERED_DECISIONS)(self._may_reach_any)
 
     def with_added(self, name: str, text: str) -> "Policies":
         """Give these policies and those of a further file, which takes the place of one of its name.
@@ -137,24 +141,42 @@ class Policies:
         # A job may be shared with very many: each decision would cost everybody dearly, and be remembered with all.
         shares = frozenset(share for share in resource.shares if share[0] == principal.user.id)
         # Where no policy names a job, nothing depends on which it is.
-        identifier = "" if resource.on is On.JOB and not self._names_jobs else resource.id
+        identifier = "" if resource.on is On.JOB and not self.jobs else resource.id
         decide = self._remembered if len(identifier) <= _LONGEST_REMEMBERED else self._decide
         return decide(principal, right, replace(resource, id=identifier, shares=shares))
+
+    def may_reach_any(self, principal: Principal, right: str) -> bool:
+        """Return whether somebody might have a right on a job that is not theirs, not shared with them and not named.
+
+        False is certain. True is not where policies look at the owner of a job.
+        """
+        return self._remembered_reach(principal, right)
+
+    @cached_property
+    def _loosened(self) -> cedarpy.PolicySet:
+        return _policy_set(loosen(self._policies))
+
+    def _may_reach_any(self, principal: Principal, right: str) -> bool:
+        strangers = Resource(On.JOB, "", User("", ""))
+        return bool(self._ask(self._loosened, principal, right, strangers).allowed)
 
     def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
             return Decision(False, ())
+        answer = self._ask(self._set, principal, right, resource)
+        if errors := answer.diagnostics.errors:
+            log.error("a policy could not be evaluated, and what was asked for is denied", right=right, errors=errors)
+            return Decision(False, ())
+        return Decision(answer.allowed, tuple(sorted(answer.diagnostics.reasons)))
+
+    def _ask(self, policies: cedarpy.PolicySet, principal: Principal, right: str, resource: Resource) -> Any:
         request = {
             "principal": _uid(On.USER, principal.user.id),
             "action": _uid("Action", right),
             "resource": _uid(resource.on, resource.id),
             "context": {"right": right, "actedFor": principal.acted_for},
         }
-        answer = cedarpy.is_authorized(request, self._set, _entities(principal, resource), self._schema)
-        if errors := answer.diagnostics.errors:
-            log.error("a policy could not be evaluated, and what was asked for is denied", right=right, errors=errors)
-            return Decision(False, ())
-        return Decision(answer.allowed, tuple(sorted(answer.diagnostics.reasons)))
+        return cedarpy.is_authorized(request, policies, _entities(principal, resource), self._schema)
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""

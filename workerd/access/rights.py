@@ -64,6 +64,10 @@ class Rights:
         """
         return self.policies.decide(Principal(user, self.roles_of(user), acted_for), right, resource)
 
+    def may_reach_any(self, user: User, right: str, *, acted_for: bool) -> bool:
+        """Return whether a user might have a right on jobs that are another's, not shared with them and not named."""
+        return self.policies.may_reach_any(Principal(user, self.roles_of(user), acted_for), right)
+
     @contextlib.contextmanager
     def tell(self, changed: asyncio.Event) -> Iterator[None]:
         """Have an event set whenever other policies come into force."""

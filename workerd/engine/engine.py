@@ -14,6 +14,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
+from workerd.engine.catalog import Reach
 from workerd.engine.errors import FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.job import (
     DamagedJob,
@@ -34,7 +35,7 @@ from workerd.engine.listing import PAGE_BYTES, Page, row_bytes, shorten
 from workerd.engine.old_format import read_old_owner
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
-from workerd.engine.sharing import Bind, Sharer
+from workerd.engine.sharing import Bind, Sharer, grantees_of
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
 from workerd.engine.standing import Found, read_job, wait_readable
@@ -232,7 +233,9 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return await self._sharer.set_rights(self._shelf.folder(job_id), user, rights, bind)
+            shares = await self._sharer.set_rights(self._shelf.folder(job_id), user, rights, bind)
+        self._shelf.catalog.add_shares(job_id, grantees_of(shares))
+        return shares
 
     @contextlib.contextmanager
     def watch_shares(self, job_id: str) -> Iterator[Change]:
@@ -339,7 +342,7 @@ class Engine:
 
     async def list_jobs(
         self,
-        owner: str | None,
+        owner: str | Reach | None,
         *,
         states: Collection[JobState],
         name: str,
@@ -351,7 +354,7 @@ class Engine:
         """List jobs, newest first, each as `workerd.engine.listing.shorten` leaves it.
 
         Args:
-            owner: only those of the owner with this id; None for everybody's.
+            owner: only those of the owner with this id, or within this reach; None for everybody's.
             states: only jobs in these states; empty for any.
             name: only jobs with this label; empty for any.
             size: the most jobs to return. There are fewer where they take more than `PAGE_BYTES`.

@@ -3,9 +3,11 @@
 What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
 """
 
+import os
 from collections.abc import Callable, Collection
+from pathlib import Path
 
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Share, User
 from workerd.engine.queues import Queues
@@ -65,6 +67,30 @@ def set_rights(
         if after != before:
             folder.write_shares(after)
         return after
+
+
+def grantees_of(shares: Collection[Share]) -> list[str]:
+    """Return whom the catalogue is to know a job to be shared with: the ids, or the names of users without one."""
+    return [share.user.id or share.user.name for share in shares]
+
+
+def find_shared(jobs: Path) -> list[tuple[str, list[str]]]:
+    """Find the jobs that are shared with anybody.
+
+    Args:
+        jobs: the directory of the jobs' folders.
+
+    Returns:
+        The id of each, and whom it is shared with, as `grantees_of` has them.
+    """
+    found = []
+    with os.scandir(jobs) as entries:
+        for entry in entries:
+            folder = JobFolder(Path(entry.path))
+            if os.path.exists(folder.shares):
+                with contextlib.suppress(OSError, SpoolCorrupt):  # removed, or damaged: they count for nobody
+                    found.append((entry.name, grantees_of(folder.read_shares())))
+    return found
 
 
 def _is_same(one: User, other: User) -> bool:

@@ -44,6 +44,28 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     return Policies(read_policies(tmp_path_factory.mktemp("empty")), KNOWN)
 
 
+@pytest.mark.parametrize(
+    ("text", "ordinary", "viewer"),
+    [
+        ("", False, True),
+        ('permit (principal, action, resource) when { principal.name == "other" };', True, True),
+        ('permit (principal, action, resource is Job) when { resource.owner.name == "ci" };', True, True),
+        ('permit (principal in Role::"ci", action, resource is Job) when { resource.owner.name == "a" };', False, True),
+        ('permit (principal, action == Action::"stop", resource is Job);', False, True),
+        ('permit (principal, action, resource) when { resource == Job::"a-job" };', False, True),
+        ("permit (principal, action, resource is Job) when { resource.owner != principal };", True, True),
+        ("forbid (principal, action, resource is Job) unless { resource.owner == principal };", False, False),
+        ('forbid (principal, action, resource is Job) when { resource.owner.name == "ci" };', False, True),
+    ],
+)
+def test_ordinary_users_reach_jobs_of_others_only_if_a_policy_for_them_says_so(
+    tmp_path: Path, text: str, ordinary: bool, viewer: bool
+) -> None:
+    in_force = Policies({**read_policies(tmp_path), "mine.cedar": text or "// none"}, KNOWN)
+    assert in_force.may_reach_any(who(), "status") is ordinary
+    assert in_force.may_reach_any(who(OTHER, "viewer"), "status") is viewer
+
+
 @pytest.mark.parametrize("right", ON_JOBS)
 def test_what_default_policies_permit_on_a_job(default: Policies, right: str) -> None:
     given = job((OTHER, right))
