@@ -54,8 +54,7 @@ class PkiLayout:
             AuthorityDiffers: the folder has another authority than the one that the daemon trusts.
             Missing: the file `location` cannot be read.
         """
-        if given is None and os.path.lexists(self.location):
-            given = Path(os.fsdecode(read_bytes(self.location, "give --authority").strip()))
+        given = given or self.authority_named()
         if given is None or given.absolute() == self.path.absolute():
             return self
         found = replace(self, elsewhere=given.absolute())
@@ -65,6 +64,16 @@ class PkiLayout:
             if own.exists() and load_certificate(own) != load_certificate(theirs):
                 raise AuthorityDiffers(own, theirs)
         return found
+
+    def authority_named(self) -> Path | None:
+        """Return the folder that the file `location` names; None if there is no such file.
+
+        Raises:
+            Missing: it cannot be read.
+        """
+        if not os.path.lexists(self.location):
+            return None
+        return Path(os.fsdecode(read_bytes(self.location, "give --authority").strip()))
 
     @property
     def authority(self) -> Path:
@@ -161,6 +170,10 @@ class PkiLayout:
         folders = dict.fromkeys((self.authority, self.path))
         found = (path for pattern in patterns for folder in folders for path in sorted(folder.glob(pattern)))
         return [*filter(Path.exists, own), *found]
+
+    def is_of_user(self, path: Path) -> bool:
+        """Return whether a certificate that is here is a user's."""
+        return any(path.is_relative_to(folder / "clients") for folder in (self.authority, self.path))
 
     def users(self) -> list[str]:
         """The names of all users that have a certificate here, sorted."""

@@ -146,7 +146,7 @@ class PkiRegister(PkiLayout):
             found = self.certificates()
         events = []
         for path in found:
-            if not path.is_relative_to(self.authority / "clients"):
+            if not self.is_of_user(path):
                 continue
             with contextlib.suppress(Missing):
                 certificate = load_certificate(path)
@@ -164,7 +164,7 @@ class PkiRegister(PkiLayout):
     def _meant(self, name: str, here: Mapping[int, Path], inventory: "Inventory") -> dict[int, Path | None]:
         """Tell which certificates a name, a user id or a serial number means, for `revoke`."""
         self._require_user_s(name)
-        of_users = {serial: path for serial, path in here.items() if path.is_relative_to(self.authority / "clients")}
+        of_users = {serial: path for serial, path in here.items() if self.is_of_user(path)}
         user = name.removeprefix("clients/")
         serials = [serial for serial, path in of_users.items() if _is_of_user(path, user)]
         if found := dict.fromkeys((*inventory.serials_of(user), *serials)):

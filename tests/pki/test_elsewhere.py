@@ -75,6 +75,13 @@ def test_what_is_done_with_the_authorities_elsewhere_reaches_both_folders(folder
     assert len(shown) == 6
 
 
+def test_a_pair_that_was_copied_to_the_daemons_folder_is_revoked_like_others(folder: PkiFolder) -> None:
+    shutil.copytree(folder.authority / "clients", folder.path / "clients")
+    serial = load_certificate(folder.client_certificate("alice")).serial_number
+    assert folder.revoke(f"{serial:x}").keys() == folder.revoke("alice").keys() == {serial}
+    client_context(as_daemon(folder), "alice")
+
+
 def test_a_list_that_cannot_be_copied_names_the_command_that_copies_it(folder: PkiFolder) -> None:
     folder.revoke("alice")
     folder.client_crl.mkdir()

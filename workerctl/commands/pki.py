@@ -72,10 +72,14 @@ def move_authority(
     Example: `workerctl --pki-dir /etc/workerd/pki pki move-authority /srv/authority`
     """
     moved = PkiFolder(Path(folder).absolute())
-    move(context.target.pki(), moved.path)
+    old = context.target.pki()
+    move(old, moved.path)
     print_line(str(moved.path))
     if users := moved.users():
-        warn(f"the certificates of {', '.join(users)} are in {moved.path / 'clients'} now: give --pki-dir {moved.path}")
+        warn(
+            f"the certificates of {', '.join(users)} are in {moved.path / 'clients'} now: hand them to their users; to"
+            f" use one from here, copy it and its key to {old.path / 'clients'}"
+        )
 
 
 @app.command

@@ -16,6 +16,7 @@ from workerd.engine.errors import NoAnswer
 from workerd.engine.threads import Threads
 from workerd.trail.remembered import RememberedHead, synced_head
 from workerd.trail.witness import make_witness
+from workerd.waiting import meanwhile
 
 log = structlog.get_logger()
 _REMEMBER_SECONDS = 10.0
@@ -39,14 +40,11 @@ async def keeping_heads(directory: Path, remembered: RememberedHead, witness: st
     followers = [_Follower(directory, remembered.keep, _REMEMBER_SECONDS, "remembered")]
     if witness:
         followers.append(_Follower(directory, make_witness(witness, directory).keep, _WITNESS_SECONDS, "witnessed"))
-    tasks = [asyncio.create_task(follower.run()) for follower in followers]
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        for follower in followers:
+            stack.push_async_callback(follower.finish)
+            await stack.enter_async_context(meanwhile(follower.run()))
         yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        await asyncio.gather(*(follower.finish() for follower in followers))
 
 
 class _Follower:
