@@ -3,6 +3,7 @@
 What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
