@@ -3,6 +3,7 @@
 import shlex
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -119,9 +120,13 @@ def workerd(
             linux.hide_memory()
         import uvloop
 
-        from workerd.resource_limits import raise_soft_limits
+        from workerd.descriptors import fit, warn_of_lowered
+        from workerd.resource_limits import max_descriptors, raise_soft_limits
 
         raise_soft_limits()
+        fitting = fit(settings.limits, max_descriptors())
+        warn_of_lowered(settings.limits, fitting, max_descriptors())
+        settings = replace(settings, limits=fitting)
 
         if settings.processes == 1:
             from workerd.server import serve

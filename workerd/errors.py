@@ -10,6 +10,7 @@ DaemonError
 ├── CannotListen
 ├── CannotServe
 ├── FileSizeLimited
+├── TooFewDescriptors
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
@@ -129,6 +130,21 @@ class FileSizeLimited(DaemonError):
         )
 
 
+class TooFewDescriptors(DaemonError):
+    """A process of the daemon may open too few files.
+
+    Args:
+        limit: how many it may.
+        least: how many it needs.
+    """
+
+    def __init__(self, limit: int, least: int) -> None:
+        super().__init__(
+            f"a process of the daemon may have {limit} descriptors (RLIMIT_NOFILE), and needs {least}: raise the hard"
+            " limit, with `ulimit -n` in the shell or LimitNOFILE= in the unit"
+        )
+
+
 class DrainFailed(DaemonError):
     """A daemon could not be drained."""
 
@@ -227,7 +243,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
 _ADVICE = {
-    errno.EMFILE: "the daemon has no descriptor left: let some followers end, or raise its limit (RLIMIT_NOFILE)",
+    errno.EMFILE: "the daemon has no descriptor left: tell whoever runs it, for its limits should prevent that",
     errno.ENFILE: "the machine has no descriptor left: end some programs, or raise fs.file-max",
     errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
     errno.ENOSPC: "the disk of the state directory is full: make room there",

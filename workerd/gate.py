@@ -32,7 +32,6 @@ from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
-from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
 from workerd.engine.standing import Found
@@ -87,7 +86,6 @@ class Gate:
         self._unheard: set[asyncio.Task[Any]] = set()
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
         self._closing = False
-        self._spare = Spare()
 
     def __mapping__(self) -> dict[str, Method]:
         """Return which function serves which path, for grpclib."""
@@ -112,7 +110,6 @@ class Gate:
         for call in {*self._calls.values(), *self._changing}:
             call.cancel()
         await self.wait_idle(timeout_seconds)
-        self._spare.close()
 
     def _method(self, route: Route) -> Method:
         async def serve(stream: Stream[Any, Any]) -> None:
@@ -174,9 +171,8 @@ class Gate:
         def check() -> None:
             if call.job_id is not None and changed.is_gone:
                 raise JobNotFound(call.job_id)
-            with self._spare.given_up():  # or who uses up all others would end everybody's streams
-                if not self._might_begin(route, call, holder):
-                    self._decide(route, request, self._act(holder, stream))
+            if not self._might_begin(route, call, holder):
+                self._decide(route, request, self._act(holder, stream))
 
         with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
             async with (
