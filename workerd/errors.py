@@ -243,7 +243,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
 }
 _ADVICE = {
-    errno.EMFILE: "the daemon has no descriptor left: tell whoever runs it, for its limits should prevent that",
+    errno.EMFILE: "the daemon has no descriptor left, as its limits should prevent: raise RLIMIT_NOFILE, and report it",
     errno.ENFILE: "the machine has no descriptor left: end some programs, or raise fs.file-max",
     errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
     errno.ENOSPC: "the disk of the state directory is full: make room there",
