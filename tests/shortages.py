@@ -7,7 +7,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without_descriptors() -> Iterator[None]:
-    """Have this process open nothing within the context; what is open stays (getrlimit(2), RLIMIT_NOFILE)."""
+    """Have this process open nothing within the context, as if the machine had no file left (open(2), ENFILE).
+
+    What is open stays (getrlimit(2), RLIMIT_NOFILE).
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:

@@ -6,6 +6,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,9 +136,13 @@ def workerd(
             linux.hide_memory()
         import uvloop
 
-        from workerd.resource_limits import raise_soft_limits
+        from workerd.descriptors import fit, warn_of_lowered
+        from workerd.resource_limits import max_descriptors, raise_soft_limits
 
         raise_soft_limits()
+        fitting = fit(settings.limits, max_descriptors())
+        warn_of_lowered(settings.limits, fitting, max_descriptors())
+        settings = replace(settings, limits=fitting)
 
         if settings.processes == 1:
             from workerd.server import serve

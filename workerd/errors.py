@@ -12,6 +12,7 @@ DaemonError
 ├── CannotListen
 ├── CannotServe
 ├── FileSizeLimited
+├── TooFewDescriptors
 ├── DrainFailed
 ├── UserUnknown
 ├── PolicyInvalid
@@ -140,6 +141,21 @@ class FileSizeLimited(DaemonError):
         )
 
 
+class TooFewDescriptors(DaemonError):
+    """A process of the daemon may open too few files.
+
+    Args:
+        limit: how many it may.
+        least: how many it needs.
+    """
+
+    def __init__(self, limit: int, least: int) -> None:
+        super().__init__(
+            f"a process of the daemon may have {limit} descriptors (RLIMIT_NOFILE), and needs {least}: raise the hard"
+            " limit, with `ulimit -n` in the shell or LimitNOFILE= in the unit"
+        )
+
+
 class DrainFailed(DaemonError):
     """A daemon could not be drained."""
 
@@ -245,7 +261,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     FramingInvalid: (Status.INTERNAL, ErrorReason.FRAMING_INVALID),
 }
 _ADVICE = {
-    errno.EMFILE: "the daemon has no descriptor left: let some followers end, or raise its limit (RLIMIT_NOFILE)",
+    errno.EMFILE: "the daemon has no descriptor left, as its limits should prevent: raise RLIMIT_NOFILE, and report it",
     errno.ENFILE: "the machine has no descriptor left: end some programs, or raise fs.file-max",
     errno.ENOMEM: "the daemon has no memory left: ask for less at once, or give it more",
     errno.ENOSPC: "the disk of the state directory is full: make room there",

@@ -33,7 +33,6 @@ from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
 from workerd.access.users import LONGEST_NAME
-from workerd.descriptors import Spare
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
 from workerd.engine.queues import Queues
@@ -94,7 +93,6 @@ class Gate:
         self._queues = Queues(_AT_ONCE)
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self._closing = False
-        self._spare = Spare()
 
     def __mapping__(self) -> dict[str, Method]:
         """Return which function serves which path, for grpclib."""
@@ -119,7 +117,6 @@ class Gate:
         for call in {*self._calls.values(), *self._changing}:
             call.cancel()
         await self.wait_idle(timeout_seconds)
-        self._spare.close()
 
     def _method(self, route: Route) -> Method:
         async def serve(stream: Stream[Any, Any]) -> None:
@@ -191,9 +188,8 @@ class Gate:
         def check() -> None:
             if call.job_id is not None and changed.is_gone:
                 raise JobNotFound(call.job_id)
-            with self._spare.given_up():  # or who uses up all others would end everybody's streams
-                if not self._might_begin(route, call, holder):
-                    self._decide(route, request, self._act(holder, stream))
+            if not self._might_begin(route, call, holder):
+                self._decide(route, request, self._act(holder, stream))
 
         with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
             async with while_passing(check, changed), contextlib.aclosing(started) as responses:

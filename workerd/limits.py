@@ -31,6 +31,7 @@ class Limits:
         max_jobs: Jobs that run at once.
         max_jobs_per_user: Jobs of one user that run at once.
         max_spawns_per_second: Jobs that a user may start per second, in the long run; ten times as many at once.
+        max_starting: Jobs that are being started, of one user a quarter of it; 1 or more. The others wait.
         max_arguments: Arguments and variables of one job.
         max_argument_bytes: Bytes of the arguments and variables of one job.
         max_connections: Connections.
@@ -49,11 +50,12 @@ class Limits:
     max_jobs: int = 2000
     max_jobs_per_user: int = 500
     max_spawns_per_second: float = 100.0
+    max_starting: int = 256
     max_arguments: int = 4096
     max_argument_bytes: int = 256 << 10
     max_connections: int = 4000
     max_connections_per_user: int = 200
-    max_streams: int = 8000
+    max_streams: int = 6000
     max_streams_per_user: int = 1000
     max_calls_per_user: int = 1000
     max_request_bytes: int = 8 << 20  # above all that the kernel takes, three quarters of it (execve(2))
@@ -73,6 +75,7 @@ class Limits:
             "max_request_bytes": MIN_REQUEST_BYTES,
             "max_header_bytes": MIN_HEADER_BYTES,
             "max_handshakes": 1,
+            "max_starting": 1,
         }
         for each in fields(self):
             option, value = f"--{each.name.replace('_', '-')}", getattr(self, each.name)
@@ -94,6 +97,7 @@ class Limits:
             self.max_spawns_per_second,
             self.max_arguments,
             self.max_argument_bytes,
+            self.max_starting,
         )
 
 

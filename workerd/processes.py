@@ -91,7 +91,13 @@ async def _telling_keeper(settings: Settings) -> AsyncIterator[tuple[Keeper, Aud
     async with keeping_heads(settings.audit_directory, remembered, settings.audit_witness):
         with AuditTrail(settings.audit_directory, settings.max_audit_bytes, remembered) as trail:
             events = JobEvents(trail)
-            keeper = Keeper(settings.state_directory, settings.storage, on_end=events.ended, on_remove=events.removed)
+            keeper = Keeper(
+                settings.state_directory,
+                settings.storage,
+                on_end=events.ended,
+                on_remove=events.removed,
+                max_ending=settings.limits.for_jobs().max_ending,
+            )
             async with keeper:
                 yield keeper, trail
 
@@ -178,7 +184,7 @@ class ApiProcesses:
         while not self._ending.is_set():
             try:
                 process, report = self._start()
-            except OSError as error:  # no process, no memory, no descriptor: that may pass
+            except OSError as error:  # no process, or no memory: that may pass
                 deaths += 1
                 log.error("an API process cannot be started yet", error=str(error))
                 await self._pause(_pause_seconds(deaths))

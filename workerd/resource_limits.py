@@ -47,6 +47,12 @@ def raise_soft_limits() -> None:
         raise FileSizeLimited(limit, MIN_LOG_BYTES)
 
 
+def max_descriptors() -> int:
+    """Return how many descriptors this process, and each that it starts, may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft
+
+
 def warn_of_shortages(limits: Limits) -> None:
     """Warn of each hard limit that is too low for the daemon."""
     for shortage in find_shortages(limits):
@@ -68,10 +74,6 @@ def find_shortages(limits: Limits) -> Iterator[Shortage]:
         "RLIMIT_CPU": (_ANY_AMOUNT, "the kernel kills the daemon, or a job's supervisor, after so many seconds"),
         "RLIMIT_DATA": (_ANY_AMOUNT, "calls fail when the daemon needs more memory"),
         "RLIMIT_FSIZE": (_ANY_AMOUNT, "a job's log ends when its file has so many bytes"),
-        "RLIMIT_NOFILE": (
-            limits.max_connections_per_user + 2 * limits.max_streams_per_user,
-            "one user may take all descriptors of the daemon",
-        ),
         "RLIMIT_NPROC": (2 * limits.max_jobs_per_user, "one user may take all processes of the daemon's account"),
     }
     for name, (least, effect) in wanted.items():

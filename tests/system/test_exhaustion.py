@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,9 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorReason, JobEnd, JobState, SpawnRequest
 
 from tests.daemon import Daemon, running_daemon
-from tests.system.test_reload import TAKEN_UP, wait_told
 from tests.waiting import eventually
 from workerctl.client import Client
 from workerctl.errors import CallFailed, Refused, Unreachable
-from workerctl.events import Output
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import Patience
 
@@ -37,17 +35,6 @@ WATCHING_SECONDS = 3.0
 CHECKED_SECONDS = 4.5  # then what could not be checked is ended
 
 
-def cpu_seconds(pid: int) -> float:
-    """Tell how much processor time a process has used (proc_pid_stat(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def descriptors(pid: int) -> int:
-    """Tell how many descriptors a process has open."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 async def turned_away(call: Awaitable[object]) -> str:
     """Check that a call is turned away for want of something, and return the sentence."""
     with pytest.raises(CallFailed) as caught:
@@ -55,13 +42,6 @@ async def turned_away(call: Awaitable[object]) -> str:
     assert (caught.value.status, caught.value.reason) == (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-async def refused(call: Awaitable[object], reason: ErrorReason) -> None:
-    """Check that a call is refused for a reason."""
-    with pytest.raises(CallFailed) as caught:
-        await call
-    assert caught.value.reason == reason
 
 
 async def spawn_until_turned_away(client: Client, at_most: int) -> tuple[list[str], str]:
@@ -86,106 +66,6 @@ def check_one_line(result: subprocess.CompletedProcess[bytes], what: bytes) -> N
     assert result.stdout == b""
     assert result.stderr.count(b"\n") == 1
     assert re.search(what, result.stderr), result.stderr
-
-
-@contextlib.asynccontextmanager
-async def following(client: Client, job_id: str, count: int) -> AsyncIterator[list[asyncio.Task[bytes]]]:
-    """Follow a job so many times at once over one connection, from its beginning to its end."""
-
-    async def follow() -> bytes:
-        received = b""
-        async for event in client.stream_log(job_id):
-            if isinstance(event, Output):
-                received += event.data
-        return received
-
-    followers = [asyncio.create_task(follow()) for _ in range(count)]
-    try:
-        yield followers
-    finally:
-        for follower in followers:
-            follower.cancel()
-        await asyncio.gather(*followers, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def using_up_descriptors(
-    daemon: Daemon, client: Client, job_id: str, limit: int
-) -> AsyncIterator[list[asyncio.Task[bytes]]]:
-    """Follow a job, of which each follower takes the daemon two descriptors, until it has none left."""
-    async with contextlib.AsyncExitStack() as stack:
-        if (limit - descriptors(daemon.pid)) % 2:
-            await (await stack.enter_async_context(daemon.client())).whoami()
-        followers = await stack.enter_async_context(following(client, job_id, limit))
-        await asyncio.wait(followers, return_when=asyncio.FIRST_EXCEPTION)
-        assert descriptors(daemon.pid) == limit
-        yield followers
-
-
-async def test_without_descriptors_calls_are_turned_away_and_logs_stay_whole(tmp_path: Path) -> None:
-    limit, gate = 100, tmp_path / "gate"
-    os.mkfifo(gate)
-    script = f"echo before; read line <{gate}; echo after; i=0; while [ $i -lt 1000 ]; do echo $i; i=$((i+1)); done"
-    whole = b"before\nafter\n" + b"".join(b"%d\n" % number for number in range(1000))
-    with running_daemon(tmp_path / "state", prefix=("prlimit", f"--nofile={limit}:{limit}")) as daemon:
-        async with daemon.client() as client, daemon.client() as other:
-            await other.whoami()
-            job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", script]))
-            free = descriptors(daemon.pid)
-            async with using_up_descriptors(daemon, client, job_id, limit) as followers:
-                sentence = await turned_away(next(follower for follower in followers if follower.done()))
-                assert "descriptor" in sentence
-
-                daemon.folder(job_id).write_shares(())  # with nobody, so that nothing changes, and all is checked
-                assert (await other.whoami()).user is not None  # needs none
-                await turned_away(other.spawn(TRUE))
-
-                # Connections that nothing is said on, and one of somebody who has something to say: it is served in the
-                # place of another, or cut off if none of them got a descriptor.
-                strangers = [await asyncio.open_connection("127.0.0.1", daemon.port) for _ in range(20)]
-                before = cpu_seconds(daemon.pid)
-                stranger = await asyncio.to_thread(daemon.workerctl, "whoami")
-                await asyncio.sleep(WATCHING_SECONDS)
-                used = cpu_seconds(daemon.pid) - before
-                print(f"no descriptors: {used:.2f} s of processor time in {WATCHING_SECONDS} s, one client included")
-                assert used < WATCHING_SECONDS / 4, "the daemon is busy with having no descriptors"
-                if stranger.returncode:
-                    check_one_line(stranger, b"cannot reach a daemon at .*onnection.*is workerd running there")
-                for _, writer in strangers:
-                    writer.close()
-
-                await asyncio.sleep(CHECKED_SECONDS - WATCHING_SECONDS)
-                others = [follower for follower in followers if not follower.done()]
-                await asyncio.to_thread(gate.write_text, "go\n")
-                assert len(others) > limit // 4
-                assert set(await asyncio.gather(*others)) == {whole}
-            assert (await client.status(await other.spawn(TRUE))).id
-
-            async def freed() -> bool:
-                return descriptors(daemon.pid) <= free
-
-            await eventually(freed)
-        assert (await asyncio.to_thread(spawn_by_command, daemon)).returncode == 0
-        assert "Traceback" not in daemon.errors()
-
-
-async def test_without_descriptors_who_may_do_what_is_taken_up_all_the_same(tmp_path: Path) -> None:
-    limit = 100
-    with running_daemon(tmp_path / "state", prefix=("prlimit", f"--nofile={limit}:{limit}")) as daemon:
-        for user in ("mallory", "bob"):
-            daemon.pki.issue_client(user)
-        async with daemon.client() as client, daemon.client("mallory") as mallory, daemon.client("bob") as bob:
-            for each in (mallory, bob):
-                await each.whoami()
-            job_id = await client.spawn(SLEEP)
-            async with using_up_descriptors(daemon, client, job_id, limit):
-                daemon.pki.revoke("mallory")
-                await asyncio.to_thread(wait_told, daemon, TAKEN_UP)
-                await refused(mallory.whoami(), ErrorReason.CERTIFICATE_REVOKED)
-                (daemon.state / "policies").mkdir()
-                (daemon.state / "policies" / "bob.cedar").write_text(WITHOUT_BOB)
-                await asyncio.to_thread(wait_told, daemon, "policies were changed and are in force from now on")
-                await refused(bob.whoami(), ErrorReason.NOT_PERMITTED)
 
 
 def idle_account() -> pwd.struct_passwd:

@@ -1,60 +1,66 @@
-"""The descriptor that is set aside."""
+"""Limits are lowered until all that they permit fits into the descriptors that there are."""
 
-import contextlib
-import os
-import resource
-from collections.abc import Iterator
+import dataclasses
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
-from tests.shortages import without_descriptors
-from workerd.descriptors import Spare
+from workerd.descriptors import LEAST, RESERVED, fit, needed, warn_of_lowered
+from workerd.errors import TooFewDescriptors
+from workerd.limits import DEFAULT_LIMITS, Limits
 
-
-@pytest.fixture
-def used_up() -> Iterator[tuple[Spare, list[int]]]:
-    """A spare, and all other descriptors that this process may have, taken."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    spare, taken = Spare(), [os.open(os.devnull, os.O_RDONLY)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 10, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.open(os.devnull, os.O_RDONLY))
-        yield spare, taken
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        spare.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+AMOUNTS = st.integers(0, 100_000)
 
 
-def test_it_is_there_for_whoever_needs_it_and_afterwards_again(used_up: tuple[Spare, list[int]]) -> None:
-    spare, _ = used_up
-    for _ in range(2):
-        with spare.given_up():
-            os.close(os.open(os.devnull, os.O_RDONLY))
-        with pytest.raises(OSError, match="Too many open files"):
-            os.open(os.devnull, os.O_RDONLY)
-    with pytest.raises(RuntimeError), spare.given_up():
-        raise RuntimeError
-    assert spare.take()
+@given(
+    most=st.integers(LEAST, 1 << 20),
+    limits=st.builds(
+        Limits,
+        max_connections=AMOUNTS,
+        max_connections_per_user=AMOUNTS,
+        max_handshakes=AMOUNTS.map(lambda amount: amount + 1),
+        max_streams=AMOUNTS,
+        max_streams_per_user=AMOUNTS,
+        max_starting=AMOUNTS.map(lambda amount: amount + 1),
+    ),
+)
+def test_limits_fit_and_none_is_raised(most: int, limits: Limits) -> None:
+    fitting = fit(limits, most)
+    assert needed(fitting) <= most
+    for each in dataclasses.fields(Limits):
+        was, now = getattr(limits, each.name), getattr(fitting, each.name)
+        assert was in (0, now) or 0 < now < was, each.name
+    for name in ("max_connections", "max_handshakes", "max_streams", "max_starting"):
+        assert getattr(fitting, name) > 0, "any amount does not fit"
+    if RESERVED + max(needed(limits) - RESERVED, 0) <= most and limits.max_connections and limits.max_streams:
+        assert fitting == limits
 
 
-def test_it_is_taken_again_as_soon_as_there_is_one(used_up: tuple[Spare, list[int]]) -> None:
-    spare, taken = used_up
-    with spare.given_up():
-        taken.append(os.open(os.devnull, os.O_RDONLY))
-    assert not spare.take()
-    os.close(taken.pop())
-    assert spare.take()
+def test_what_takes_few_descriptors_is_not_lowered_for_what_takes_many() -> None:
+    few = dataclasses.replace(DEFAULT_LIMITS, max_connections=20, max_handshakes=3, max_streams=100_000)
+    fitting = fit(few, 1024)
+    assert (fitting.max_connections, fitting.max_handshakes) == (20, 3)
+    assert fitting.max_streams > 100
 
 
-def test_a_process_without_descriptors_does_without() -> None:
-    with without_descriptors():
-        spare = Spare()
-        assert not spare.take()
-        with spare.given_up():
-            pass
-    assert spare.take()
-    spare.close()
+def test_one_user_does_not_get_all_of_what_was_lowered() -> None:
+    fitting = fit(DEFAULT_LIMITS, LEAST)
+    assert 2 * fitting.max_connections_per_user <= fitting.max_connections
+    assert 2 * fitting.max_streams_per_user <= fitting.max_streams
+
+
+def test_too_few_descriptors_are_an_error_that_says_how_to_get_more() -> None:
+    with pytest.raises(TooFewDescriptors, match=r"RLIMIT_NOFILE.*LimitNOFILE="):
+        fit(DEFAULT_LIMITS, LEAST - 1)
+
+
+def test_a_warning_names_what_was_lowered_and_the_limit_of_the_kernel() -> None:
+    with capture_logs() as told:
+        warn_of_lowered(DEFAULT_LIMITS, fit(DEFAULT_LIMITS, 1024), 1024)
+        warn_of_lowered(DEFAULT_LIMITS, fit(DEFAULT_LIMITS, 1 << 20), 1 << 20)
+    [line] = told
+    assert "RLIMIT_NOFILE" in line["event"] and "LimitNOFILE=" in line["event"]
+    assert line["--max-streams"] < DEFAULT_LIMITS.max_streams
+    assert line["descriptors"] == 1024 < line["needed"]

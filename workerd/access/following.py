@@ -9,7 +9,6 @@ from pathlib import Path
 import structlog
 from asyncinotify import Event, Mask
 
-from workerd.descriptors import Spare
 from workerd.engine.errors import WatchesExhausted
 from workerd.engine.watcher import REPLACED, Watcher
 from workerd.errors import shortage_of
@@ -28,7 +27,7 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
 
     Args:
         folder: it need not be there; a link that it is is followed once.
-        look: reads what is there, one file at a time, and tells whether nothing was lacking for that, as a descriptor;
+        look: reads what is there, one file at a time, and tells whether nothing was lacking for that, as memory;
             if something was, it is called again some seconds later, also without a change.
         unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
@@ -48,38 +47,32 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
             log.info("changes are noticed at once again", folder=str(folder))
         problem = ""
 
-    with contextlib.closing(Spare()) as spare:
-        try_look = _Look(folder, look, spare)
-        while True:
-            try:
-                with Watcher(_MASK, note) as watcher:
-                    async with asyncio.TaskGroup() as tasks:
-                        tasks.create_task(watcher.run())
-                        tasks.create_task(_follow(watcher, folder, try_look, mended))
-            except* (OSError, WatchesExhausted) as problems:
-                if str(problems.exceptions[0]) != problem:
-                    problem = str(problems.exceptions[0])
-                    log.error("changes are noticed some seconds late", folder=str(folder), error=problem)
-            try_look()
-            await asyncio.sleep(_AGAIN_SECONDS)
+    try_look = _Look(folder, look)
+    while True:
+        try:
+            with Watcher(_MASK, note) as watcher:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(watcher.run())
+                    tasks.create_task(_follow(watcher, folder, try_look, mended))
+        except* (OSError, WatchesExhausted) as problems:
+            if str(problems.exceptions[0]) != problem:
+                problem = str(problems.exceptions[0])
+                log.error("changes are noticed some seconds late", folder=str(folder), error=problem)
+        try_look()
+        await asyncio.sleep(_AGAIN_SECONDS)
 
 
 class _Look:
-    """Looks, if need be with the descriptor that is set aside: who uses up all others must not keep it from seeing.
+    """Look, such that one failure does not keep later changes from being noticed, and a lasting one is logged once."""
 
-    What goes wrong once does not keep later changes from being noticed; what goes on failing is told once.
-    """
-
-    def __init__(self, folder: Path, look: Callable[[], bool], spare: Spare) -> None:
+    def __init__(self, folder: Path, look: Callable[[], bool]) -> None:
         self._folder = folder
         self._look = look
-        self._spare = spare
         self._problem = ""
 
     def __call__(self) -> bool:
         try:
-            with self._spare.given_up():
-                found_all = self._look()
+            found_all = self._look()
         except Exception as error:
             problem = str(error) or type(error).__name__
             if problem != self._problem:

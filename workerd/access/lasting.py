@@ -4,18 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from workerd.errors import shortage_of
-
-_PAUSES_SECONDS = (0.1, 0.4, 1.0, 2.5)
-
 
 @contextlib.asynccontextmanager
 async def while_passing(check: Callable[[], None], changed: asyncio.Event) -> AsyncIterator[None]:
     """Let the current task go on for as long as a check raises nothing.
 
     Args:
-        check: made at once, and again after each change; then for some seconds again, while the machine lacks what it
-            needs.
+        check: made at once, and again after each change.
         changed: set at each change.
 
     Raises:
@@ -35,18 +30,4 @@ async def _watch(check: Callable[[], None], changed: asyncio.Event) -> None:
     while True:
         await changed.wait()
         changed.clear()
-        await _pass(check)
-
-
-async def _pass(check: Callable[[], None]) -> None:
-    """Make a check, for some seconds again where it cannot be made: what others use up is no reason to end anything."""
-    for pause in _PAUSES_SECONDS:
-        try:
-            check()
-        except Exception as error:
-            if shortage_of(error) is None:
-                raise
-        else:
-            return
-        await asyncio.sleep(pause)
-    check()
+        check()

@@ -24,6 +24,7 @@ class JobLimits:
         max_spawns_per_second: how many an owner may start per second in the long run; ten times as many at once.
         max_arguments: how many arguments and variables a job may be given together.
         max_argument_bytes: how many bytes these may have together, counted as the kernel does (execve(2)).
+        max_starting: how many jobs are being started at once, a quarter of them of one owner. The others wait.
     """
 
     max_jobs: int = 0
@@ -31,6 +32,12 @@ class JobLimits:
     max_spawns_per_second: float = 0.0
     max_arguments: int = 0
     max_argument_bytes: int = 0
+    max_starting: int = 0
+
+    @property
+    def max_ending(self) -> int:
+        """How many lost jobs are brought to their end at once; zero is any amount. The others wait."""
+        return -(-self.max_starting // 4)
 
 
 NO_LIMITS = JobLimits()

@@ -87,7 +87,11 @@ class Engine:
         on_remove: Callable[[str], None] | None = None,
     ) -> None:
         self._shelf = Shelf(state_directory, on_end)
-        self.keeper = Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove) if keeps else None
+        self.keeper = (
+            Keeper(state_directory, storage, on_end=on_end, on_remove=on_remove, max_ending=limits.max_ending)
+            if keeps
+            else None
+        )
         self._launcher = Launcher()
         self._spawner = Spawner(self._shelf, storage, limits, self._launcher)
         self._stopper = Stopper(self._shelf, self.status)

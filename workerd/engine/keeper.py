@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +66,7 @@ class Keeper:
             process is killed just then. If it raises, it is told later.
         on_remove: told the id of each job that is removed because jobs are too old or too much. That goes on if it
             raises: what it lacks may be the room that this makes.
+        max_ending: how many jobs are brought to their end at once, which takes descriptors; zero is any amount.
 
     Attributes:
         hold: the descriptor that holds the state directory. A process that inherits it keeps the next keeper waiting.
@@ -83,8 +85,10 @@ class Keeper:
         *,
         on_end: OnEnd | None = None,
         on_remove: Callable[[str], None] | None = None,
+        max_ending: int = 0,
     ) -> None:
         self._shelf = Shelf(state_directory, on_end)
+        self._turns = asyncio.Semaphore(max_ending or sys.maxsize)
         self._on_remove = on_remove
         self._drain = self._shelf.drain
         self._storage = storage
@@ -231,7 +235,15 @@ class Keeper:
             FileNotFoundError: it was removed.
             SpoolCorrupt: it is damaged, and no process watches over it.
         """
-        lock = await self._shelf.wait_lock(folder)
+        while True:
+            await self._shelf.wait_unlocked(folder)
+            async with self._turns:  # not before: a job that waits for its turn has nothing open
+                if (lock := folder.try_lock()) is not None:
+                    await self._end_unwatched(folder, lock)
+                    return
+
+    async def _end_unwatched(self, folder: JobFolder, lock: int) -> None:
+        """Bring a job to its end, and close its lock."""
         try:
             journal = self._read_whole(folder) or await self._recover(folder, lock)
             if journal is None:

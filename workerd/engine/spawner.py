@@ -36,6 +36,7 @@ from workerd.engine.request import SpawnRequest
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, can_limit_logs
 from workerd.engine.threads import Threads
+from workerd.engine.turns import Turns
 
 log = structlog.get_logger()
 _FINISH_SECONDS = 5.0
@@ -68,6 +69,7 @@ class Spawner:
         self._storage = storage
         self._admission = Admission(limits)
         self._launcher = launcher
+        self._turns = Turns("starting the jobs before it", limits.max_starting, START_SECONDS)
         self._looking_up = Threads("looking up an account", most=4, limit_seconds=_ACCOUNT_SECONDS)
         self._spawning: dict[str, _Spawning] = {}
 
@@ -157,9 +159,10 @@ class Spawner:
                     return
             account = await self._looking_up.run(find_account, request.run_as) if request.run_as else None
             spec = request.specify(job_id, created_ns, self._storage, account)
-            lock = await self._claim(spec)
-            if lock is not None:
-                await self._start(spec, lock, spawning)
+            async with self._turns.take(request.owner.id):  # for who waits has nothing open
+                lock = await self._claim(spec)
+                if lock is not None:
+                    await self._start(spec, lock, spawning)
         except OSError as error:
             if error.errno not in SHORTAGES:
                 raise

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from system import pidfd
 
+MOST_HELD = 8  # a job may have any number of processes, and this process may not have any number of descriptors
+
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
     """Walk the processes below one process, parents before children.
@@ -55,18 +57,19 @@ def kill_marked(variable: str) -> list[int]:
         variable: as NAME=VALUE.
 
     Returns:
-        A pidfd of each, for the caller to close.
+        A pidfd of each, for the caller to close, of `MOST_HELD` at most.
     """
     wanted = variable.encode()
-    handles = []
+    handles: list[int] = []
     for name in os.listdir("/proc"):
         if name.isdecimal() and wanted in _environment(int(name)):
             with contextlib.suppress(ProcessLookupError):
                 handle = os.pidfd_open(int(name))
                 # Held before it is looked at again: an id that was recycled in between would be another's.
-                if wanted in _environment(int(name)):
-                    handles.append(handle)
+                if is_wanted := wanted in _environment(int(name)):
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
+                if is_wanted and len(handles) < MOST_HELD:
+                    handles.append(handle)
                 else:
                     os.close(handle)
     return handles

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import itertools
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,18 +50,9 @@ def open_inotify() -> asyncinotify.Inotify:
     try:
         return asyncinotify.Inotify()
     except OSError as error:
-        # EMFILE stands for two limits (inotify_init(2)): where a descriptor can be had, it is not that of descriptors.
-        if error.errno == errno.EMFILE and _has_descriptor():
+        if error.errno == errno.EMFILE:  # no lack of descriptors, which are limited otherwise (inotify_init(2))
             raise WatchesExhausted("instance") from error
         raise
-
-
-def _has_descriptor() -> bool:
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
 
 
 class Watcher:

@@ -2,25 +2,23 @@
 
 asyncio's servers begin a TLS handshake with whoever connects, any number of them. Here only so many are under way: one
 more ends the oldest of the address that has most of them, so that those who connect and say nothing push each other
-out, and whoever does speak is done before their turn comes.
+out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, so that their
+number never depends on what a connection is just going through.
 """
 
 import asyncio
-import contextlib
-import errno
 import os
 import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from workerd.descriptors import Spare
 from workerd.limits import Meter
 from workerd.notices import Notices
 
 _AT_ONCE = 32  # then others have their turn
-_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _PAUSE_SECONDS = 1.0
 
 
@@ -39,7 +37,8 @@ class Acceptor:
     Args:
         listening: the socket.
         context: of TLS.
-        make_protocol: makes the protocol of a connection whose handshake begins.
+        make_protocol: makes the protocol of a connection whose handshake begins; given a function for it to call when
+            the connection is closed.
         meter: tells the limits, and whether there is room for another connection.
         notices: tells which limits are met.
     """
@@ -48,7 +47,7 @@ class Acceptor:
         self,
         listening: socket.socket,
         context: ssl.SSLContext,
-        make_protocol: Callable[[], asyncio.Protocol],
+        make_protocol: Callable[[Callable[[], None]], asyncio.Protocol],
         meter: Meter,
         notices: Notices,
     ) -> None:
@@ -61,7 +60,7 @@ class Acceptor:
         self._handshakes: dict[asyncio.Task[None], _Handshake] = {}  # the oldest first
         self._by_address: Counter[str] = Counter()
         self._resuming: asyncio.TimerHandle | None = None
-        self._spare = Spare()
+        self._open: set[_Handshake] = set()  # those of connections that have been made, too
         listening.setblocking(False)
         self._loop.add_reader(listening.fileno(), self._accept)
 
@@ -72,7 +71,6 @@ class Acceptor:
         self._loop.remove_reader(self._listening.fileno())
         for task in [*self._handshakes]:
             self._end(task)
-        self._spare.close()
 
     async def wait_closed(self) -> None:
         """Wait for nothing: what is left of handshakes is the loop's."""
@@ -84,37 +82,36 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno in _NO_DESCRIPTOR and self._handshakes:
-                    self._end_one()
-                elif error.errno in _NO_DESCRIPTOR and self._spare.take():
-                    self._turn_away()
-                else:
-                    self._pause(error)
+                self._pause(error)
                 return
             self._begin(connection, address[0])
 
     def _begin(self, connection: socket.socket, address: str) -> None:
-        if not self._meter.has_room():
+        limits = self._meter.limits
+        if not self._meter.has_room() or 0 < limits.max_connections <= len(self._open) - limits.max_handshakes:
             connection.close()
             self._notices.warn("connections are closed: there are as many as may be", "max-connections")
             return
-        if len(self._handshakes) >= self._meter.limits.max_handshakes:
+        if len(self._handshakes) >= limits.max_handshakes:
             self._notices.warn("handshakes are ended: there are more than may be", "max-handshakes", latest=address)
             self._end_one()
         connection.setblocking(False)
         handshake = _Handshake(address, connection)
         task = self._loop.create_task(self._shake_hands(handshake))
         self._handshakes[task] = handshake
+        self._open.add(handshake)
         self._by_address[address] += 1
         task.add_done_callback(self._forget)
 
     async def _shake_hands(self, handshake: _Handshake) -> None:
         handshake.begun = True
-        seconds = self._meter.limits.handshake_seconds
+        seconds, is_made = self._meter.limits.handshake_seconds, False
+        make_protocol = partial(self._make_protocol, partial(self._open.discard, handshake))
         try:
             await self._loop.connect_accepted_socket(
-                self._make_protocol, handshake.connection, ssl=self._context, ssl_handshake_timeout=seconds
+                make_protocol, handshake.connection, ssl=self._context, ssl_handshake_timeout=seconds
             )
+            is_made = True
         except ConnectionAbortedError:  # what a handshake ends with that took too long
             what = "connections are closed: their handshake took too long"
             self._notices.warn(what, "handshake-seconds", latest=handshake.address)
@@ -123,6 +120,9 @@ class Acceptor:
             self._notices.warn("connections are closed: there is no memory left", "memory", latest=handshake.address)
         except OSError:  # who came had no certificate, or has gone; ssl.SSLError is one
             pass
+        finally:
+            if not is_made:
+                self._open.discard(handshake)
 
     def _end_one(self) -> None:
         """End the oldest handshake of the address that has most of them."""
@@ -135,6 +135,7 @@ class Acceptor:
         task.cancel()
         if not handshake.begun:  # nor will it be
             handshake.connection.close()
+            self._open.discard(handshake)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         if (handshake := self._handshakes.pop(task, None)) is None:
@@ -145,14 +146,8 @@ class Acceptor:
         if task.done() and not task.cancelled():
             task.result()
 
-    def _turn_away(self) -> None:
-        """Let a client know at once that there is no descriptor for it, instead of having it wait."""
-        with self._spare.given_up(), contextlib.suppress(OSError):
-            self._listening.accept()[0].close()
-        self._notices.warn("connections are closed: there is no descriptor left", "RLIMIT_NOFILE")
-
     def _pause(self, error: OSError) -> None:
-        """Leave those who connect waiting for a moment: without memory, say, trying again at once is of no use."""
+        """Leave those who connect waiting for a moment: the machine lacks memory or descriptors (accept(2))."""
         self._notices.warn("connections are left waiting", os.strerror(error.errno or 0))
         self._loop.remove_reader(self._listening.fileno())
         self._resuming = self._loop.call_later(

@@ -72,6 +72,10 @@ class Surroundings:
 class WorkerProtocol(StrictProtocol):
     """One connection.
 
+    Attributes:
+        around: what it has in common with the others.
+        on_lost: called when it is closed.
+
     When nothing at all has come for two quarters of `keepalive_seconds` in a row, it sends a PING; after two more, the
     connection is dead and its calls end. A reader that is slow with its output is not: PINGs pass it by (RFC 9113
     §5.2.1), and its own come meanwhile. Turns are counted, not seconds: who was stopped itself has not waited.
@@ -80,6 +84,7 @@ class WorkerProtocol(StrictProtocol):
     """
 
     around: Surroundings
+    on_lost: Callable[[], None]
     _user_id: str | None = None
     _silent_turns = 0
     _idle_turns = 0
@@ -156,6 +161,7 @@ class WorkerProtocol(StrictProtocol):
             self._unwatch()
         if self._user_id is not None:
             self.around.meter.disconnect(self._user_id)
+        self.on_lost()
         super().connection_lost(exc)
 
     def _count_in(self) -> None:

@@ -12,6 +12,7 @@ import asyncio
 import functools
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, cast
 
 from grpclib.config import Configuration
@@ -147,15 +148,15 @@ class WorkerServer(Server):
 
     def serve(self, listening: socket.socket, context: ssl.SSLContext) -> None:
         """Answer calls over connections to a listening socket, until `close`."""
-        acceptor = Acceptor(listening, context, self._protocol_factory, self._around.meter, self._around.notices)
+        acceptor = Acceptor(listening, context, self._make_protocol, self._around.meter, self._around.notices)
         self._server = cast("asyncio.AbstractServer", acceptor)
         self._server_closed_fut = asyncio.get_running_loop().create_future()
 
-    def _protocol_factory(self) -> H2Protocol:
+    def _make_protocol(self, on_lost: Callable[[], None]) -> H2Protocol:
         self.__gc_step__()
         arguments = self._mapping, self._codec, self._status_details_codec, self.__dispatch__
         calls = Calls(*arguments, notices=self._around.notices)
         self._handlers.add(calls)
         protocol = WorkerProtocol(calls, self._config)
-        protocol.around = self._around
+        protocol.around, protocol.on_lost = self._around, on_lost
         return protocol

@@ -26,7 +26,7 @@ async def test_without_memory_for_a_handshake_who_connects_is_cut_off(
     settings = Settings("127.0.0.1", 0, tmp_path, tmp_path / "pki", tmp_path / "policies")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with listen(settings) as listening, capture_logs() as told:
-        acceptor = Acceptor(listening, context, asyncio.Protocol, Meter(DEFAULT_LIMITS), Notices())
+        acceptor = Acceptor(listening, context, lambda _: asyncio.Protocol(), Meter(DEFAULT_LIMITS), Notices())
         for _ in range(3):
             reader, writer = await asyncio.open_connection(*listening.getsockname())
             async with asyncio.timeout(LIMIT_SECONDS):
