@@ -1,20 +1,30 @@
-"""How the project is checked: `nox` runs lint, types and tests; `nox -l` lists the rest."""
+"""How the project is checked: `nox` runs lint, types and tests; `nox -l` lists all sessions."""
 
 import filecmp
 import os
+import platform
 import shutil
+import sys
 from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
+from packaging.specifiers import SpecifierSet
 
 nox.needs_version = ">=2025.2.9"
-nox.options.sessions = ["lint", "types", "tests"]
 nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False  # a Python that is not installed is skipped, with a warning
 
 ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 GENERATED = ROOT / "generated" / "worker_api"
-PACKAGES = nox.project.load_toml(ROOT / "pyproject.toml")["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+THIS_PYTHON = ".".join(platform.python_version_tuple()[:2])
+REQUIRED = PROJECT["project"]["requires-python"]
+if platform.python_version() not in SpecifierSet(REQUIRED):
+    sys.exit(f"workerd needs Python {REQUIRED}, and {sys.executable} is {platform.python_version()}")
+PYTHONS = sorted({*nox.project.python_versions(PROJECT), THIS_PYTHON})
+nox.options.sessions = ["lint", "types", f"tests-{THIS_PYTHON}"]
 # One more than there are processors: tests wait, too.
 SEVERAL_FILES = ("--numprocesses", str(len(os.sched_getaffinity(0)) + 1), "--dist", "loadfile")
 # Real processes on a machine that does something else meanwhile: what fails is made once more, and told in the summary.
@@ -85,9 +95,9 @@ def types(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
 
 
-@nox.session
+@nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests, several files at a time: `nox -s tests -- -k stop` runs some of them."""
+    """Run the tests on each Python that is installed: `nox -s tests-3.13 -- -k stop` runs some of them on one."""
     install_to_run(session, "tests")
     session.run("pytest", *SEVERAL_FILES, *RERUN, *session.posargs)
 

@@ -24,7 +24,7 @@ MAX_LINE_BYTES = 1 << 16
 RELEASED = "released"
 """The event that says that the lines up to its `last`, a `seq` and a `hash`, were removed to make room."""
 RESUMED = "resumed"
-"""The event that says that the trail did not end as its head said when somebody went on with it."""
+"""The event that says that the trail did not end with the line `head`, or lacked it, when a writer went on with it."""
 OWN_FIELDS = frozenset({"seq", "time", "prev", "hash"})
 
 _OPENING, _CLOSING = b',"hash":"', b'"}\n'
@@ -74,8 +74,13 @@ class _Released(msgspec.Struct):
     last: Head
 
 
+class _Resumed(msgspec.Struct):
+    head: Head | None
+
+
 _decode_link = msgspec.json.Decoder(Link).decode
 _decode_released = msgspec.json.Decoder(_Released).decode
+_decode_resumed = msgspec.json.Decoder(_Resumed).decode
 _decode_head = msgspec.json.Decoder(Head).decode
 
 
@@ -138,6 +143,23 @@ def read_released(line: bytes) -> Head:
         return _decode_released(line).last
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise LineInvalid(f"it does not say what was released: {error}") from error
+
+
+def read_resumed(line: bytes) -> Head | None:
+    """Return which line one with the event `RESUMED` says it follows; None where it does not know.
+
+    Raises:
+        LineInvalid: it does not say.
+    """
+    try:
+        return _decode_resumed(line).head
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise LineInvalid(f"it does not say what it follows: {error}") from error
+
+
+def is_numbered(line: bytes, seq: int) -> bool:
+    """Return whether a line begins as the one with this number does."""
+    return line.startswith(b'{"seq":%d,' % seq)
 
 
 def format_head(head: Head) -> bytes:

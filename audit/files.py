@@ -12,6 +12,8 @@ from pathlib import Path
 from audit.chain import MAX_LINE_BYTES
 
 HEAD = "head"
+REMEMBERED = "audit-head"
+"""The file beside a daemon's trail with a head that the trail must have, in the form of the file `head`."""
 _NAME = re.compile(r"audit-([0-9]{12,19})\.jsonl")
 _FEW_BYTES = 1 << 12  # enough for nearly every line
 

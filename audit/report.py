@@ -50,9 +50,11 @@ class Report:
         head: the last line that is in order.
         unfinished_bytes: what follows that line and somebody did not finish to write.
         fault: what is wrong, if anything is.
+        witnessed: how many lines were compared with those that a witness has.
     """
 
     first: int
     head: Head
     unfinished_bytes: int
     fault: Fault | None
+    witnessed: int = 0

@@ -7,6 +7,7 @@ A trail may grow while it is read, and nobody waits for that. The head is read f
 far, and once more at the end: a writer's head is never more than one line behind its lines.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from audit.chain import Head
@@ -20,13 +21,19 @@ def _nobody_asks(done: int, total: int) -> None:
 
 
 def verify(
-    folder: Path, *, expected: Head | None = None, from_seq: int = 0, progress: Progress = _nobody_asks
+    folder: Path,
+    *,
+    expected: Head | None = None,
+    witnessed: Collection[Head] = (),
+    from_seq: int = 0,
+    progress: Progress = _nobody_asks,
 ) -> Report:
     """Verify a trail.
 
     Args:
         folder: the folder with the trail's files.
         expected: a head that was kept elsewhere: the trail must have this very line.
+        witnessed: heads that were kept elsewhere: the trail must have those lines, unless they were released.
         from_seq: the line to begin at, and nothing is said of what is before it; zero for the beginning.
         progress: told now and then how many bytes have been read, and of how many.
 
@@ -38,7 +45,7 @@ def verify(
     while True:
         files = _list(folder)
         try:
-            report = Walk(folder, files, expected, from_seq, progress).go()
+            report = Walk(folder, files, expected, witnessed, from_seq, progress).go()
         except FileNotFoundError:  # it was released meanwhile
             if _list(folder) == files:
                 raise

@@ -1,6 +1,6 @@
 """One reading of a trail's files, line by line, in bounded memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,10 +12,12 @@ from audit.chain import (
     Head,
     LineInvalid,
     Link,
+    is_numbered,
     opens_line,
     parse_head,
     read_line,
     read_released,
+    read_resumed,
 )
 from audit.files import HEAD, TrailFile
 from audit.report import Fault, LineNotKept, Report
@@ -38,7 +40,13 @@ class Walk:
     """
 
     def __init__(
-        self, folder: Path, files: list[TrailFile], expected: Head | None, from_seq: int, progress: Progress
+        self,
+        folder: Path,
+        files: list[TrailFile],
+        expected: Head | None,
+        witnessed: Collection[Head],
+        from_seq: int,
+        progress: Progress,
     ) -> None:
         self._folder = folder
         self._told = _read_head(folder)
@@ -46,6 +54,10 @@ class Walk:
         self._files = files[max(0, len(earlier) - 1) :]
         self._sizes = [(folder / file.name).stat().st_size for file in self._files]
         self._expected, self._from_seq, self._progress = expected, from_seq, progress
+        self._witnessed: dict[int, set[Head]] = {}
+        for head in witnessed:
+            self._witnessed.setdefault(head.seq, set()).add(head)
+        self._met_witnessed = 0
         self._file_number = 0
         self._place = self._end = (HEAD, 1)
         self._done_bytes = 0
@@ -67,10 +79,11 @@ class Walk:
             self._check_head()
             self._check_beginning()
             self._check_expected()
+            self._check_witnessed()
         except _Broken as broken:
             fault = broken.fault
         first_seq = 0 if self._first is None else self._first.seq
-        return Report(first_seq, self._head, self._unfinished_bytes, fault)
+        return Report(first_seq, self._head, self._unfinished_bytes, fault, self._met_witnessed)
 
     def _read(self, file_number: int) -> None:
         self._file_number = file_number
@@ -93,7 +106,7 @@ class Walk:
             self._fail(file.first_seq, "the file is empty: its lines were removed")
 
     def _is_meant(self, line: bytes) -> bool:
-        return self._first is not None or not self._from_seq or _is_numbered(line, self._from_seq)
+        return self._first is not None or not self._from_seq or is_numbered(line, self._from_seq)
 
     def _wanted(self, file: TrailFile) -> int:
         """Tell which number the next line should have."""
@@ -119,10 +132,21 @@ class Walk:
                 if head != link.head:
                     whose = "that the file `head` names" if head is self._told else "that is expected"
                     self._fail(link.seq, f"it is not the line {whose}: one of the two was changed")
+        if (heads := self._witnessed.get(link.seq)) is not None:
+            if heads != {link.head}:
+                self._fail(link.seq, "it is not the line that the witness has: one of the two was changed")
+            self._met_witnessed += 1
         if link.event == RELEASED:
             self._note_released(link, line)
-        elif link.event == RESUMED and link.seq != self._from_seq:
+        elif link.event == RESUMED and link.seq != self._from_seq and not self._follows(link, line):
             self._fail(link.seq, "lines before this one had been removed or changed: the daemon found that and says so")
+
+    def _follows(self, link: Link, line: bytes) -> bool:
+        """Return whether the line before one with the event `RESUMED` is here, put back by somebody who had kept it."""
+        try:
+            return link is not self._first and read_resumed(line) == Head(link.seq - 1, link.prev)
+        except LineInvalid as error:
+            self._fail(link.seq, str(error))
 
     def _check_number(self, seq: int, wanted: int) -> None:
         if seq > wanted and self._comes_later(wanted):
@@ -175,22 +199,24 @@ class Walk:
             self._fail(last + 1, f"the trail ends with line {last}, and line {expected.seq} is expected: removed")
         raise LineNotKept(expected.seq, 0 if self._first is None else self._first.seq, last)
 
+    def _check_witnessed(self) -> None:
+        last = self._head.seq
+        if missing := [seq for seq in self._witnessed if seq > last]:
+            self._place = self._end
+            self._fail(last + 1, f"the trail ends with line {last}, and the witness has line {min(missing)}: removed")
+
     def _comes_later(self, seq: int) -> bool:
         """Look whether a line is further on."""
         for later in range(self._file_number, len(self._files)):
             skipped = self._place[1] if later == self._file_number else 0
             lines = _lines(self._folder / self._files[later].name, self._sizes[later])
-            if any(_is_numbered(line, seq) for number, line in enumerate(lines, 1) if number > skipped):
+            if any(is_numbered(line, seq) for number, line in enumerate(lines, 1) if number > skipped):
                 return True
         return False
 
     def _fail(self, seq: int, problem: str) -> NoReturn:
         file, line = self._place
         raise _Broken(Fault(file, line, seq, problem))
-
-
-def _is_numbered(line: bytes, seq: int) -> bool:
-    return line.startswith(b'{"seq":%d,' % seq)
 
 
 def _read_head(folder: Path) -> Head | None:

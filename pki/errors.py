@@ -2,12 +2,16 @@
 
 PkiError
 ├── AlreadyExists
+├── AuthorityMissing
+├── AuthorityDiffers
+├── ListNotCopied
 ├── Missing
 ├── InventoryDamaged
 ├── ListOutdated
 ├── NotTrusted
 ├── InputInvalid
 │   ├── InvalidName
+│   ├── InvalidAuthority
 │   ├── NameIssued
 │   ├── InvalidUserId
 │   ├── InvalidHost
@@ -25,6 +29,7 @@ PkiError
     └── CertificateExpired
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +52,36 @@ class Missing(PkiError):
     def __init__(self, path: Path, problem: str, advice: str) -> None:
         self.path = path
         super().__init__(f"cannot read {path}: {problem}: {advice}")
+
+
+class AuthorityMissing(PkiError):
+    """The folder that should have the authorities' keys has none."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"there are no authorities in {folder}: attach what the folder is on, or give another with --authority;"
+            " `workerctl pki init --authority DIR` makes new ones"
+        )
+
+
+class AuthorityDiffers(PkiError):
+    """The authorities in a folder are not those that a daemon's folder has the certificates of."""
+
+    def __init__(self, own: Path, theirs: Path) -> None:
+        super().__init__(
+            f"{theirs} is not the authority of {own}: give the folder of its own with --authority, or another --pki-dir"
+        )
+
+
+class ListNotCopied(PkiError):
+    """The authority's list of revoked certificates did not reach the daemon."""
+
+    def __init__(self, crl: Path, copy: Path, problem: str) -> None:
+        command = shlex.join(["install", "-m", "644", str(crl), str(copy)])
+        super().__init__(
+            f"the daemon does not know yet who was revoked, because {copy} cannot be written: {problem}: copy the list"
+            f" with `{command}`"
+        )
 
 
 class InventoryDamaged(PkiError):
@@ -91,6 +126,13 @@ class InvalidName(InputInvalid):
             f"{name!r} cannot be the name of a user or a daemon: use letters, digits, '.', '_', '-' and '@',"
             " at most 64 of them"
         )
+
+
+class InvalidAuthority(InputInvalid):
+    """A folder for the authorities that is not apart from the daemon's."""
+
+    def __init__(self, authority: Path, folder: Path) -> None:
+        super().__init__(f"{authority} is within {folder}, which the daemon reads: choose a folder outside of it")
 
 
 class NameIssued(InputInvalid):

@@ -11,7 +11,6 @@ is finished, or undone, by the next.
 """
 
 import contextlib
-import fcntl
 import os
 import shlex
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from pki.errors import AlreadyExists, Missing, NotTrusted
 from system import ownership
+from system.file_lock import lock_within
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # cryptography is slow to import and only needed where certificates are made
@@ -31,6 +31,7 @@ REPLACED = "replaced"
 OF_OTHERS = ("clients", "servers")
 """The folders within an authority's that hold what others take away."""
 _KEY_MODE = 0o600
+_LOCK_SECONDS = 20.0  # what takes long, such as making a key, is done before or fast
 _PUBLIC_MODE = 0o644
 
 
@@ -188,6 +189,28 @@ def write_pair(certificate: Path, credential: "Credential") -> None:
     _write_new(certificate, credential.certificate_pem(), _PUBLIC_MODE)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, with who may read it, into a folder that is made if it is not there.
+
+    One process at a time may do this to a file.
+
+    Raises:
+        AlreadyExists: the target is there, and has another content.
+        Missing: the source cannot be read.
+    """
+    make_folder(target.parent)
+    data = read_bytes(source, "put it back")
+    if os.path.lexists(target):
+        if read_bytes(target, "") != data:
+            raise AlreadyExists(target, "it is another authority's: choose another folder")
+        return
+    new = target.with_name(target.name + ".new")
+    new.unlink(missing_ok=True)
+    _write_new(new, data, source.stat().st_mode & 0o777)
+    new.rename(target)
+    sync_folder(target.parent)
+
+
 def replace_pair(certificate: Path, credential: "Credential") -> None:
     """Put another certificate and key in the place of those that are there; these are kept beside, under their date.
 
@@ -240,6 +263,7 @@ def locked(certificate: Path) -> Iterator[None]:
         certificate: the authority's.
 
     Raises:
+        LockHeld: another process acts for it for too long.
         Missing: its key cannot be read.
     """
     path = key_path(certificate)
@@ -250,16 +274,26 @@ def locked(certificate: Path) -> Iterator[None]:
         advice = f"do this where the authority is: {path.name} is there, and stays there"
         raise Missing(path, error.strerror or str(error), advice) from error
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_within(file.fileno(), path, _LOCK_SECONDS)
+        if os.fstat(file.fileno()).st_nlink == 0:
+            raise Missing(path, "it was moved just now", "repeat the command")
         yield
 
 
 @contextlib.contextmanager
-def locked_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for it from changing a folder meanwhile."""
+def locked_folder(folder: Path, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+    """Keep other processes that ask for it from changing a folder meanwhile.
+
+    Args:
+        folder: the folder.
+        seconds: how long to wait for another process that has asked for it.
+
+    Raises:
+        LockHeld: the other one changes the folder for too long.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_within(descriptor, folder, seconds)
         yield
     finally:
         os.close(descriptor)

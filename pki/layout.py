@@ -10,15 +10,22 @@
     replaced/, */replaced/           pairs that were renewed, under the date of their renewal
 
 A user on another machine needs server-ca.crt and their own pair, in the same layout, and nothing else.
+
+The authorities may have a folder of their own. Then the daemon's folder has no key but its own:
+
+    daemon's folder       server.crt, server.key, replaced/, and copies of server-ca.crt, client-ca.crt, client-ca.crl
+                          authority    the path of the authorities' folder
+    authorities' folder   everything else
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from pki.checks import is_name
-from pki.errors import InvalidName, TrustDomainMissing
-from pki.files import REPLACED, key_path, load_certificate, load_crl
+from pki.errors import AuthorityDiffers, AuthorityMissing, InvalidName, TrustDomainMissing
+from pki.files import REPLACED, key_path, load_certificate, load_crl, read_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,29 +36,89 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PkiLayout:
-    """The files of one authority, or of one user of it."""
+    """The files of one authority, or of one user of it.
+
+    Attributes:
+        path: the folder that a daemon or a client reads.
+        elsewhere: the authorities' folder; None if it is the same.
+    """
 
     path: Path
+    elsewhere: Path | None = None
+
+    def with_authority(self, given: Path | None = None) -> Self:
+        """Return the same files, with the authorities' folder that is given, or that `location` names.
+
+        Raises:
+            AuthorityMissing: the folder has no authority.
+            AuthorityDiffers: the folder has another authority than the one that the daemon trusts.
+            Missing: the file `location` cannot be read.
+        """
+        given = given or self.authority_named()
+        if given is None or given.absolute() == self.path.absolute():
+            return self
+        found = replace(self, elsewhere=given.absolute())
+        if not found.client_authority.exists():
+            raise AuthorityMissing(given)
+        for own, theirs in ((self.client_ca, found.client_authority), (self.server_ca, found.server_authority)):
+            if own.exists() and load_certificate(own) != load_certificate(theirs):
+                raise AuthorityDiffers(own, theirs)
+        return found
+
+    def authority_named(self) -> Path | None:
+        """Return the folder that the file `location` names; None if there is no such file.
+
+        Raises:
+            Missing: it cannot be read.
+        """
+        if not os.path.lexists(self.location):
+            return None
+        return Path(os.fsdecode(read_bytes(self.location, "give --authority").strip()))
+
+    @property
+    def authority(self) -> Path:
+        """The folder with the authorities' keys."""
+        return self.elsewhere or self.path
+
+    @property
+    def location(self) -> Path:
+        """The file with the path of the authorities' folder, if that is another."""
+        return self.path / "authority"
+
+    @property
+    def server_authority(self) -> Path:
+        """The certificate of the authority that signs servers, beside its key."""
+        return self.authority / "server-ca.crt"
+
+    @property
+    def client_authority(self) -> Path:
+        """The certificate of the authority that signs users, beside its key."""
+        return self.authority / "client-ca.crt"
 
     @property
     def server_ca(self) -> Path:
-        """The certificate of the authority that signs servers."""
+        """The certificate that clients verify servers with."""
         return self.path / "server-ca.crt"
 
     @property
     def client_ca(self) -> Path:
-        """The certificate of the authority that signs users."""
+        """The certificate that a daemon verifies users with."""
         return self.path / "client-ca.crt"
 
     @property
+    def authority_crl(self) -> Path:
+        """The list of revoked users' certificates, as the authority wrote it."""
+        return self.authority / "client-ca.crl"
+
+    @property
     def client_crl(self) -> Path:
-        """The list of users' certificates that were revoked."""
+        """The list of revoked users' certificates, as a daemon reads it."""
         return self.path / "client-ca.crl"
 
     @property
     def client_inventory(self) -> Path:
         """The inventory of what the authority of users issued and revoked."""
-        return self.path / "client-ca.issued.jsonl"
+        return self.authority / "client-ca.issued.jsonl"
 
     @property
     def server_certificate(self) -> Path:
@@ -93,18 +160,24 @@ class PkiLayout:
             return self.other_server_certificate(rest)
         if separator and folder == "clients":
             return self.client_certificate(rest)
-        own = {path.stem: path for path in (self.server_ca, self.client_ca, self.server_certificate)}
+        own = {path.stem: path for path in (self.server_authority, self.client_authority, self.server_certificate)}
         return own.get(name) or self.client_certificate(name)
 
     def certificates(self) -> list[Path]:
         """The paths of all certificates that are here: authorities, servers, users, and what was renewed."""
-        own = (path for path in (self.server_ca, self.client_ca, self.server_certificate) if path.exists())
+        own = (self.server_authority, self.client_authority, self.server_certificate)
         patterns = ("servers/*.crt", "clients/*.crt", f"{REPLACED}/*.crt", f"*/{REPLACED}/*.crt")
-        return [*own, *(path for pattern in patterns for path in sorted(self.path.glob(pattern)))]
+        folders = dict.fromkeys((self.authority, self.path))
+        found = (path for pattern in patterns for folder in folders for path in sorted(folder.glob(pattern)))
+        return [*filter(Path.exists, own), *found]
+
+    def is_of_user(self, path: Path) -> bool:
+        """Return whether a certificate that is here is a user's."""
+        return any(path.is_relative_to(folder / "clients") for folder in (self.authority, self.path))
 
     def users(self) -> list[str]:
         """The names of all users that have a certificate here, sorted."""
-        return sorted(path.stem for path in (self.path / "clients").glob("*.crt"))
+        return sorted(path.stem for path in (self.authority / "clients").glob("*.crt"))
 
     def is_initialized(self) -> bool:
         """Whether a server can be run from here."""
@@ -119,9 +192,9 @@ class PkiLayout:
         from pki.authority import trust_domain_of
 
         try:
-            return trust_domain_of(load_certificate(self.client_ca))
+            return trust_domain_of(load_certificate(self.client_authority))
         except TrustDomainMissing as error:
-            raise TrustDomainMissing(self.client_ca) from error
+            raise TrustDomainMissing(self.client_authority) from error
 
     def crl(self) -> "x509.CertificateRevocationList | None":
         """The list of users' certificates that were revoked; None if there is no list.
@@ -129,9 +202,9 @@ class PkiLayout:
         Raises:
             Missing: the list or the authority cannot be read.
         """
-        if not os.path.lexists(self.client_crl):
+        if not os.path.lexists(self.authority_crl):
             return None
-        return load_crl(self.client_crl, load_certificate(self.client_ca))
+        return load_crl(self.authority_crl, load_certificate(self.client_authority))
 
     def revoked(self) -> frozenset[int]:
         """The serial numbers of users' certificates that were revoked; nothing if there is no list.
@@ -147,4 +220,4 @@ class PkiLayout:
     def _named(self, folder: str, name: str) -> Path:
         if not is_name(name):
             raise InvalidName(name)
-        return self.path / folder / f"{name}.crt"
+        return self.authority / folder / f"{name}.crt"

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pki.checks import LEAST_UNKNOWN_SERIAL, read_serial
-from pki.errors import InvalidName, Missing, NotRevocable
-from pki.files import REPLACED, load_certificate, load_pair, locked, replace_file
+from pki.errors import InvalidName, ListNotCopied, Missing, NotRevocable, NotTrusted
+from pki.files import REPLACED, load_certificate, load_pair, locked, read_bytes, replace_file
 from pki.layout import PkiLayout
 
 TYPE_CHECKING = False
@@ -64,8 +64,8 @@ class PkiRegister(PkiLayout):
         from pki.issued import append_events
         from pki.revocation import add_revoked, number_of, serials_on
 
-        with locked(self.client_ca):
-            authority = load_pair(self.client_ca)
+        with locked(self.client_authority):
+            authority = load_pair(self.client_authority)
             old = self.crl()
             before = frozenset() if old is None else serials_on(old)
             here = {load_certificate(path).serial_number: path for path in self.certificates()}
@@ -76,11 +76,42 @@ class PkiRegister(PkiLayout):
             added = (before | meant.keys()) - inventory.revoked
             append_events(self.client_inventory, [Event(tuple(map(serial_text, sorted(added))), number)])
             crl = add_revoked(authority, old, (*meant, *lost), datetime.now(UTC), number)
-            replace_file(self.client_crl, crl.public_bytes(Encoding.PEM))
+            replace_file(self.authority_crl, crl.public_bytes(Encoding.PEM))
         return {
             serial: Revoked(path, serial in before, serial in lost, serial in here or serial in inventory.issued)
             for serial, path in {**dict.fromkeys(sorted(lost)), **meant}.items()
         }
+
+    def copy_list(self) -> bool:
+        """Copy the authority's list of revoked certificates to the daemon's folder, if that is another.
+
+        Returns:
+            Whether there is a daemon's folder.
+
+        Raises:
+            ListNotCopied: the list cannot be written there.
+        """
+        if not self.is_initialized():
+            return False
+        if self.elsewhere is not None:
+            with locked(self.client_authority):
+                try:
+                    replace_file(self.client_crl, read_bytes(self.authority_crl, "revoke once more"))
+                except (OSError, Missing, NotTrusted) as error:
+                    raise ListNotCopied(self.authority_crl, self.client_crl, str(error)) from error
+        return True
+
+    def list_differs(self) -> bool:
+        """Return whether a daemon's folder has another list of revoked certificates than the authority.
+
+        Raises:
+            Missing: one of the lists cannot be read.
+        """
+        if self.elsewhere is None or not self.is_initialized():
+            return False
+        advice = "put back the one that was there"
+        lists = [read_bytes(path, advice) if path.exists() else b"" for path in (self.authority_crl, self.client_crl)]
+        return lists[0] != lists[1]
 
     def inventory(self) -> "Inventory":
         """Read what was issued to users and revoked, as far as it is recorded.
@@ -115,7 +146,7 @@ class PkiRegister(PkiLayout):
             found = self.certificates()
         events = []
         for path in found:
-            if not path.is_relative_to(self.path / "clients"):
+            if not self.is_of_user(path):
                 continue
             with contextlib.suppress(Missing):
                 certificate = load_certificate(path)
@@ -133,7 +164,7 @@ class PkiRegister(PkiLayout):
     def _meant(self, name: str, here: Mapping[int, Path], inventory: "Inventory") -> dict[int, Path | None]:
         """Tell which certificates a name, a user id or a serial number means, for `revoke`."""
         self._require_user_s(name)
-        of_users = {serial: path for serial, path in here.items() if path.is_relative_to(self.path / "clients")}
+        of_users = {serial: path for serial, path in here.items() if self.is_of_user(path)}
         user = name.removeprefix("clients/")
         serials = [serial for serial, path in of_users.items() if _is_of_user(path, user)]
         if found := dict.fromkeys((*inventory.serials_of(user), *serials)):

@@ -19,6 +19,7 @@ from pki.errors import (
     NotRenewable,
 )
 from pki.files import (
+    key_path,
     load_certificate,
     load_pair,
     locked,
@@ -31,6 +32,7 @@ from pki.files import (
     write_pair,
 )
 from pki.identity import read_uri
+from pki.moving import copy_public, require_apart
 from pki.register import PkiRegister
 
 TYPE_CHECKING = False
@@ -45,43 +47,58 @@ DEFAULT_TRUST_DOMAIN = "workerd.internal"
 class PkiFolder(PkiRegister):
     """An authority, or a user's share of one."""
 
-    def initialize(
-        self, hosts: Iterable[str] = (), trust_domain: str = DEFAULT_TRUST_DOMAIN, users: Iterable[str] = ()
-    ) -> None:
+    def initialize(self, hosts: Iterable[str] = (), trust_domain: str | None = None, users: Iterable[str] = ()) -> None:
         """Make both authorities and the server's certificate, for loopback, this host's name and further hosts.
+
+        Where the authorities' folder is another, they may be there already, and sign for this daemon as well.
 
         Args:
             hosts: names and addresses.
-            trust_domain: of the users.
+            trust_domain: of the users; None for that of the authorities, or `DEFAULT_TRUST_DOMAIN`.
             users: the names of those who get a certificate at once.
 
         Raises:
             AlreadyExists: one of the files is there already; nothing has been written then.
+            InvalidAuthority: the authorities' folder is within the daemon's.
             InvalidHost, InvalidTrustDomain, InvalidName: no certificate could hold this.
         """
-        from pki.authority import issue_server, make_authority
+        from pki.authority import issue_server
 
         hosts, users = tuple(hosts), tuple(users)
-        if not is_trust_domain(trust_domain):
+        if trust_domain is not None and not is_trust_domain(trust_domain):
             raise InvalidTrustDomain(trust_domain)
         require_hosts(hosts)
         for certificate in (self.server_ca, self.client_ca, self.server_certificate):
             require_free(certificate, self._advice_for_existing())
+        if self.elsewhere is not None:
+            require_apart(self.path, self.elsewhere)
+        has_authorities = self.elsewhere is not None and self.client_authority.exists()
+        if has_authorities and trust_domain not in (None, there := self.trust_domain()):
+            raise AlreadyExists(self.client_authority, f"its trust domain is {there}: leave --trust-domain away")
+        for user in users:
+            require_free(self.client_certificate(user), _CHOOSE_ANOTHER_FOLDER)
+        if not has_authorities:
+            self._make_authorities(trust_domain or DEFAULT_TRUST_DOMAIN)
+        local = ("localhost", socket.gethostname(), "127.0.0.1", "::1")
+        server = issue_server(load_pair(self.server_authority), dict.fromkeys((*local, *hosts)))
+        for user in users:
+            self.issue_client(user)
+        if self.elsewhere is not None:
+            with locked(self.client_authority):
+                copy_public(self)
+        write_pair(self.server_certificate, server)  # last: with it, a server can be run from here
+
+    def _make_authorities(self, trust_domain: str) -> None:
+        from pki.authority import make_authority
+
+        for certificate in (self.server_authority, self.client_authority):
+            require_free(certificate, _CHOOSE_ANOTHER_FOLDER)
         if os.path.lexists(self.client_inventory):
             raise AlreadyExists(
                 self.client_inventory, f"it is another authority's; move it away, or {_CHOOSE_ANOTHER_FOLDER}"
             )
-        for user in users:
-            require_free(self.client_certificate(user), _CHOOSE_ANOTHER_FOLDER)
-        server_ca = make_authority("workerd server CA", trust_domain)
-        client_ca = make_authority("workerd client CA", trust_domain)
-        local = ("localhost", socket.gethostname(), "127.0.0.1", "::1")
-        server = issue_server(server_ca, dict.fromkeys((*local, *hosts)))
-        write_pair(self.server_ca, server_ca)
-        write_pair(self.client_ca, client_ca)
-        for user in users:
-            self.issue_client(user)
-        write_pair(self.server_certificate, server)  # last: with it, a server can be run from here
+        write_pair(self.server_authority, make_authority("workerd server CA", trust_domain))
+        write_pair(self.client_authority, make_authority("workerd client CA", trust_domain))
 
     def issue_client(
         self, user_name: str, user_id: str | None = None, days: int | None = None, *, new_user: bool = False
@@ -112,8 +129,8 @@ class PkiFolder(PkiRegister):
         require_free(path, f"choose another name, or renew it with `{self._command('renew', user_name)}`")
         lifetime = make_lifetime(days, CLIENT_LIFETIME)
         user = make_user_id(user_id)
-        authority = load_pair(self.client_ca)
-        with locked(self.client_ca):
+        authority = load_pair(self.client_authority)
+        with locked(self.client_authority):
             require_free(path, "somebody else made it meanwhile")
             inventory = self._load_inventory(authority.certificate)
             if user_id is None and not new_user and (user_ids := inventory.user_ids_of(user_name)):
@@ -149,7 +166,7 @@ class PkiFolder(PkiRegister):
         renew = self._command("renew", f"servers/{host}")
         require_free(path, f"renew it, with further names perhaps, with `{renew}`")
         lifetime = make_lifetime(days, SERVER_LIFETIME)
-        write_pair(path, issue_server(load_pair(self.server_ca), hosts, lifetime))
+        write_pair(path, issue_server(load_pair(self.server_authority), hosts, lifetime))
         return path
 
     def renew(self, name: str, further_hosts: Iterable[str] = (), days: int | None = None) -> Path:
@@ -175,10 +192,10 @@ class PkiFolder(PkiRegister):
 
         path, further_hosts = self.certificate(name), tuple(further_hosts)
         require_hosts(further_hosts)
-        if path in (self.server_ca, self.client_ca):
+        if path in (self.server_authority, self.client_authority):
             raise NotRenewable(path, "it is an authority's", "make another with `pki init` in another folder")
         for_user = path.parent.name == "clients"
-        authority_path = self.client_ca if for_user else self.server_ca
+        authority_path = self.client_authority if for_user else self.server_authority
         lifetime = make_lifetime(days, CLIENT_LIFETIME if for_user else SERVER_LIFETIME)
         with locked(authority_path):
             authority, old = load_pair(authority_path), load_certificate(path)
@@ -251,6 +268,8 @@ class PkiFolder(PkiRegister):
     def _advice_for_existing(self) -> str:
         if not self.is_initialized():
             return _CHOOSE_ANOTHER_FOLDER
+        if self.elsewhere is not None and key_path(self.client_ca).exists():
+            return f"`{self._command('move-authority', str(self.elsewhere))}` moves its authorities there"
         return (
             f"{self.path} holds an authority that can be used as it is, and nothing needs to be removed; "
             f"`{self._command('issue-client', 'NAME')}` adds a user, "

@@ -106,7 +106,10 @@ def _advice_for_user(folder: PkiFolder, user_name: str) -> str:
             f" --certificate {users[0]} to present {users[0]}'s, whomever you call for"
         )
     advice = "copy yours from the daemon's machine, or choose another --pki-dir"
-    if key_path(folder.client_ca).exists():
+    if (authority := folder.authority_named()) is not None:
+        clients = folder.path / "clients"
+        advice = f"copy yours from {authority / 'clients'} to {clients}, or choose --pki-dir {authority}"
+    elif key_path(folder.client_ca).exists():
         advice = f"make one with `workerctl --pki-dir {shlex.quote(str(folder.path))} pki issue-client {user_name}`"
     return f"{folder.path} has no certificate for any user; {advice}"
 

@@ -26,8 +26,8 @@ class Holder:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.handle, signal.SIGTERM)
 
-    def wait_ended(self, timeout_seconds: float | None = None) -> bool:
-        """Wait until the process has ended, and return whether it has. None waits without a limit."""
+    def wait_ended(self, timeout_seconds: float) -> bool:
+        """Wait until the process has ended, for so long at most, and return whether it has."""
         return pidfd.wait_ended(self.handle, timeout_seconds)
 
 

@@ -28,16 +28,16 @@ def has_ended(handle: int) -> bool:
     return wait_ended(handle, 0.0)
 
 
-def wait_ended(handle: int, timeout_seconds: float | None = None) -> bool:
+def wait_ended(handle: int, timeout_seconds: float) -> bool:
     """Wait until a process has ended, reaped or not. Blocks the thread.
 
     Args:
         handle: the process, as `hold` gives it.
-        timeout_seconds: for how long at most; None for ever.
+        timeout_seconds: for how long at most.
 
     Returns:
         Whether it has.
     """
     ended = select.poll()  # and not select(2), which takes no descriptor from 1024 on
     ended.register(handle, select.POLLIN)  # readable: it has ended
-    return bool(ended.poll(None if timeout_seconds is None else timeout_seconds * 1000))
+    return bool(ended.poll(timeout_seconds * 1000))

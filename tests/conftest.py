@@ -8,6 +8,7 @@ import pytest
 
 from tests import time_limit
 from tests.daemon import Daemon, end_jobs, running_daemon
+from tests.freezing import Freezer, making_freezer
 from tests.signals import restore_for_children
 from workerd.engine.engine import Engine
 
@@ -46,6 +47,13 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
     async with Engine(tmp_path / "state") as engine:
         yield engine
     end_jobs(tmp_path / "state")
+
+
+@pytest.fixture
+def freezer() -> Iterator[Freezer]:
+    """A cgroup whose processes no signal ends while it is frozen."""
+    with making_freezer() as freezer:
+        yield freezer
 
 
 @pytest.fixture

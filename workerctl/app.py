@@ -17,7 +17,7 @@ from pki.errors import InputInvalid, PkiError
 from workerctl.command_line import bind_job, split_command_line
 from workerctl.context import Context
 from workerctl.durations import read_seconds
-from workerctl.errors import ClientError, UsageInvalid, sentence
+from workerctl.errors import CallFailed, ClientError, UsageInvalid, sentence
 from workerctl.exit_codes import ExitCode
 from workerctl.retry import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_RETRY_SECONDS, Patience
 from workerctl.target import Target
@@ -99,13 +99,18 @@ def make_command(arguments: Sequence[str]) -> Callable[[], Any]:
         if arguments and not tokens:
             given = {"--endpoint": endpoint, "--username": username, "--certificate": certificate, "--pki-dir": pki_dir}
             raise UsageInvalid(_without_command(given, added))
+        words, _, _ = app.parse_commands(tokens)
         command, bound, injected = app.parse_args(tokens)
         bind_job(command, bound, job)
         if "context" in injected:
             bound.arguments["context"] = context
-        result = command(*bound.args, **bound.kwargs)
-        if inspect.iscoroutine(result):
-            result = uvloop.run(result)
+        try:
+            result = command(*bound.args, **bound.kwargs)
+            if inspect.iscoroutine(result):
+                result = uvloop.run(result)
+        except CallFailed as error:
+            error.command = " ".join(words)
+            raise
         return int(result or ExitCode.OK)
 
     own, job = split_command_line(app, arguments)

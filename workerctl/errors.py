@@ -27,6 +27,7 @@ from grpclib.exceptions import GRPCError
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
 from workerctl.exit_codes import ExitCode
+from workerctl.wording import to_command_line
 
 
 class ClientError(Exception):
@@ -117,7 +118,14 @@ class CallFailed(ClientError):
         status: the gRPC status.
         reason: what kind of failure it is.
         message: the daemon's sentence.
+
+    Attributes:
+        command: the command that made the call, for the words of `sentence`; empty where it is not known.
+        subject: what the failure is about, such as a field of the request; empty for nothing in particular.
     """
+
+    command = ""
+    subject = ""
 
     def __init__(self, status: Status, reason: ErrorReason, message: str) -> None:
         self.status = status
@@ -126,13 +134,8 @@ class CallFailed(ClientError):
 
 
 class ArgumentInvalid(CallFailed):
-    """The daemon cannot make sense of what the call asks for.
+    """The daemon cannot make sense of what the call asks for."""
 
-    Attributes:
-        subject: the field of the request that it is about, if it is about one.
-    """
-
-    subject = ""
     exit_code = ExitCode.USAGE
 
 
@@ -210,21 +213,6 @@ _BY_STATUS: dict[Status, type[CallFailed]] = {
     Status.UNIMPLEMENTED: Unserved,
     Status.UNAVAILABLE: Unavailable,
 }
-_OPTIONS = {
-    "envs": "--envs",
-    "grace": "--grace-seconds",
-    "max_log_bytes": "--max-log-bytes",
-    "name": "--name",
-    "offset_bytes": "--offset",
-    "request_key": "--request-key",
-    "right": "--action",
-    "rights": "--allow",
-    "run_as": "--run-as",
-    "timeout": "--timeout-seconds",
-    "user": "--with",
-    "working_directory": "--working-directory",
-}
-"""The options by which fields of requests are given that have other names."""
 
 _BY_REASON: dict[ErrorReason, type[CallFailed]] = {
     ErrorReason.DRAINING: Draining,
@@ -240,19 +228,17 @@ def from_grpc(error: GRPCError) -> CallFailed:
     detail = next((detail for detail in error.details or () if isinstance(detail, ErrorDetail)), ErrorDetail())
     kind = _BY_REASON.get(detail.reason) or _BY_STATUS.get(error.status, CallFailed)
     failure = kind(error.status, detail.reason, error.message or error.status.name)
-    if isinstance(failure, ArgumentInvalid):
-        failure.subject = detail.subject
+    failure.subject = detail.subject
     return failure
 
 
 def sentence(error: Exception) -> str:
     """Describe what went wrong in one line for people.
 
-    An error of the system's names the file, if it is about one, and the daemon's about a field of the request names the
-    option that the field was given by.
+    An error of the system's names the file, if it is about one. The daemon's is put into the words of the command.
     """
-    if isinstance(error, ArgumentInvalid) and str(error).startswith(f"{error.subject} "):
-        return _OPTIONS.get(error.subject, error.subject) + str(error).removeprefix(error.subject)
+    if isinstance(error, CallFailed):
+        return to_command_line(str(error), error.command, error.subject)
     if not isinstance(error, OSError):
         return str(error)
     problem = error.strerror or str(error)

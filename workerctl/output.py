@@ -123,7 +123,9 @@ def describe_job(job: Job) -> list[str]:
         lines["ended"] = f"{format_time(job.end.ended_at)}, {describe_end(job.end)}"
         if job.end.lost is None:  # of a lost job nobody knows what it used
             cpu = sum((time.total_seconds() for time in (job.end.user_cpu_time, job.end.system_cpu_time) if time), 0.0)
-            lines["used"] = f"{cpu:.3f} s of processor time, {job.end.peak_memory_bytes / 2**20:.1f} MiB at most"
+            peak = job.end.peak_memory_bytes
+            memory = f", {peak / 2**20:.1f} MiB at most" if peak else ""  # of small programs it is not known
+            lines["used"] = f"{cpu:.3f} s of processor time{memory}"
     variables = (_line("variable", f"{name}={value}") for name, value in sorted(job.envs.items()))
     return [*format_lines(lines), *variables]
 

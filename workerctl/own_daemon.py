@@ -1,13 +1,14 @@
 """The user's own daemon on this machine: finding it, starting it when none runs, and ending it."""
 
 import contextlib
-import fcntl
 import getpass
 import os
 import pwd
+import select
 import shlex
 import subprocess
 import sys
+import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import platformdirs
 
 from pki.checks import is_name
 from system import environment
+from system.file_lock import LockHeld, lock_within
 from system.holder import Holder, holding_process, read_locked
 from system.ownership import Untrusted, account_name, make_folder, open_own, require_trusted
 from workerctl.errors import DaemonNotEnded, DaemonNotStarted, FolderRefused
@@ -22,6 +24,8 @@ from workerctl.errors import DaemonNotEnded, DaemonNotStarted, FolderRefused
 _SAID_WHEN_SERVING = b"serving gRPC endpoint at "
 _MAX_LOG_BYTES = 4 << 20
 _STARTED = "start.lock"
+_START_SECONDS = 60.0  # on a machine that is overloaded, with many jobs to take up
+_KILLED_SECONDS = 10.0
 _END_SECONDS = 40.0  # the daemon itself gives API processes and calls 30
 
 
@@ -46,8 +50,10 @@ def find_or_start() -> str:
         if endpoint is not None:
             return endpoint
         make_folder(directory)
-        with open(open_own(directory / _STARTED, os.O_RDWR | os.O_CREAT), "w") as started:
-            fcntl.flock(started, fcntl.LOCK_EX)  # of several clients one starts it, the others find it afterwards
+        lock = directory / _STARTED
+        with open(open_own(lock, os.O_RDWR | os.O_CREAT), "w") as started:
+            # Of several clients one starts it, the others find it afterwards.
+            lock_within(started.fileno(), lock, _START_SECONDS + _KILLED_SECONDS)
             endpoint = find()
             if endpoint is None:
                 pid = _start(directory)
@@ -57,6 +63,8 @@ def find_or_start() -> str:
                 endpoint = find()
     except Untrusted as error:
         raise _refuse(directory, error) from error
+    except LockHeld as error:
+        raise DaemonNotStarted(f"your own daemon was not started: {error}") from error
     if endpoint is None:
         raise DaemonNotStarted(f"the daemon of {directory} ended as soon as it served: see {directory / 'daemon.log'}")
     return endpoint
@@ -144,13 +152,35 @@ def _start(directory: Path) -> int:
     if daemon.stdout is None:
         raise AssertionError("a pipe was asked for")
     with daemon.stdout as said:
-        line = said.readline()
+        line = _read_line(said.fileno(), _START_SECONDS)
+    if line is None:
+        daemon.kill()  # which leaves its jobs running, if it has taken up any
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            daemon.wait(_KILLED_SECONDS)
+        raise DaemonNotStarted(f"your own daemon did not serve within {_START_SECONDS:g} s and was ended (see {log})")
     if not line.startswith(_SAID_WHEN_SERVING):
-        daemon.wait()
+        try:
+            daemon.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
         last = log.read_text(errors="replace").strip().rpartition("\n")[2]
         raise DaemonNotStarted(f"your own daemon did not start: {last or 'it said nothing'} (more in {log})")
     daemon.returncode = 0  # it is not ours to wait for: it outlives this process
     return daemon.pid
+
+
+def _read_line(descriptor: int, seconds: float) -> bytes | None:
+    """Read a line from a pipe, or what comes before its end; return None if neither comes in time."""
+    deadline, line = time.monotonic() + seconds, b""
+    readable = select.poll()
+    readable.register(descriptor, select.POLLIN)
+    while not line.endswith(b"\n"):
+        if not readable.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return None
+        if not (data := os.read(descriptor, 4096)):
+            break
+        line += data
+    return line
 
 
 def _options(directory: Path) -> list[str]:

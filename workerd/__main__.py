@@ -1,11 +1,14 @@
 """The command `workerd`."""
 
+import json
+import os
 import shlex
 import sys
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
@@ -69,10 +72,21 @@ def workerd(
             help="The account that jobs run as when nobody names one. [default: the daemon's own]", show_default=False
         ),
     ] = "",
+    accounts: Annotated[
+        dict[str, str] | None,
+        Parameter(negative=(), help="The account of one user's jobs, as --accounts.acrimon build; may be repeated."),
+    ] = None,
     processes: Annotated[int, Parameter(help="How many processes answer calls.")] = 1,
     max_audit_bytes: Annotated[
         int, Parameter(help="What the audit trail may take; beyond it the oldest lines go. 0: any amount.")
     ] = DEFAULT_MAX_AUDIT_BYTES,
+    audit_witness: Annotated[
+        str,
+        Parameter(
+            help="What is told the audit trail's heads: journal, the system's, or a file. [default: nothing]",
+            show_default=False,
+        ),
+    ] = "",
     debuggable: Annotated[
         bool,
         Parameter(
@@ -107,8 +121,10 @@ def workerd(
         keepalive_seconds=keepalive_seconds,
         processes=processes,
         run_as=run_as,
+        accounts=accounts or {},
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        audit_witness=audit_witness,
         debuggable=debuggable,
     )
     try:
@@ -158,8 +174,42 @@ def with_configuration(
             raise ConfigurationInvalid(f"the configuration file cannot be used: {error}") from error
         except ValueError as error:  # a UnicodeDecodeError, too
             raise ConfigurationInvalid(f"the configuration file {config} is not TOML: {error}") from error
-        app.config = (*app.config, cyclopts.config.Dict(settings, source=config))
+        try:
+            app.config = (*app.config, cyclopts.config.Dict(settings | _quote_users(settings), source=config))
+            return int(app(tokens))
+        except ConfigurationInvalid as error:
+            raise ConfigurationInvalid(_with_file(str(error), tokens, settings, config)) from error
     return int(app(tokens))
+
+
+def _quote_users(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the table of accounts as cyclopts takes it where a user's name has a dot: as JSON.
+
+    Raises:
+        ConfigurationInvalid: it is not a table of texts.
+    """
+    if (table := settings.get("accounts")) is None:
+        return {}
+    if not isinstance(table, dict):
+        raise ConfigurationInvalid(f'--accounts: {table!r} is not a table: write [accounts], and acrimon = "build"')
+    for user, account in table.items():
+        if not isinstance(account, str):
+            problem = f'{account!r} is not the name of an account: write "NAME" = "ACCOUNT", both in quotes'
+            raise ConfigurationInvalid(f"--accounts.{user}: {problem}")
+    return {"accounts": json.dumps(table)}
+
+
+def _with_file(error: str, tokens: Sequence[str], settings: Mapping[str, Any], file: str) -> str:
+    """Name the file in an error about a setting that comes from it, and the setting as it stands there."""
+    option, _, problem = error.partition(" ")
+    name = option.removeprefix("--").rstrip(":").partition(".")[0]
+    variable = f"WORKERD_{name.upper().replace('-', '_')}"
+    is_given = any(token.startswith(f"--{name}") for token in tokens) or any(
+        each == variable or each.startswith(f"{variable}_") for each in os.environ
+    )
+    if name not in settings or is_given:
+        return error
+    return f"{file}: {option.removeprefix('--')} {problem}"
 
 
 def _in_words(error: OSError) -> str:
@@ -172,6 +222,9 @@ def _explain(error: cyclopts.CycloptsError) -> str:
             role, separator, names = (users or "NAME").rpartition("=")
             example = f"--roles.{role if separator else 'admin'} {shlex.quote(names or 'NAME')}"
             return f"--roles does not say who has which role: write {example} for instance."
+        case cyclopts.CoercionError(argument=cyclopts.Argument(name=str(name))) if name.startswith("--accounts"):
+            example = """--accounts.acrimon build, or --accounts '{"first.last": "build"}'"""
+            return f"{name} does not say as which account a user's jobs run: write {example} for instance."
         case _:
             return " ".join(str(error).split())
 

@@ -21,6 +21,7 @@ from workerd.listening import is_advertised
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 _END_SECONDS = 30.0
+_DRAINED_SECONDS = 90.0  # the last readers have 30, API processes 20 more
 
 
 def drain(state_directory: Path) -> int:
@@ -42,7 +43,7 @@ def drain(state_directory: Path) -> int:
             # A daemon that ends withdraws its endpoint before it removes the file. One that goes on still has it.
             ended = daemon.wait_ended(0.0)
             if not ended and (left == "0" or not is_advertised(state_directory)):
-                ended = daemon.wait_ended(None if left == "0" else _END_SECONDS)
+                ended = daemon.wait_ended(_DRAINED_SECONDS if left == "0" else _END_SECONDS)
         except KeyboardInterrupt:
             again = shlex.join(["workerd", "--drain", "--state-dir", str(state_directory)])
             _say(f"the daemon goes on draining: `{again}` waits again, `rm {shlex.quote(str(marker))}` calls it off")
@@ -50,6 +51,9 @@ def drain(state_directory: Path) -> int:
         finally:
             os.close(progress)
     if left == "0":
+        if not ended:
+            problem = f"the daemon (process {daemon.pid}) has not ended within {_DRAINED_SECONDS:g} s"
+            raise DrainFailed(f"no job is left, but {problem}: `kill -9 {daemon.pid}` ends it")
         return 0
     marker.unlink(missing_ok=True)  # a daemon that was killed leaves it
     raise DrainFailed(f"the daemon {'ended' if ended else 'goes on: the drain was called off'} with {_jobs(left)}")

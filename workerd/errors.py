@@ -6,6 +6,8 @@ DaemonError
 ├── CannotIssue
 ├── ShuttingDown
 ├── LimitReached
+├── Unsupported
+├── FramingInvalid
 ├── ConfigurationInvalid
 ├── CannotListen
 ├── CannotServe
@@ -36,6 +38,7 @@ from pki.errors import (
     InvalidRequest,
     PkiError,
 )
+from system.file_lock import LockHeld
 from workerd.engine import errors as engine
 
 
@@ -68,8 +71,8 @@ class CannotIssue(DaemonError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this daemon cannot issue certificates, because it has no client-ca.key that it can use: have whoever runs"
-            " it put the key of client-ca.crt beside that, or ask a daemon that has it"
+            "this daemon cannot issue certificates: the key of its authority, client-ca.key, is kept elsewhere or"
+            " cannot be used: have a certificate issued where that key is, or ask the daemon's operator to put it back"
         )
 
 
@@ -92,6 +95,14 @@ class LimitReached(DaemonError):
     def __init__(self, limit: str, problem: str, advice: str) -> None:
         self.limit = limit
         super().__init__(f"{problem} ({limit}): {advice}")
+
+
+class Unsupported(DaemonError):
+    """There is no such RPC, or none that takes its request in this form."""
+
+
+class FramingInvalid(DaemonError):
+    """What was sent is not framed as gRPC frames messages."""
 
 
 class ConfigurationInvalid(DaemonError):
@@ -154,7 +165,7 @@ class UserUnknown(DaemonError):
 
     def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
         problem = f"names several users ({', '.join(ids)})" if ids else "names no user that has been here yet"
-        super().__init__(f"{name!r} {problem}: give the id, as `workerctl whoami` shows it to them")
+        super().__init__(f"{name!r} {problem}: give the id, as `WhoAmI()` shows it to them")
 
 
 class PolicyInvalid(DaemonError):
@@ -176,12 +187,16 @@ class AuditFailed(DaemonError):
 
     Args:
         problem: what the system says.
+        advice: what to do.
     """
 
-    def __init__(self, problem: str) -> None:
+    def __init__(self, problem: str, advice: str = "") -> None:
+        advice = advice or (
+            "make room on the disk of its state directory, or see that it may write to the folder audit there, and try"
+            " again"
+        )
         super().__init__(
-            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: make room on the"
-            " disk of its state directory, or see that it may write to the folder audit there, and try again"
+            f"the daemon cannot write its audit trail ({problem}), and does nothing that is not in it: {advice}"
         )
 
 
@@ -225,6 +240,7 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     engine.WatchesExhausted: (Status.RESOURCE_EXHAUSTED, ErrorReason.RESOURCE_EXHAUSTED),
     engine.LimitMet: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     engine.NoAnswer: (Status.DEADLINE_EXCEEDED, ErrorReason.NO_ANSWER),
+    LockHeld: (Status.DEADLINE_EXCEEDED, ErrorReason.NO_ANSWER),
     engine.CatalogBusy: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.CatalogIncomplete: (Status.UNAVAILABLE, ErrorReason.BUSY),
     engine.SpawnGivenUp: (Status.UNAVAILABLE, ErrorReason.BUSY),
@@ -241,6 +257,8 @@ _TABLE: dict[type[Exception], tuple[Status, ErrorReason]] = {
     PolicyInvalid: (Status.INVALID_ARGUMENT, ErrorReason.ARGUMENT_INVALID),
     LimitReached: (Status.RESOURCE_EXHAUSTED, ErrorReason.LIMIT_REACHED),
     ShuttingDown: (Status.UNAVAILABLE, ErrorReason.SHUTTING_DOWN),
+    Unsupported: (Status.UNIMPLEMENTED, ErrorReason.UNSUPPORTED),
+    FramingInvalid: (Status.INTERNAL, ErrorReason.FRAMING_INVALID),
 }
 _ADVICE = {
     errno.EMFILE: "the daemon has no descriptor left, as its limits should prevent: raise RLIMIT_NOFILE, and report it",
@@ -260,7 +278,8 @@ _FAULT = "the daemon met a fault while serving this call; its log tells more"
 def to_grpc(error: Exception) -> GRPCError:
     """Turn an error into what the caller gets: a status, a sentence, and a reason in the details.
 
-    INTERNAL stands for a fault of the daemon's; any other status is the caller's affair, or the machine's.
+    INTERNAL stands for a fault of the daemon's, except for `FramingInvalid`, where gRPC has no other status; any other
+    status is the caller's affair, or the machine's.
     """
     if (entry := _entry(error)) is not None:
         (status, reason), sentence = entry, str(error)

@@ -12,7 +12,7 @@ from grpclib.server import Stream
 
 from workerd.access.caller import Caller
 from workerd.engine.errors import LimitMet
-from workerd.errors import AuditFailed, HandlerFaulty, LimitReached
+from workerd.errors import AuditFailed, FramingInvalid, HandlerFaulty, LimitReached
 from workerd.network.transport import has_gone, is_open
 from workerd.notices import Notices
 
@@ -59,6 +59,8 @@ def tell_failure(notices: Notices, error: Exception, answer: GRPCError, rpc: str
             if notices.warn("calls are turned away", limit, user=user, rpc=rpc, latest=answer.message):
                 with contextlib.suppress(AuditFailed):  # the call is refused anyway
                     caller.note_refused(answer.message or "")
+        case FramingInvalid():
+            pass
         case _ if answer.status is Status.INTERNAL:
             log.exception("a call failed", rpc=rpc)
         case _ if answer.status is Status.RESOURCE_EXHAUSTED:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import structlog
 from grpclib.const import Handler as Method
@@ -32,21 +32,26 @@ from workerd.access.lasting import while_passing
 from workerd.access.policy import DAEMON, On, Resource
 from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
+from workerd.access.users import LONGEST_NAME
 from workerd.engine.errors import InvalidArgument, JobNotFound, SpoolCorrupt
 from workerd.engine.job import User, parse_job_id
+from workerd.engine.queues import Queues
 from workerd.engine.standing import Found
 from workerd.engine.watcher import Change
-from workerd.errors import LimitReached, ShuttingDown, UserUnknown, to_grpc
+from workerd.errors import DaemonError, ShuttingDown, UserUnknown, to_grpc
 from workerd.failures import containing, tell_failure
 from workerd.handler import Call, Daemon, to_resource
 from workerd.limits import Meter
-from workerd.network.transport import bound_request, connection_of, has_gone, room_of, send, wait_for_room
+from workerd.network.codec import Encoded
+from workerd.network.transport import bound_request, connection_of, encode, has_gone, room_of, send, wait_for_room
 from workerd.notices import Notices
+from workerd.pace import Pace
 from workerd.registry import Route
 
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
-_LONGEST_NAME = 64  # of a certificate's common name (RFC 5280 A.1, ub-common-name)
+_AT_ONCE = 8  # calls of one user and RPC
+_SMALL_BYTES = 1 << 14  # of an answer that a client may leave unread without keeping its turn
 
 
 class Gate:
@@ -85,6 +90,8 @@ class Gate:
         self._changing: set[asyncio.Task[Any]] = set()
         self._unheard: set[asyncio.Task[Any]] = set()
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
+        self._queues = Queues(_AT_ONCE)
+        self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self._closing = False
 
     def __mapping__(self) -> dict[str, Method]:
@@ -155,18 +162,28 @@ class Gate:
             raise answer from error
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
-        caller = self._act(holder, stream)
-        request = await self._receive(stream, holder.user.id)
-        call = self._decide(route, request, caller)
-        if not route.method.cardinality.server_streaming:
-            task = asyncio.current_task()
-            call = replace(call, is_heard=lambda: task not in self._unheard)
-            with self._finishing(route), self._noting_failure(route, call), containing(stream):
-                response = await route.handler.function(call, request)
-            await send(stream, response)
+        pace = self._paces.setdefault(holder.user.id, Pace())
+        if route.method.cardinality.server_streaming:
+            await self._answer_with_stream(route, stream, holder, pace)
             return
+        async with self._queues.turn((holder.user.id, route.path)):
+            response = await self._respond(route, stream, holder, pace)
+            if len(response.data) > _SMALL_BYTES:  # which is held until the client takes it
+                await send(stream, response)
+                return
+        await send(stream, response)
 
-        call = replace(call, room=partial(room_of, stream))
+    async def _respond(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> Encoded:
+        call, request = await self._begin(route, stream, holder, pace)
+        task = asyncio.current_task()
+        call = replace(call, is_heard=lambda: task not in self._unheard)
+        with self._finishing(route), self._noting_failure(route, call), containing(stream):
+            return encode(stream, await route.handler.function(call, request))
+
+    async def _answer_with_stream(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> None:
+        call, request = await self._begin(route, stream, holder, pace)
+        started = route.handler.function(replace(call, room=partial(room_of, stream)), request)
+        call = replace(call, job=None)  # which may be large, and the stream long
 
         def check() -> None:
             if call.job_id is not None and changed.is_gone:
@@ -175,14 +192,18 @@ class Gate:
                 self._decide(route, request, self._act(holder, stream))
 
         with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
-            async with (
-                while_passing(check, changed),
-                contextlib.aclosing(route.handler.function(call, request)) as responses,
-            ):
+            async with while_passing(check, changed), contextlib.aclosing(started) as responses:
                 await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
                     await wait_for_room(stream)
+
+    async def _begin(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> tuple[Call, Any]:
+        """Take a request, and decide on it."""
+        await pace.step()
+        caller = self._act(holder, stream)
+        request = await self._receive(stream, holder.user.id)
+        return replace(self._decide(route, request, caller), pause=pace.step), request
 
     @contextlib.contextmanager
     def _finishing(self, route: Route) -> Iterator[None]:
@@ -207,7 +228,7 @@ class Gate:
         """Audit the failure of a permitted call that changes something."""
         if route.handler.reads:
             return contextlib.nullcontext()
-        return call.caller.noting_failure(route.handler.right, call.resource)
+        return call.caller.noting_failure(route.handler.right, call.decided_on)
 
     @contextlib.contextmanager
     def _watch(self, call: Call) -> Iterator[Change]:
@@ -225,7 +246,9 @@ class Gate:
         caller = call.caller
         if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
             return False
-        resource = DAEMON if call.job_id is None else to_resource(call.job_id, self._find(call.job_id))
+        resource = (
+            DAEMON if call.job_id is None else to_resource(call.job_id, self._find(call.job_id), self._daemon.users)
+        )
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
@@ -257,8 +280,9 @@ class Gate:
         if not names:
             return caller
         name = unquote(str(names[0]))
-        if len(names) > 1 or not 0 < len(name) <= _LONGEST_NAME:
-            raise InvalidArgument(_USERNAME, f"must be given once, with 1 to {_LONGEST_NAME} characters")
+        if len(names) > 1 or not 0 < len(name) <= LONGEST_NAME or not str(names[0]).isascii():
+            problem = f"must be given once, percent-encoded, with 1 to {LONGEST_NAME} characters"
+            raise InvalidArgument(_USERNAME, problem)
         if name in (caller.user.id, caller.user.name):
             return caller
         user, unknown = User("", name), None
@@ -288,7 +312,7 @@ class Gate:
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         found = self._find(job_id)
-        resource = to_resource(job_id, found)
+        resource = to_resource(job_id, found, self._daemon.users)
         if not caller.decide(right, resource, details, looks=route.handler.reads):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:
@@ -311,14 +335,11 @@ class Gate:
     async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
         bound_request(stream, self._meter, user_id)
         try:
-            request = await stream.recv_message()
-        except (GRPCError, StreamTerminatedError, MemoryError, LimitReached):
+            return await stream.recv_message()
+        except (GRPCError, StreamTerminatedError, MemoryError, DaemonError, InvalidArgument):
             raise
         except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message
             raise InvalidArgument("request", f"cannot be decoded: {str(error) or type(error).__name__}") from error
-        if request is None:
-            raise InvalidArgument("request", "is missing")
-        return request
 
 
 def _hear(call: asyncio.Task[None]) -> None:

@@ -8,7 +8,8 @@ A handler is declared with `handles` and offered through the entry-point group `
 An RPC that answers with one message is an `async def`; one that answers with a stream is an `async def` that yields.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ from grpclib.const import Handler as Method
 
 from pki.identity import Identity
 from pki.store import PkiFolder
+from workerd.access.accounts import Accounts
 from workerd.access.caller import Caller
-from workerd.access.policy import DAEMON, On, Resource
+from workerd.access.policy import DAEMON, RUN_AS, On, Resource
 from workerd.access.users import Users
 from workerd.engine.engine import Engine
 from workerd.engine.errors import SpoolCorrupt
@@ -46,7 +48,7 @@ class Daemon:
         users: those that have been here.
         pki: the folder of certificates.
         grace_seconds: between SIGTERM and SIGKILL when the caller says nothing of it.
-        run_as: the account that jobs run as when the caller names none; empty for the daemon's own.
+        accounts: the system accounts that jobs run as.
         signing: threads for signing certificates.
     """
 
@@ -54,17 +56,17 @@ class Daemon:
     users: Users
     pki: PkiFolder
     grace_seconds: float
-    run_as: str = ""
+    accounts: Accounts
     signing: Threads = field(
         default_factory=lambda: Threads("signing a certificate", most=2, limit_seconds=_SIGN_SECONDS)
     )
 
 
-def to_resource(job_id: str, found: Found | None) -> Resource:
+def to_resource(job_id: str, found: Found | None, users: Users) -> Resource:
     """Return a job to decide on; one that is not there is nobody's."""
     if found is None:
         return Resource(On.JOB, job_id, _NOBODY)
-    given = frozenset((share.user.id, right) for share in found.shares for right in share.rights)
+    given = frozenset((share.user.id, right) for share in users.bind(found.shares) for right in share.rights)
     return Resource(On.JOB, job_id, found.owner, given)
 
 
@@ -81,6 +83,8 @@ class Call:
         resource: the same for further decisions: that job, or the daemon.
         room: tells how many bytes are worth preparing next for a client that is answered with a stream.
         is_heard: return whether the client still waits for the answer.
+        further: what further rights were asked for on.
+        pause: awaited between the parts of what takes long, so that other users' calls are answered meanwhile.
     """
 
     daemon: Daemon
@@ -91,6 +95,14 @@ class Call:
     resource: Resource = DAEMON
     room: Callable[[], int] = lambda: CHUNK_BYTES
     is_heard: Callable[[], bool] = lambda: True
+    pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
+    further: list[Resource] = field(default_factory=list)
+
+    @property
+    def decided_on(self) -> Iterator[Resource]:
+        """Iterate over all that the call concerns, as far as it has been decided on."""
+        yield self.resource
+        yield from self.further
 
     @property
     def engine(self) -> Engine:
@@ -130,7 +142,23 @@ class Call:
             NotPermitted: the caller has not.
             AuditFailed: the decision could not be written down.
         """
-        self.caller.authorize(right, resource or self.resource)
+        resource = resource or self.resource
+        self.further.append(resource)
+        self.caller.authorize(right, resource)
+
+    def authorize_account(self, named: str = "") -> str:
+        """Go on only if a job of the caller may run as the account that it would run as; return that account's name.
+
+        Args:
+            named: the account that the request names; empty for the caller's default one.
+
+        Raises:
+            NotPermitted: it may not.
+            AuditFailed: the decision could not be written down.
+        """
+        account = self.daemon.accounts.effective(self.caller.user, named)
+        self.authorize(RUN_AS, account)
+        return account.id
 
 
 @dataclass(frozen=True, slots=True)

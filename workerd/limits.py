@@ -31,7 +31,7 @@ class Limits:
         max_jobs: Jobs that run at once.
         max_jobs_per_user: Jobs of one user that run at once.
         max_spawns_per_second: Jobs that a user may start per second, in the long run; ten times as many at once.
-        max_starting: Jobs that are being started, of one user a quarter of it; 1 or more. The others wait.
+        max_starting: Jobs that are being started at once; 1 or more. The others wait.
         max_arguments: Arguments and variables of one job.
         max_argument_bytes: Bytes of the arguments and variables of one job.
         max_connections: Connections.
@@ -43,6 +43,7 @@ class Limits:
         max_header_bytes: Bytes of the headers of one call; 1024 or more.
         max_handshakes: Connections that have not proved yet whose they are; 1 or more.
         handshake_seconds: How long a connection may take for that; more than 0.
+        request_seconds: How long the request of a call may take to arrive; more than 0.
         idle_seconds: How long a connection may stay without a call. 0: for ever.
     """
 
@@ -61,6 +62,7 @@ class Limits:
     max_header_bytes: int = 16 << 10
     max_handshakes: int = 256
     handshake_seconds: float = 10.0
+    request_seconds: float = 60.0
     idle_seconds: float = 900.0
 
     def check(self) -> None:
@@ -84,6 +86,8 @@ class Limits:
                 raise ConfigurationInvalid(f"{option} {value} cannot be: give {most} at most")
         if not self.handshake_seconds:
             raise ConfigurationInvalid("--handshake-seconds 0 is no time for a handshake: give more than 0")
+        if not self.request_seconds:
+            raise ConfigurationInvalid("--request-seconds 0 is no time for a request: give more than 0")
 
     def for_jobs(self) -> JobLimits:
         """Give those that are the engine's."""

@@ -1,17 +1,19 @@
 """The address of a daemon: taking it, and saying where it is."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from system.file_lock import lock_within
 from workerd.engine.files import private
 from workerd.errors import CannotListen
 from workerd.settings import Settings
 
 _BACKLOG = 512
+_LOCK_SECONDS = 2.0  # of a file that was made just now
+_NOTIFY_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -85,7 +87,7 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
     new.unlink(missing_ok=True)
     with open(new, "w", opener=private) as file:
         # Held for as long as this process lives: a note that nobody holds is a dead daemon's.
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock_within(file.fileno(), new, _LOCK_SECONDS)
         file.write(f"https://{f'[{local}]' if ':' in local else local}:{port}\n")
         file.flush()
         new.rename(note)
@@ -105,5 +107,6 @@ def _tell_service_manager(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] in ("/", "@"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, contextlib.suppress(OSError):
+            manager.settimeout(_NOTIFY_SECONDS)
             manager.connect(address.replace("@", "\0", 1) if address[0] == "@" else address)
             manager.send(state.encode())

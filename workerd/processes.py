@@ -27,6 +27,8 @@ from workerd.resource_limits import warn_of_shortages
 from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
+from workerd.trail.following import keeping_heads
+from workerd.trail.remembered import RememberedHead
 from workerd.trail.writer import AuditTrail
 from workerd.waiting import meanwhile, stop_signals, wait_first
 
@@ -35,6 +37,7 @@ _SETTLED_SECONDS = 10.0  # whoever served for so long did not die of its start
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _END_SECONDS = 20.0
+_KILLED_SECONDS = 5.0
 
 
 async def serve(settings: Settings) -> None:
@@ -84,17 +87,19 @@ async def _serve(settings: Settings, keeper: Keeper, bound: socket.socket, stop:
 @contextlib.asynccontextmanager
 async def _telling_keeper(settings: Settings) -> AsyncIterator[tuple[Keeper, AuditTrail]]:
     """Run a keeper that tells the audit trail of its jobs."""
-    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
-        events = JobEvents(trail)
-        keeper = Keeper(
-            settings.state_directory,
-            settings.storage,
-            on_end=events.ended,
-            on_remove=events.removed,
-            max_ending=settings.limits.for_jobs().max_ending,
-        )
-        async with keeper:
-            yield keeper, trail
+    remembered = RememberedHead(settings.audit_head)
+    async with keeping_heads(settings.audit_directory, remembered, settings.audit_witness):
+        with AuditTrail(settings.audit_directory, settings.max_audit_bytes, remembered) as trail:
+            events = JobEvents(trail)
+            keeper = Keeper(
+                settings.state_directory,
+                settings.storage,
+                on_end=events.ended,
+                on_remove=events.removed,
+                max_ending=settings.limits.for_jobs().max_ending,
+            )
+            async with keeper:
+                yield keeper, trail
 
 
 @contextlib.contextmanager
@@ -117,6 +122,7 @@ class ApiProcesses:
     def __init__(self, settings: Settings, hold: int) -> None:
         self._settings = settings
         self._hold = hold
+        self._slots: list[asyncio.Task[None]] = []
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._serving: set[int] = set()
         self._changed = asyncio.Condition()
@@ -128,14 +134,15 @@ class ApiProcesses:
         Raises:
             CannotServe: one says that it cannot serve as things are; the others are told to end.
         """
-        slots = [asyncio.create_task(self._keep(number)) for number in range(self._settings.processes)]
+        self._slots = [asyncio.create_task(self._keep(number)) for number in range(self._settings.processes)]
         try:
-            await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.wait(self._slots, return_when=asyncio.FIRST_EXCEPTION)
         finally:
-            self._tell(signal.SIGTERM)
-            await asyncio.wait(slots)
-        for slot in slots:
-            slot.result()
+            await self.end(signal.SIGTERM, _END_SECONDS)
+            ended = await asyncio.gather(*self._slots, return_exceptions=True)
+        for result in ended:
+            if isinstance(result, Exception):
+                raise result
 
     async def wait_serving(self) -> None:
         """Wait until all accept connections."""
@@ -143,7 +150,10 @@ class ApiProcesses:
             await self._changed.wait_for(lambda: len(self._serving) == self._settings.processes)
 
     async def end(self, number: signal.Signals, timeout_seconds: float) -> None:
-        """Tell all processes to end, and wait until they have; those that do not in time are killed."""
+        """Tell all processes to end, and wait until they have; those that do not in time are killed.
+
+        One that not even SIGKILL ends, as in an uninterruptible sleep, is left.
+        """
         self._tell(number)
         async with self._changed:
             try:
@@ -152,7 +162,14 @@ class ApiProcesses:
             except TimeoutError:
                 log.warning("API processes do not end and are killed", processes=self._ids())
                 self._tell(signal.SIGKILL)
-                await self._changed.wait_for(lambda: not self._running)
+                try:
+                    async with asyncio.timeout(_KILLED_SECONDS):
+                        await self._changed.wait_for(lambda: not self._running)
+                except TimeoutError:
+                    log.error("API processes that were killed do not end and are left", processes=self._ids())
+                    self._running.clear()
+                    for slot in self._slots:
+                        slot.cancel()
 
     def _tell(self, number: signal.Signals) -> None:
         self._ending.set()
@@ -228,7 +245,7 @@ class ApiProcesses:
     async def _note_end(self, slot: int) -> None:
         async with self._changed:
             self._serving.discard(slot)
-            del self._running[slot]
+            self._running.pop(slot, None)
             self._changed.notify_all()
 
 
@@ -236,7 +253,7 @@ async def _wait_end(process: subprocess.Popen[bytes]) -> None:
     """Wait for a child's end without blocking the loop, and reap it."""
     with pidfd.hold(process.pid) as handle:
         await wait_end(handle)
-    process.wait()
+    process.wait(_KILLED_SECONDS)
 
 
 def _pause_seconds(deaths: int) -> float:

@@ -1,24 +1,27 @@
 """Assembling the daemon: certificates, engine, handlers, socket; serving; and ending without harm to any job."""
 
 import contextlib
+import gc
 import getpass
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import structlog
 
 from pki.errors import Missing
 from pki.files import require_trusted_folder
 from pki.store import PkiFolder
-from system.ownership import make_folder, require_trusted_content
+from system.ownership import make_folder, require_trusted, require_trusted_content
+from workerd.access.accounts import Accounts
 from workerd.access.credentials import Credentials
 from workerd.access.expiry import remind
 from workerd.access.newest_list import NewestList
 from workerd.access.recorder import Record, Recorder
 from workerd.access.rights import Rights
 from workerd.access.users import Users
-from workerd.engine.account import find_account, own_account
+from workerd.engine import request_keys
+from workerd.engine.account import find_account, own_account, own_name
 from workerd.engine.engine import Engine
 from workerd.engine.errors import AccountUnusable
 from workerd.errors import ConfigurationInvalid
@@ -35,11 +38,14 @@ from workerd.registry import Route, load_routes, rights_of
 from workerd.resource_limits import warn_of_shortages
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
+from workerd.trail.following import keeping_heads
+from workerd.trail.remembered import RememberedHead
 from workerd.trail.writer import AuditTrail
 from workerd.waiting import meanwhile, stop_signals, wait_first
 
 log = structlog.get_logger()
 _CLOSE_SECONDS = 5.0
+_COLLECTIONS = (700, 10, 200)
 LAST_READERS_SECONDS = 30.0
 
 
@@ -48,7 +54,7 @@ async def serve(settings: Settings) -> None:
 
     Raises:
         CannotListen: the address cannot be listened on.
-        ConfigurationInvalid: jobs cannot run as the account that is set.
+        ConfigurationInvalid: jobs cannot run as an account that is set.
         PluginInvalid: a handler cannot be served.
         PolicyInvalid: the policies cannot be used.
         PkiError: the certificates cannot be read or made.
@@ -83,7 +89,11 @@ async def serve(settings: Settings) -> None:
 @contextlib.asynccontextmanager
 async def telling_engine(settings: Settings, *, keeps: bool = True) -> AsyncIterator[tuple[Engine, AuditTrail]]:
     """Run an engine that tells the audit trail of its jobs. It is as `Engine` has it."""
-    with AuditTrail(settings.audit_directory, settings.max_audit_bytes) as trail:
+    remembered = RememberedHead(settings.audit_head)
+    async with contextlib.AsyncExitStack() as stack:
+        if keeps:
+            await stack.enter_async_context(keeping_heads(settings.audit_directory, remembered, settings.audit_witness))
+        trail = stack.enter_context(AuditTrail(settings.audit_directory, settings.max_audit_bytes, remembered))
         events = JobEvents(trail)
         engine = Engine(
             settings.state_directory,
@@ -105,7 +115,8 @@ async def answering(
     pki = PkiFolder(settings.pki_directory)
     credentials = Credentials(pki, NewestList(settings.state_directory / "newest-crl.json"))
     rights = Rights(settings.policy_directory, settings.roles, rights_of(routes.values()))
-    daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds, settings.run_as)
+    accounts = Accounts(own_name(), settings.run_as, settings.accounts)
+    daemon = Daemon(engine, Users(settings.state_directory / "users"), pki, settings.grace_seconds, accounts)
     meter, notices = Meter(settings.limits), Notices()
     recorder = Recorder(record)
     gate = Gate(daemon, routes, credentials, rights, recorder, meter, notices)
@@ -118,28 +129,49 @@ async def answering(
     start_decoder()
     server.serve(listening, credentials.context)
     try:
-        async with meanwhile(credentials.follow()), meanwhile(rights.follow()):
-            yield gate
+        with _short_collections():
+            async with meanwhile(credentials.follow()), meanwhile(rights.follow()):
+                yield gate
     finally:
         await gate.close(_CLOSE_SECONDS)
         server.close()
         recorder.close()
 
 
+@contextlib.contextmanager
+def _short_collections() -> Iterator[None]:
+    """Keep the garbage collector from stopping the loop for long.
+
+    It seldom looks through all objects, and never through those that are there from the beginning (gc.freeze).
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_COLLECTIONS)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
+
+
 def prepare(settings: Settings) -> None:
-    """Check the account that jobs run as and who can change the daemon's folders, and make the state directory.
+    """Check the accounts that jobs run as and who can change the daemon's folders, and make the state directory.
 
     Raises:
-        ConfigurationInvalid: jobs cannot run as this account.
+        ConfigurationInvalid: jobs cannot run as one of these accounts.
         Untrusted: other accounts can change a folder, or a file in it.
     """
-    if settings.run_as:
+    usable: set[str] = set()
+    for option, account in settings.accounts_by_option.items():
         try:
-            find_account(settings.run_as)
+            if account not in usable:
+                find_account(account)
         except AccountUnusable as error:
-            raise ConfigurationInvalid(f"--run-as: {error}") from error
+            raise ConfigurationInvalid(f"{option}: {error}") from error
+        usable.add(account)
     make_folder(settings.state_directory)
     require_trusted_content(settings.state_directory)
+    require_trusted(settings.state_directory / request_keys.FILE_NAME, secret=True)
     require_trusted_content(settings.policy_directory)
     require_trusted_folder(settings.pki_directory)
 
@@ -165,19 +197,21 @@ def make_certificates(settings: Settings) -> None:
 
 
 def warn_of_account(settings: Settings) -> None:
-    """Say what may surprise of the account that jobs run as, unless they name another."""
-    account = (find_account(settings.run_as) if settings.run_as else None) or own_account()
-    if account.uid == 0 and not settings.run_as:
+    """Warn of what may surprise about the accounts that jobs run as when a spawn names none."""
+    own = own_account()
+    if own.uid == 0 and not settings.run_as:
         log.warning(
             "jobs run as root, and who may start one is as good as root: name an account with --run-as, or root if"
             " that is meant"
         )
-    if not os.path.isdir(account.home):
-        log.warning(
-            "the account that jobs run as has no home directory: they cannot start without --working-directory",
-            account=account.name,
-            home=account.home,
-        )
+    for name in dict.fromkeys((settings.run_as or own.name, *settings.accounts.values())):
+        account = own if name == own.name else find_account(name) or own
+        if not os.path.isdir(account.home):
+            log.warning(
+                "the account that jobs run as has no home directory: they cannot start without --working-directory",
+                account=account.name,
+                home=account.home,
+            )
 
 
 def _own_name() -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import platformdirs
 
+from audit.files import REMEMBERED
 from pki.checks import is_name
 from workerd.engine.job import DEFAULT_GRACE_SECONDS
 from workerd.engine.storage import DEFAULT_STORAGE, MIN_LOG_BYTES, Storage
 from workerd.errors import ConfigurationInvalid
 from workerd.limits import DEFAULT_LIMITS, MAX_AMOUNT, Limits
+from workerd.trail.witness import JOURNAL
 
 MIN_AUDIT_BYTES = 1 << 20
 DEFAULT_MAX_AUDIT_BYTES = 10 << 30
@@ -42,8 +44,10 @@ class Settings:
         processes: how many processes answer calls; one does it by itself.
         roles: the names or ids of the users who have each role.
         run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
+        accounts: by the name or id of a user, the account that takes the place of `run_as` for that user.
         limits: how much users may have of it.
         max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
+        audit_witness: what is told the audit trail's heads: `journal`, a file's path, or empty for nothing.
         debuggable: whether other programs of the daemon's account may trace it and read its memory.
     """
 
@@ -58,14 +62,27 @@ class Settings:
     processes: int = 1
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     run_as: str = ""
+    accounts: Mapping[str, str] = field(default_factory=dict)
     limits: Limits = DEFAULT_LIMITS
     max_audit_bytes: int = DEFAULT_MAX_AUDIT_BYTES
+    audit_witness: str = ""
     debuggable: bool = False
+
+    @property
+    def accounts_by_option(self) -> dict[str, str]:
+        """The accounts that jobs run as when a spawn names none, by the option that sets each."""
+        default = {"--run-as": self.run_as} if self.run_as else {}
+        return default | {f"--accounts.{user}": account for user, account in self.accounts.items()}
 
     @property
     def audit_directory(self) -> Path:
         """Where the audit trail is."""
         return self.state_directory / "audit"
+
+    @property
+    def audit_head(self) -> Path:
+        """Where the audit trail's head is remembered."""
+        return self.state_directory / REMEMBERED
 
 
 def make_settings(
@@ -80,8 +97,10 @@ def make_settings(
     processes: int,
     roles: Mapping[str, Sequence[str]],
     run_as: str,
+    accounts: Mapping[str, str],
     limits: Limits,
     max_audit_bytes: int,
+    audit_witness: str,
     debuggable: bool,
 ) -> Settings:
     """Check what was given and fill in what was not.
@@ -112,6 +131,13 @@ def make_settings(
             f"--max-audit-bytes {max_audit_bytes} is too few: give {MIN_AUDIT_BYTES} or more, or 0 for any"
         )
     state_directory = (state_dir or default_state_directory()).absolute()
+    if audit_witness not in ("", JOURNAL):
+        audit_witness = str(Path(audit_witness).absolute())
+        if Path(audit_witness).is_relative_to(state_directory):
+            raise ConfigurationInvalid(
+                f"--audit-witness {audit_witness} is in the state directory {state_directory}, where it can be removed"
+                " with the trail: give a file elsewhere, or journal"
+            )
     return Settings(
         host=host,
         port=port,
@@ -124,8 +150,10 @@ def make_settings(
         processes=processes,
         roles={role: tuple(_read_users(role, users)) for role, users in roles.items()},
         run_as=run_as,
+        accounts=dict(_read_accounts(accounts)),
         limits=limits,
         max_audit_bytes=max_audit_bytes,
+        audit_witness=audit_witness,
         debuggable=debuggable,
     )
 
@@ -150,6 +178,20 @@ def _read_users(role: str, users: Sequence[str]) -> Iterator[str]:
                 f"--roles.{role} {user!r} is no user: give names or ids, with commas between them"
             )
         yield _canonical(user)
+
+
+def _read_accounts(accounts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Read which account each user's jobs run as. Whether there is such an account is not looked at here."""
+    known: set[str] = set()
+    for user, account in accounts.items():
+        if not is_name(user):
+            raise ConfigurationInvalid(f"--accounts.{user}: {user!r} is no user: give a name or an id")
+        if not account:
+            raise ConfigurationInvalid(f"--accounts.{user}: the account is empty: give its name, or leave this out")
+        if _canonical(user) in known:
+            raise ConfigurationInvalid(f"--accounts.{user}: the same id is given twice: leave one out")
+        known.add(_canonical(user))
+        yield _canonical(user), account
 
 
 def _canonical(user: str) -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import worker_api.worker.v1 as api
 
 from workerd.engine import job as engine
+from workerd.engine.account import own_name
 from workerd.engine.errors import InvalidArgument
 
 _STATES = {
@@ -33,7 +34,7 @@ def from_state(state: api.JobState) -> engine.JobState:
     try:
         return _STATES_BACK[state]
     except KeyError:
-        raise InvalidArgument("states", f"cannot hold {state!r}") from None
+        raise InvalidArgument("states", f"cannot be JOB_STATE_{state}") from None
 
 
 def from_stream(stream: api.Stream) -> engine.Stream:
@@ -45,7 +46,7 @@ def from_stream(stream: api.Stream) -> engine.Stream:
     try:
         return _STREAMS_BACK[stream]
     except KeyError:
-        raise InvalidArgument("streams", f"cannot hold {stream!r}") from None
+        raise InvalidArgument("streams", f"cannot be STREAM_{stream}") from None
 
 
 def to_row(job: engine.Job | engine.DamagedJob) -> api.Job:
@@ -87,7 +88,7 @@ def to_job(job: engine.Job) -> api.Job:
         log_ended_early=status.log_ended_early,
         end=None if status.end is None else to_end(status.end),
         spawned_by=None if spec.spawned_by is None else to_user(spec.spawned_by),
-        run_as=spec.run_as,
+        run_as=spec.run_as or own_name(),
         args_cut=job.args_cut,
     )
 

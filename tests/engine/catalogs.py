@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from workerd.engine.catalog import Catalog
+from workerd.engine.catalog import Catalog, Reach
 from workerd.engine.job import JobSpec, User
 
 SECOND_NS = 10**9
@@ -54,11 +54,15 @@ class Filling:
                 catalog.mark_ended(spec, *end)
             else:
                 catalog.add(spec)
+            if number % 3 == 0:
+                catalog.add_shares(spec.id, [self.owners[number % 2], "bob"])
         catalog.mark_complete(generation)
 
     def answers(self, catalog: Catalog) -> list[object]:
         """Ask everything that a catalogue can be asked."""
         owners = (None, *self.owners)
+        named = frozenset({self.specs[1].id})
+        reaches = [Reach(self.owners[0], frozenset({each, "bob"}), named) for each in self.owners]
         questions = [(owner, name, only) for owner in owners for name in ("", "label1") for only in (False, True)]
         return [
             [*catalog.ended()],
@@ -68,6 +72,7 @@ class Filling:
             [catalog.count_unended(owner) for owner in owners],
             [catalog.owner(spec.id) for spec in self.specs],
             [[*catalog.newest(owner, before=None, name=name, only_unended=only)] for owner, name, only in questions],
+            [[*catalog.newest(reach, before=None, name="", only_unended=False)] for reach in reaches],
         ]
 
 

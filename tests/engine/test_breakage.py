@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from tests.engine.folders import write_running
 from tests.engine.logs import ME, read_log, shell
 from tests.small_disk import fill, small_disk
 from tests.waiting import wait_unlocked
-from workerd.engine import linux
+from workerd.engine import linux, request_keys
 from workerd.engine.engine import Engine
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
@@ -27,7 +26,6 @@ from workerd.engine.journal import JournalWriter
 from workerd.engine.reader import measure
 from workerd.engine.record import Record
 from workerd.engine.request import SpawnRequest
-from workerd.engine.spawner import _KEYED_JOBS
 from workerd.engine.storage import Storage
 
 
@@ -43,9 +41,11 @@ async def ended_job(state: Path, request: SpawnRequest) -> JobFolder:
 async def test_a_key_whose_first_spawn_a_power_cut_took_is_free_at_once(tmp_path: Path) -> None:
     async with Engine(tmp_path):
         pass
-    job_id = str(uuid.uuid5(_KEYED_JOBS, f"{ME.id} k"))
-    (tmp_path / "jobs" / job_id).mkdir(mode=0o700)
-    (tmp_path / "jobs" / job_id / "journal").touch(mode=0o600)
+    keys = request_keys.read(tmp_path / "request-keys")
+    job_id = keys.job_id(ME.id, "k")
+    for each in (job_id, *keys.earlier_ids(ME.id, "k")):
+        (tmp_path / "jobs" / each).mkdir(mode=0o700)
+        (tmp_path / "jobs" / each / "journal").touch(mode=0o600)
     async with Engine(tmp_path) as engine:
         assert await engine.spawn(shell("echo hi", request_key="k")) == job_id
         assert (await read_log(engine, job_id)).stdout == b"hi\n"

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from tests.engine.logs import ME, read_log, shell
+from tests.locks import held_by_another
+from workerd.engine import database
 from workerd.engine.catalog import Catalog
 from workerd.engine.engine import Engine
 from workerd.engine.errors import CatalogBusy
@@ -114,3 +116,19 @@ def test_one_that_is_held_cannot_be_opened_either(tmp_path: Path) -> None:
     with pytest.raises(CatalogBusy, match="another program"):
         Catalog(path)
     busy.close()
+
+
+def test_one_whose_lock_another_program_holds_is_an_error_that_names_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is waited for where the catalogue is opened, or made again, or left after that."""
+    monkeypatch.setattr(database, "_LOCK_SECONDS", 0.2)
+    path = tmp_path / "catalog.sqlite"
+    with Catalog(path) as catalog, held_by_another(path.with_suffix(".lock")) as holder:
+        assert catalog.unended() == []
+        with pytest.raises(CatalogBusy, match=rf"process {holder} \(sleep\)"):
+            Catalog(path)
+        for name in FILES:
+            (tmp_path / name).unlink(missing_ok=True)
+        with pytest.raises(CatalogBusy, match=rf"process {holder} \(sleep\)"):
+            catalog.unended()

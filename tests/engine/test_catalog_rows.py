@@ -2,14 +2,14 @@
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from tests.engine.catalogs import BEGAN_NS, Filling, draw_id, enter_many
-from workerd.engine.catalog import Catalog, EndedJob
+from workerd.engine.catalog import Catalog, EndedJob, Reach
 
 
 @pytest.fixture
@@ -146,3 +146,51 @@ def test_two_hundred_thousand_jobs_are_checked_in_half_a_second(catalog: Catalog
     assert catalog.find_damage() is None
     assert time.process_time() - began < 1.0
     assert catalog.total_bytes() == count * 4096
+
+
+def test_a_reach_has_the_owners_jobs_and_the_shared_ones_and_the_named_once_each(catalog: Catalog, seed: int) -> None:
+    filling = Filling(seed)
+    filling.fill(catalog)
+    mine, theirs, name = filling.owners[0], filling.owners[1], "bob"
+    shared = [spec for number, spec in enumerate(filling.specs) if number % 3 == 0]
+    named = filling.specs[1]
+    for reach, chosen in (
+        (Reach(mine), []),
+        (Reach(mine, frozenset({name})), shared),
+        (Reach(mine, frozenset({theirs})), shared[1::2]),
+        (Reach(mine, frozenset({theirs, name}), frozenset({named.id})), [*shared, named]),
+    ):
+        wanted = {(spec.created_ns, spec.id) for spec in filling.specs if spec.owner.id == mine or spec in chosen}
+        found = [*catalog.newest(reach, before=None, name="", only_unended=False)]
+        assert found == sorted(wanted, reverse=True)
+        assert [*catalog.newest(reach, before=found[3], name="", only_unended=False)] == found[4:]
+        of_label = {spec.id for spec in filling.specs if spec.name == "label1"}
+        labelled = [place for place in found if place[1] in of_label]
+        assert [*catalog.newest(reach, before=None, name="label1", only_unended=False)] == labelled
+        unended = [place for place in found if place[1] in {*catalog.unended()}]
+        assert [*catalog.newest(reach, before=None, name="", only_unended=True)] == unended
+    removed = next(spec for spec in shared if spec.owner.id != mine)
+    catalog.remove(removed.id)
+    catalog.add(removed)  # made again by its key, and shared with nobody
+    assert removed.id not in {job_id for _, job_id in catalog.newest(reach, before=None, name="", only_unended=False)}
+
+
+@pytest.mark.parametrize("only_unended", [False, True])
+@pytest.mark.parametrize("name", ["", "label1"])
+def test_no_part_of_a_reach_is_found_by_looking_through_all_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, only_unended: bool
+) -> None:
+    plans: list[str] = []
+    with Catalog(tmp_path / "catalog.sqlite") as catalog:
+        catalog.mark_complete(catalog.generation)
+        read = catalog._read
+
+        def explain(query: str, values: Sequence[str | int], *checks: Callable[[object], bool]) -> list[object]:
+            plans.extend(row[3] for row in catalog._database.execute(f"EXPLAIN QUERY PLAN {query}", values))
+            return read(query, values, *checks)
+
+        monkeypatch.setattr(catalog, "_read", explain)
+        reach = Reach("an owner", frozenset({"an owner", "a name"}), frozenset({"an id"}))
+        assert [*catalog.newest(reach, before=None, name=name, only_unended=only_unended)] == []
+    assert len(plans) >= 4
+    assert not [plan for plan in plans if plan.startswith("SCAN") and "json_each" not in plan], plans

@@ -85,12 +85,33 @@ os.fsync = failing(os.fsync)
 
 
 NO_THREADS = """
-import threading
+import _thread, threading
 
-def fail(thread):
+def fail(*_):
     raise RuntimeError("can't start new thread")
 
-threading.Thread.start = fail
+_thread.start_new_thread = threading._start_new_thread = fail
+"""
+
+
+THREADS_THAT_NEVER_BEGIN = """
+import _thread, threading
+_thread.start_new_thread = threading._start_new_thread = lambda *_: 1
+"""
+
+
+HANG_MEANWHILE = """
+import threading, time
+
+def hanging(call):
+    def hang(descriptor):
+        while threading.current_thread() is not threading.main_thread():
+            time.sleep(1000)
+        call(descriptor)
+    return hang
+
+os.fdatasync = hanging(os.fdatasync)
+capture._DISK_SECONDS = 0.5
 """
 
 
@@ -245,6 +266,16 @@ def test_a_job_that_takes_every_process_there_is_keeps_its_supervisor(folder: Jo
     assert status.end is not None
     assert status.end.cause == Exited(0)
     assert folder.read_fault() == "the log could not be forced to the disk: can't start new thread\n"
+
+
+@pytest.mark.parametrize("fault", [THREADS_THAT_NEVER_BEGIN, HANG_MEANWHILE], ids=["never begins", "hangs"])
+def test_a_thread_that_forces_the_log_to_the_disk_is_not_waited_for_for_ever(folder: JobFolder, fault: str) -> None:
+    """It may get no memory to begin with, or its call never return: the end is forced to the disk without it."""
+    calls = supervise(folder, "for i in 1 2 3; do echo $i; sleep 0.2; done", Durability.INTERVAL, fault)
+    assert calls[-1].name == "journal"
+    status = folder.read_status()
+    assert status is not None and status.end is not None
+    assert status.end.cause == Exited(0)
 
 
 def test_exit_forces_a_log_to_the_disk_at_the_end_alone(folder: JobFolder) -> None:

@@ -233,6 +233,20 @@ async def test_an_account_that_there_is_not_is_told_and_nothing_is_left(engine: 
             await engine.spawn(wish("true", run_as=impossible))
 
 
+async def test_a_key_finds_its_job_though_the_account_is_gone(engine: Engine) -> None:
+    job_id = await engine.spawn(wish("true", run_as="", request_key="k"))
+    assert await engine.spawn(wish("true", run_as="no-such-account", request_key="k")) == job_id
+
+
+def test_an_account_is_taken_by_its_first_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A policy about the account would be passed by under another name."""
+    root = pwd.getpwuid(0)
+    second = pwd.struct_passwd(("toor", *root[1:]))
+    monkeypatch.setattr(pwd, "getpwnam", {"root": root, "toor": second}.__getitem__)
+    with pytest.raises(AccountUnusable, match="cannot run as toor: it is the account root on the daemon's machine"):
+        find_account("toor")
+
+
 def test_a_daemon_that_is_not_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = pwd.getpwnam(NOBODY)
     monkeypatch.setattr(os, "geteuid", lambda: entry.pw_uid)

@@ -140,7 +140,7 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import User
 from workerd.engine.sharing import set_rights
 for number in range(30):
-    set_rights(JobFolder(Path(sys.argv[1])), User(f"{sys.argv[2]}-{number}", "somebody"), ["stop"])
+    set_rights(JobFolder(Path(sys.argv[1])), User(f"{sys.argv[2]}-{number}", f"{sys.argv[2]}-{number}"), ["stop"])
 """
 
 

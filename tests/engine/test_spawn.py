@@ -200,6 +200,23 @@ async def test_the_end_counts_processor_time_and_memory_of_all_processes(engine:
     assert end.ended_ns - end.started_ns >= 300_000_000
 
 
+@pytest.mark.parametrize("args", [(), ("x" * 100_000,)], ids=["nothing", "long arguments"])
+async def test_the_memory_of_a_process_before_it_became_the_program_is_not_the_programs(
+    engine: Engine, args: tuple[str, ...]
+) -> None:
+    end = (await run(engine, SpawnRequest(owner=ME, program="true", args=args))).end
+    assert end is not None
+    assert end.peak_memory_bytes == 0  # a few hundred KiB, which the kernel does not tell
+
+
+async def test_memory_of_more_than_a_process_had_before_is_told_as_it_was(engine: Engine) -> None:
+    hold = "x = bytearray(30_000_000); print(*[line for line in open('/proc/self/status') if 'VmHWM' in line])"
+    log = await run(engine, SpawnRequest(owner=ME, program="python3", args=("-c", hold)))
+    _, kilobytes, _ = log.stdout.split()  # proc_pid_status(5)
+    assert log.end is not None
+    assert abs(log.end.peak_memory_bytes - int(kilobytes) * 1024) < 2 << 20
+
+
 async def test_the_same_key_finds_the_same_job_and_starts_nothing(engine: Engine, tmp_path: Path) -> None:
     script = f"echo once >> {tmp_path}/count"
     ids = {await engine.spawn(shell(script, request_key="k")) for _ in range(3)}

@@ -1,5 +1,6 @@
 """Processes that do not answer: a stopped zygote, a stopped supervisor, processes that no signal ends, hung calls."""
 
+import _thread
 import asyncio
 import contextlib
 import os
@@ -7,21 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from system.file_lock import LockHeld
 from tests.engine.logs import ME, read_log, shell
+from tests.freezing import Freezer
+from tests.locks import held_by_another
 from tests.waiting import eventually
-from workerd.engine import launcher, stopping
+from workerd.engine import folder, launcher, shelf, stopping, threads
 from workerd.engine.engine import Engine
 from workerd.engine.errors import LauncherFailed, NoAnswer, SpawnGivenUp, StartUnconfirmed, StopUnconfirmed
 from workerd.engine.job import JobState, Killed, Lost, Stopped, Stream
+from workerd.engine.launcher import Launcher
 from workerd.engine.reply import READY
 from workerd.engine.threads import Threads
 
-FREEZER = Path("/sys/fs/cgroup/freezer")
 # Not before the supervisor has confirmed the start.
 STOPS_ITS_SUPERVISOR = "while [ ! -e go ]; do sleep 0.02; done; kill -STOP $PPID; echo stopped; exec sleep 1000"
 KEEPS_ITS_SUPERVISOR_STOPPED = (
@@ -57,6 +60,17 @@ async def test_a_stopped_zygote_is_replaced_and_the_spawn_done(engine: Engine, m
     assert zygote_of(engine) != before
     for job_id in ids:
         assert (await read_log(engine, job_id)).stdout == b"ran\n"
+
+
+def test_a_zygote_that_no_signal_ends_does_not_keep_the_launcher_from_ending(freezer: Freezer) -> None:
+    with Launcher() as ended:
+        assert ended._zygote is not None
+        zygote = ended._zygote
+        freezer.freeze(zygote.pid)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    freezer.thaw()
+    assert zygote.wait(30) == -signal.SIGKILL
 
 
 async def test_a_spawn_that_its_caller_gave_up_never_runs(
@@ -170,36 +184,12 @@ async def test_a_stop_that_cannot_be_carried_out_is_an_answer(
     assert (await read_log(engine, job_id)).end is not None
 
 
-@pytest.fixture
-def freezer() -> Iterator[Path]:
-    """A cgroup whose processes no signal ends while it is frozen (cgroup v1, freezer)."""
-    if os.geteuid() != 0 or not os.access(FREEZER, os.W_OK):
-        pytest.skip("needs root and a freezer of cgroup version 1")
-    directory = FREEZER / f"workerd-test-{os.getpid()}"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        (directory / "freezer.state").write_text("THAWED")
-        for pid in (directory / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        limit = time.monotonic() + 30
-        while (directory / "cgroup.procs").read_text():
-            assert time.monotonic() < limit, "frozen processes do not end once thawed"
-            time.sleep(0.02)
-        directory.rmdir()
-
-
-async def test_processes_that_no_signal_ends_hold_up_their_own_jobs_alone(tmp_path: Path, freezer: Path) -> None:
+async def test_processes_that_no_signal_ends_hold_up_their_own_jobs_alone(tmp_path: Path, freezer: Freezer) -> None:
     """More of them than there are threads of any kind."""
     async with Engine(tmp_path) as engine:
         held = [await engine.spawn(shell("exec sleep 1000")) for _ in range(12)]
         ordinary = await engine.spawn(shell("exec sleep 1000"))
-        for job_id in held:
-            (freezer / "cgroup.procs").write_text(str(engine.status(job_id).status.pid))
-        (freezer / "freezer.state").write_text("FROZEN")
-        await eventually(lambda: _is_true((freezer / "freezer.state").read_text() == "FROZEN\n"))
+        freezer.freeze(*(engine.status(job_id).status.pid for job_id in held))
         for job_id in (*held, ordinary):
             os.kill(supervisor_of(engine, job_id), signal.SIGKILL)
         async with asyncio.timeout(10):
@@ -212,7 +202,7 @@ async def test_processes_that_no_signal_ends_hold_up_their_own_jobs_alone(tmp_pa
             await engine.remove(done)
         began = time.monotonic()
     assert time.monotonic() - began < 5  # the engine ends without waiting for them
-    (freezer / "freezer.state").write_text("THAWED")
+    freezer.thaw()
     async with Engine(tmp_path) as engine:
         for job_id in held:
             assert engine.status(job_id).status.state is not JobState.DAMAGED
@@ -234,6 +224,23 @@ async def test_a_call_that_hangs_is_an_answer_and_holds_up_no_other_kind() -> No
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+async def test_a_thread_that_never_begins_is_an_error_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that gets no memory to begin with: the call is not made, and the next has its turn."""
+    monkeypatch.setattr(threads, "_BEGIN_SECONDS", 0.2)
+    begin, kept = _thread.start_new_thread, []
+    alone = Threads("working", most=1, limit_seconds=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", lambda *call: kept.append(call))
+        with pytest.raises(RuntimeError, match=r"has not begun within 0\.2 s"):
+            async with asyncio.timeout(20):
+                await alone.run(kept.append, "called")
+    async with asyncio.timeout(20):
+        assert await alone.run(len, "four") == 4
+        begin(*kept[0])  # it gets its memory after all
+        assert await alone.run(len, "four") == 4
+    assert "called" not in kept
 
 
 async def test_an_error_of_a_call_in_a_thread_is_the_callers() -> None:
@@ -271,6 +278,30 @@ async def test_changes_of_one_jobs_shares_hold_up_no_other_job(engine: Engine) -
             await engine.remove(other)
     async with asyncio.timeout(20):
         assert len(set(await asyncio.gather(*waiting))) == 1
+
+
+async def test_folders_that_other_programs_lock_hold_up_no_other_job(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As jobs of the daemon's account can lock their own: more of them than there are threads for it."""
+    for module in (folder, shelf):
+        monkeypatch.setattr(module, "HELD_SECONDS", 0.3)
+    ids = [await engine.spawn(shell("true")) for _ in range(13)]
+    for job_id in ids:
+        await read_log(engine, job_id)
+    *locked, other = ids
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(held_by_another(engine._shelf.folder(each).path)) for each in locked]
+        for act in (lambda each: engine.share(each, ME, ["status"]), engine.remove):
+            async with asyncio.timeout(20):
+                answers = await asyncio.gather(*map(act, locked), return_exceptions=True)
+            for answer, holder in zip(answers, holders, strict=True):
+                assert isinstance(answer, LockHeld)
+                assert f"process {holder} (sleep)" in str(answer)
+            async with asyncio.timeout(5):
+                assert len(await engine.share(other, ME, ["status"])) == 1
+    for job_id in ids:
+        await engine.remove(job_id)
 
 
 def _fail() -> None:

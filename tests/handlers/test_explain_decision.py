@@ -40,13 +40,38 @@ async def test_it_decides_as_a_call_would_be_decided(ruled: Daemon) -> None:
             ("status", "ada", True, ["default.cedar:admin"]),
             ("show-envs", "ada", False, ["default.cedar:envs-are-the-owners"]),
         ):
-            for client in (owner, admin) if user else (owner,):
-                if user == "ada":
-                    await admin.whoami()
-                answer = await client.explain(right, user=user, job_id=job_id)
-                assert (answer.permitted, answer.policies) == (permitted, by)
-                assert answer.user is not None
-                assert (answer.user.name, answer.roles) == (user or USER, ["admin"] if user == "ada" else [])
+            client = admin if user else owner
+            await admin.whoami()
+            answer = await client.explain(right, user=user, job_id=job_id)
+            assert (answer.permitted, answer.policies) == (permitted, by)
+            assert answer.user is not None
+            assert (answer.user.name, answer.roles) == (user or USER, ["admin"] if user == "ada" else [])
+
+
+async def test_nobody_is_told_of_another_user_without_the_right_to_explain(ruled: Daemon) -> None:
+    """Neither id, nor roles, nor whether there is such a user: the answer is the same word for word."""
+    async with ruled.client() as owner, ruled.client(ADMIN) as admin, ruled.client("bob") as bob:
+        job_id = await owner.spawn(TRUE)
+        known = [each.user for each in (await admin.whoami(), await bob.whoami())]
+        names = ["nobody", ADMIN, *(text for user in known if user is not None for text in (user.id, user.name))]
+        told = set()
+        for name in names:
+            for right in ("stop", "show-envs"):
+                with pytest.raises(CallFailed) as raised:
+                    await owner.explain(right, user=name, job_id=job_id)
+                told.add((raised.value.status, raised.value.reason, str(raised.value)))
+        assert len(told) == 1
+        assert told.pop()[1] is ErrorReason.NOT_PERMITTED
+
+
+async def test_everybody_is_told_of_themselves_by_name_and_id(ruled: Daemon) -> None:
+    async with ruled.client() as owner:
+        me = (await owner.whoami()).user
+        assert me is not None
+        job_id = await owner.spawn(TRUE)
+        for user in ("", me.name, me.id):
+            answer = await owner.explain("stop", user=user, job_id=job_id)
+            assert (answer.permitted, answer.user, answer.roles) == (True, me, [])
 
 
 async def test_further_policies_count_only_for_the_answer(ruled: Daemon) -> None:
@@ -107,19 +132,24 @@ async def test_of_whoever_names_nobody_it_is_decided_as_of_this_call(ruled: Daem
             assert (answer.permitted, answer.policies) == (permitted, [by])
 
 
-async def test_what_a_right_is_exercised_on_is_told_with_the_options_for_it(ruled: Daemon) -> None:
+async def test_what_a_right_is_exercised_on_is_told_with_the_fields_for_it(ruled: Daemon) -> None:
     async with ruled.client(ADMIN) as admin:
         job_id = await admin.spawn(TRUE)
         for right, job, target, told in (
-            ("spawn", job_id, "", "on the daemon itself: leave --job and --on out"),
-            ("stop", None, "", "on a job: say which with --job"),
-            ("run-as", job_id, "", "on a system account: say which with --on, and leave --job out"),
-            ("impersonate", None, "", "on another user: say whom with --on, and leave --job out"),
+            ("spawn", job_id, "", "on the daemon itself: leave `job_id` and `target` out"),
+            ("stop", None, "", "on a job: name it in `job_id`"),
+            (
+                "run-as",
+                job_id,
+                "",
+                "on a system account: name it in `target`, or leave that out for the default one; leave `job_id` out",
+            ),
+            ("impersonate", None, "", "on another user: name them in `target`, and leave `job_id` out"),
             (
                 "explain",
                 None,
                 "bob",
-                "on the daemon itself: leave --job and --on out; or on a job: say which with --job",
+                "on the daemon itself: leave `job_id` and `target` out; or on a job: name it in `job_id`",
             ),
         ):
             with pytest.raises(ArgumentInvalid) as raised:
@@ -137,7 +167,7 @@ async def test_policies_do_not_let_anybody_explain(ruled: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    ("right", "target", "permitted"), [("run-as", "root", True), ("impersonate", "bob", True), ("spawn", "", True)]
+    ("right", "target", "permitted"), [("run-as", "another", True), ("impersonate", "bob", True), ("spawn", "", True)]
 )
 async def test_an_administrator_asks_of_what_is_no_job(ruled: Daemon, right: str, target: str, permitted: bool) -> None:
     async with ruled.client(ADMIN) as admin:

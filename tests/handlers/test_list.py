@@ -2,7 +2,10 @@
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ import pytest
 from worker_api.worker.v1 import ErrorReason, JobState, ListRequest, ListResponse, SpawnRequest, WorkerServiceStub
 
 from tests.daemon import Daemon, running_daemon
+from tests.engine.catalogs import enter_many
+from tests.system.test_reload import wait_told
 from workerctl.client import Client
 from workerctl.errors import CallFailed
 
@@ -154,6 +159,92 @@ async def test_jobs_of_all_owners_are_chosen_by_state_and_name(crowd: Crowd) -> 
     assert set((await crowd.list("bob", states=[JobState.ENDED]))[0]) == {ann[0], *bob}
     assert await crowd.list("vera", name="bobs") == [bob[::-1]]
     assert await crowd.list("ann", name="bobs") == [[]]
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ('permit (principal, action in Action::"Read", resource == Job::"{first}");', 1),
+        ('permit (principal, action, resource is Job) when {{ resource == Job::"{first}" }};', 1),
+        ('permit (principal, action in Action::"Read", resource is Job) when {{ resource.owner.name == "ann" }};', 2),
+        ('forbid (principal, action, resource is Job) unless {{ resource.owner.name == "ann" }};', 0),
+    ],
+)
+async def test_a_list_shows_what_an_operators_policies_permit(tmp_path: Path, text: str, seen: int) -> None:
+    """Those of a job by its id, and by its owner."""
+    daemon = Daemon(tmp_path / "state")
+    for name in ("ann", "bob"):
+        daemon.pki.issue_client(name)
+    with running_daemon(daemon.state) as running:
+        async with running.client("ann") as ann, running.client("bob") as bob:
+            ids = [await ann.spawn(SpawnRequest(program="true")) for _ in range(2)]
+            own = await bob.spawn(SpawnRequest(program="true"))
+            assert [job.id async for job in bob.list_jobs(all_owners=True)] == [own]
+            policies = daemon.state / "policies"
+            policies.mkdir()
+            (policies / "mine.cedar").write_text(text.format(first=ids[0]))
+            wait_told(running, "policies were changed and are in force")
+            shown = [job.id async for job in bob.list_jobs(all_owners=True)]
+    assert shown == ([own, *ids[::-1]] if seen == 2 else [own, ids[0]] if seen else [])
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+async def test_a_shared_job_is_listed_after_a_restart_and_without_the_catalogue(tmp_path: Path, processes: str) -> None:
+    daemon = Daemon(tmp_path / "state", ("--processes", processes))
+    for name in ("ann", "bob"):
+        daemon.pki.issue_client(name)
+    with running_daemon(daemon.state, *daemon.options) as running:
+        async with running.client("ann") as ann:
+            by_name, by_id, _ = [await ann.spawn(SpawnRequest(program="true")) for _ in range(3)]
+            await ann.share(by_name, "bob", {"status"})
+            async with running.client("bob") as bob:
+                me = (await bob.whoami()).user
+                assert me is not None
+                await ann.share(by_id, me.id, {"status"})
+                assert [job.id async for job in bob.list_jobs(all_owners=True)] == [by_id, by_name]
+        for lost in (False, True):
+            running.stop()
+            for path in daemon.state.glob("catalog.sqlite*") if lost else ():
+                path.unlink()
+            running.start()
+            async with running.client("bob") as bob:
+                assert [job.id async for job in bob.list_jobs(all_owners=True)] == [by_id, by_name]
+
+
+@pytest.mark.parametrize("all_owners", [False, True])
+async def test_a_list_takes_no_longer_for_jobs_that_the_caller_may_not_see(
+    tmp_path: Path, all_owners: bool, record_property: Callable[[str, object], None]
+) -> None:
+    """Nor does its token say anything of them."""
+    with running_daemon(tmp_path / "state") as daemon:
+        async with daemon.client() as client:
+            for _ in range(10):
+                await client.spawn(SpawnRequest(program="true"))
+            request = ListRequest(all_owners=all_owners, page_size=4)
+
+            async def measure() -> tuple[float, list[str]]:
+                """Walk all pages 15 times; return how long the fastest walk took, and the tokens."""
+                took: list[float] = []
+                tokens: list[str] = []
+                for _ in range(15):
+                    began = time.perf_counter()
+                    tokens, page = [], await get_page(client, request)
+                    while page.next_page_token:
+                        tokens.append(page.next_page_token)
+                        page = await get_page(client, replace(request, page_token=tokens[-1]))
+                    took.append(time.perf_counter() - began)
+                return min(took), tokens
+
+            alone, tokens = await measure()
+            now = time.time_ns()
+            created = range(now - 5 * 10**9, now, 10**5)
+            others = [(str(uuid.uuid4()), str(uuid.uuid4()), created_ns, now, 4096) for created_ns in created]
+            enter_many(daemon.state / "catalog.sqlite", others)
+            beside, same = await measure()
+    record_property("ratio", beside / alone)
+    assert same == tokens
+    assert len(tokens) == 2
+    assert beside < 2 * alone, (alone, beside)
 
 
 async def test_long_arguments_are_cut_in_a_list_and_whole_in_a_status(daemon: Daemon) -> None:

@@ -25,6 +25,7 @@ from pki.files import load_pair
 from pki.identity import MOST_ANCESTORS, Identity, read_identity
 from pki.narrowing import LIFETIME, make_key, make_request
 from pki.store import PkiFolder
+from workerd.access.accounts import Accounts
 from workerd.access.caller import Caller
 from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
@@ -80,7 +81,7 @@ class Issuing(RuleBasedStateMachine):
     @rule(target=holders, holder=holders, rights=some_rights | odd_rights, lifetime=lifetimes)
     def ask(self, holder: Identity, rights: list[str], lifetime: timedelta | None) -> Any:
         before = datetime.now(UTC)
-        daemon = Daemon(cast("Any", None), cast("Any", None), self._pki, 0)
+        daemon = Daemon(cast("Any", None), cast("Any", None), self._pki, 0, Accounts("workerd"))
         caller = Caller(holder, None, "somewhere", "/IssueCredential", self._rights, Recorder(forget))
         request = IssueCredentialRequest(
             certificate_request=make_request(make_key("ed25519")), rights=rights, lifetime=lifetime

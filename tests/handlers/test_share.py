@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from grpclib.const import Status
-from worker_api.worker.v1 import ErrorReason, SpawnRequest
+from worker_api.worker.v1 import ErrorReason, SpawnRequest, User
 
 from tests.daemon import Daemon
 from tests.narrowing import narrow
@@ -37,16 +37,89 @@ async def name_of(client: Client) -> str:
 
 
 async def test_rights_are_set_and_not_added(shared_daemon: Daemon, other: Client) -> None:
-    name, user = await name_of(other), (await other.whoami()).user
-    assert user is not None
+    me = (await other.whoami()).user
+    assert me is not None
     async with shared_daemon.client() as owner:
         job_id = await owner.spawn(TRUE)
         assert await owner.share(job_id) == []
-        for named in (name, user.id):
+        for named, shown in ((me.name, User(name=me.name)), (me.id, User(id=me.id, name=me.id))):
             for rights in ({"status"}, {"stop", "stream-log"}, set()):
                 shares = await owner.share(job_id, named, rights)
-                assert [(each.user, each.rights) for each in shares] == ([(user, sorted(rights))] if rights else [])
+                assert [(each.user, each.rights) for each in shares] == ([(shown, sorted(rights))] if rights else [])
                 assert await owner.share(job_id) == shares
+
+
+@pytest.mark.parametrize("first", ["name", "id"])
+async def test_what_a_user_has_by_name_and_by_id_is_one(shared_daemon: Daemon, other: Client, first: str) -> None:
+    """What is taken back by one does not stay by the other."""
+    me = (await other.whoami()).user
+    assert me is not None
+    one, another = (me.name, me.id) if first == "name" else (me.id, me.name)
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        await owner.share(job_id, one, {"status"})
+        assert (await other.status(job_id)).id == job_id
+        assert len(await owner.share(job_id, another, {"status", "stop"})) == 1
+        assert await owner.share(job_id, one) == []
+        with pytest.raises(CallFailed) as raised:
+            await other.status(job_id)
+        assert raised.value.reason is ErrorReason.JOB_NOT_FOUND
+
+
+async def test_sharing_is_answered_alike_whoever_has_a_name(shared_daemon: Daemon, other: Client) -> None:
+    """One user, none, or two: nothing of it is told, neither an id nor whether there is anybody."""
+    twice = f"twice{next(_numbers)}"
+    for _ in range(2):
+        shared_daemon.pki.issue_client(twice, new_user=True)
+        async with shared_daemon.client(twice) as client:
+            await client.whoami()
+        for path in shared_daemon.pki.path.glob(f"clients/{twice}.*"):
+            path.unlink()
+    names = [await name_of(other), twice, f"nobody{next(_numbers)}"]
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        for name in names:
+            for shares in (await owner.share(job_id, name, {"status"}), await owner.share(job_id)):
+                assert [(each.user, each.rights) for each in shares] == [(User(name=name), ["status"])]
+            assert await owner.share(job_id, name) == []
+        shown = shared_daemon.workerctl("share", job_id, "--with", names[0], "--allow", "status")
+        assert shown.stdout.decode().split()[-3:] == [names[0], "-", "status"]
+
+
+async def test_a_share_by_name_counts_for_the_first_user_with_that_name_who_comes(shared_daemon: Daemon) -> None:
+    name = f"later{next(_numbers)}"
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        await owner.share(job_id, name, {"status", "stream-log"})
+        shared_daemon.pki.issue_client(name)
+        async with shared_daemon.client(name) as later:
+            assert (await later.status(job_id)).id == job_id
+            assert [job.id async for job in later.list_jobs(all_owners=True)] == [job_id]
+            me = (await later.whoami()).user
+            assert me is not None
+            await owner.share(job_id, me.id)  # taken back by id
+            with pytest.raises(CallFailed) as raised:
+                await later.status(job_id)
+            assert raised.value.reason is ErrorReason.JOB_NOT_FOUND
+        assert await owner.share(job_id) == []
+
+
+async def test_a_share_by_name_counts_for_nobody_once_two_users_have_that_name(shared_daemon: Daemon) -> None:
+    name = f"reused{next(_numbers)}"
+    async with shared_daemon.client() as owner:
+        job_id = await owner.spawn(TRUE)
+        await owner.share(job_id, name, {"status"})
+        for is_found in (True, False):
+            shared_daemon.pki.issue_client(name, new_user=True)
+            async with shared_daemon.client(name) as later:
+                if is_found:
+                    assert (await later.status(job_id)).id == job_id
+                else:
+                    with pytest.raises(CallFailed) as raised:
+                        await later.status(job_id)
+                    assert raised.value.reason is ErrorReason.JOB_NOT_FOUND
+            for path in shared_daemon.pki.path.glob(f"clients/{name}.*"):
+                path.unlink()
 
 
 async def test_of_several_each_has_their_own(shared_daemon: Daemon, other: Client) -> None:
@@ -103,9 +176,8 @@ async def test_rights_are_for_somebody(shared_daemon: Daemon) -> None:
         job_id = await owner.spawn(TRUE)
         with pytest.raises(ArgumentInvalid, match="say whom the rights are for"):
             await owner.share(job_id, "", {"status"})
-        with pytest.raises(CallFailed) as raised:
-            await owner.share(job_id, "nobody-of-this-name", {"status"})
-    assert (raised.value.status, raised.value.reason) == (Status.FAILED_PRECONDITION, ErrorReason.USER_UNKNOWN)
+        with pytest.raises(ArgumentInvalid, match="is longer than 64 characters"):
+            await owner.share(job_id, "x" * 65, {"status"})
 
 
 async def test_shares_that_cannot_be_read_are_nobodys(shared_daemon: Daemon, other: Client) -> None:

@@ -123,7 +123,6 @@ ODD_METADATA = {
     "time in Arabic digits": ("grpc-timeout", "\u0661S"),
     "binary that is none": ("x-data-bin", "A"),
     "binary with padding amiss": ("x-data-bin", "====A"),
-    "text that is not ASCII": ("x-data", "caf\u00e9"),
     "binary that is not ASCII": ("x-data-bin", "caf\u00e9"),
     "an empty username": ("workerd-username", ""),
     "a username that is not ASCII": ("workerd-username", "\u0430crimon"),
@@ -157,12 +156,7 @@ def test_request_that_does_not_come_is_waited_for_no_longer_than_the_call_allows
 
 
 LYING = {
-    "nothing": b"",
-    "a head cut off": b"\0\0",
     "four gigabytes": b"\0\xff\xff\xff\xff" + b"x" * 100,
-    "longer than what comes": b"\0\0\0\0\x10" + b"x",
-    "compressed": b"\1" + WHO[1:],
-    "a flag that is none": b"\x80" + WHO[1:],
     "a field cut off": message(b"\x0a\x7f"),
     "an unfinished number": message(b"\xff" * 9),
     "a field of number 0": message(b"\x00\x00"),
@@ -189,8 +183,8 @@ def test_message_in_pieces_with_empty_ones_between_is_read(connections: Connecti
         assert connection.answer(stream_id).status == Status.NOT_FOUND.value
 
 
-def test_more_messages_than_one_are_not_read(connections: Connections) -> None:
-    assert connections.call(request_headers("WhoAmI"), WHO * 50).status == 0
+def test_more_messages_than_one_are_refused(connections: Connections) -> None:
+    assert connections.call(request_headers("WhoAmI"), WHO * 50).status == Status.UNIMPLEMENTED.value
 
 
 def test_messages_within_messages_are_read_to_the_depth_that_the_contract_has(connections: Connections) -> None:
@@ -279,7 +273,7 @@ def test_text_that_is_not_utf_8_is_refused(connections: Connections, field: int)
 
 
 def test_seconds_beyond_all_bounds_are_refused_or_kept(connections: Connections) -> None:
-    for seconds in (2**63 - 1, 1 << 62, 315_576_000_000, 10**9, 2**64 - 1):
+    for seconds in (2**63 - 1, 1 << 62, 315_576_000_001, 315_576_000_000, 10**9, 2**64 - 1):
         duration = b"\x08" + _varint(seconds)
         answer = connections.ask("Spawn", b"\x0a\x04true" + b"\x3a" + bytes([len(duration)]) + duration)
         assert answer.status in (Status.OK.value, Status.INVALID_ARGUMENT.value)

@@ -93,21 +93,24 @@ def _explain(**of: str) -> Callable[[WorkerChannel, str], Awaitable[Any]]:
     return _stub(lambda stub, _: stub.explain_decision(ExplainDecisionRequest(**of)))
 
 
-def wishes(account: str) -> dict[str, Wish]:
+def wishes(account: str, other: str) -> dict[str, Wish]:
     """Give all calls, by what they are called in the table.
 
     Args:
         account: the system account that the daemon runs as, which it can run jobs as whoever it is.
+        other: another one, which it can run jobs as if it is root.
     """
     true = SpawnRequest(program="true")
     as_account = SpawnRequest(program="true", run_as=account)
+    as_other = SpawnRequest(program="true", run_as=other, working_directory="/")
     for_somebody = {"workerd-username": SOMEBODY}
     stop = _stub(lambda stub, job_id: stub.stop(StopRequest(job_id=job_id)))
     share = ShareRequest(user=SOMEBODY, rights=["status"])
     credential = IssueCredentialRequest(certificate_request=make_request(make_key("p256")), rights=["status"])
     return {
         "`Spawn`": Wish(_stub(lambda stub, _: stub.spawn(true)), changes=True),
-        "`Spawn` with `run_as`": Wish(_stub(lambda stub, _: stub.spawn(as_account)), changes=True),
+        "`Spawn` with `run_as`, the default account": Wish(_stub(lambda stub, _: stub.spawn(as_account)), changes=True),
+        "`Spawn` with `run_as`, another account": Wish(_stub(lambda stub, _: stub.spawn(as_other)), changes=True),
         "`Spawn` for somebody else": Wish(_stub(lambda stub, _: stub.spawn(true, metadata=for_somebody)), changes=True),
         "`Status`": Wish(_status(), standing, tells=lambda answer: _is_job(answer) and not answer.job.envs),
         "`Status` with `show_envs`": Wish(

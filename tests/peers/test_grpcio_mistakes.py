@@ -55,6 +55,27 @@ def test_unknown_rpc_is_unimplemented(peer: Peer, path: str) -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_compressed_request_is_unimplemented(peer: Peer, compression: grpc.Compression) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        peer.stub.Spawn(
+            peer.pb.SpawnRequest(program="true", args=["x" * 10_000]), timeout=SECONDS, compression=compression
+        )
+    assert failure(raised) == (grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED", "")
+
+
+def test_metadata_that_is_too_long_costs_its_call_alone(peer: Peer) -> None:
+    for length, code in ((20_000, grpc.StatusCode.RESOURCE_EXHAUSTED), (10_000, grpc.StatusCode.OK)):
+        call = peer.stub.WhoAmI.with_call
+        try:
+            call(peer.pb.WhoAmIRequest(), timeout=SECONDS, metadata=(("note", "x" * length),))
+            found = grpc.StatusCode.OK
+        except grpc.RpcError as raised:
+            error: Any = raised
+            found = error.code()
+        assert found is code
+
+
 @pytest.mark.parametrize("rpc", RPCS)
 @pytest.mark.parametrize(
     "request_bytes",
@@ -136,7 +157,11 @@ def test_of_two_starts_of_a_log_the_last_wins_or_both_are_refused(
 def test_text_that_is_not_utf8_is_an_invalid_argument(peer: Peer, rpc: str) -> None:
     with pytest.raises(grpc.RpcError) as raised:
         peer.call_raw(rpc, b"\x0a\x02\xc3\x28")
-    assert failure(raised) == (grpc.StatusCode.INVALID_ARGUMENT, "ARGUMENT_INVALID", "request")
+    assert failure(raised) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "ARGUMENT_INVALID",
+        "program" if rpc == "Spawn" else "job_id",
+    )
 
 
 INVALID: list[tuple[str, dict[str, Any], str]] = [

@@ -5,13 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from worker_api.worker.v1 import ErrorReason, JobState, SpawnRequest
 
 from tests.daemon import Daemon
+from tests.locks import held_by_another
+from tests.waiting import wait_until
 from workerctl.errors import Draining
+from workerd import drain as draining_from_outside
+from workerd.errors import DrainFailed
 
 
 def drain(state: Path) -> "subprocess.Popen[str]":
@@ -146,3 +151,25 @@ def test_where_no_daemon_runs_there_is_nothing_to_drain(tmp_path: Path, name: st
     assert (draining.returncode, output) == (1, "")
     assert errors == f"workerd: no workerd serves the state directory {tmp_path / name}\n"
     assert not (tmp_path / name / "drain").exists()
+
+
+def test_a_daemon_that_does_not_end_though_no_job_is_left_is_told_with_what_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the daemon's place is a process that was stopped once it had said that no job was left."""
+    monkeypatch.setattr(draining_from_outside, "_DRAINED_SECONDS", 0.2)
+    tmp_path.chmod(0o700)
+    marker = tmp_path / "drain"
+
+    def say_that_no_job_is_left() -> None:
+        wait_until(marker.exists, "nobody asked for a drain")
+        marker.write_text("0")
+        marker.unlink()
+
+    with held_by_another(tmp_path / "lock", stopped=True) as holder:
+        (tmp_path / "lock").write_text(str(holder))
+        saying = threading.Thread(target=say_that_no_job_is_left)
+        saying.start()
+        with pytest.raises(DrainFailed, match=rf"has not ended within 0\.2 s: `kill -9 {holder}` ends it"):
+            draining_from_outside.drain(tmp_path)
+        saying.join(60)

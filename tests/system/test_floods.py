@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated, StreamEnded
+from h2.events import ConnectionTerminated, ResponseReceived, StreamEnded, TrailersReceived
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from worker_api.worker.v1 import SpawnRequest, StreamLogRequest
@@ -92,6 +92,20 @@ def test_a_handshake_that_takes_too_long_is_ended(tmp_path: Path) -> None:
         asyncio.run(ask(daemon))
 
 
+@pytest.mark.parametrize("sent", [b"", b"\0\0\0\0\x05ab", b"\0\0\0\0\0"], ids=["none", "a part", "all but the end"])
+def test_a_request_that_does_not_arrive_in_time_is_ended(tmp_path: Path, sent: bytes) -> None:
+    with limited(tmp_path, "--request-seconds", "0.5") as daemon, peer(daemon) as caller:
+        stream_id = caller.open("WhoAmI")
+        if sent:
+            caller.h2.send_data(stream_id, sent)
+        caller.send()
+        assert isinstance(caller.read(StreamEnded), StreamEnded)
+        (trailers,) = (event for event in caller.events if isinstance(event, ResponseReceived | TrailersReceived))
+        message = dict(trailers.headers)[b"grpc-message"]
+        assert message.startswith(b"the request has not arrived within 0.5 s (request-seconds)")
+        asyncio.run(ask(daemon))
+
+
 def test_only_so_many_connections_are_there(tmp_path: Path) -> None:
     with limited(tmp_path, "--max-connections", "4", "--max-connections-per-user", "2") as daemon:
         with contextlib.ExitStack() as stack:
@@ -134,14 +148,14 @@ async def test_a_connection_without_a_call_is_closed_and_a_follower_is_none(tmp_
             assert client._channel is not None and not client._channel.lost
 
 
-def test_a_connection_with_too_long_headers_is_closed_and_others_are_not(tmp_path: Path) -> None:
+def test_a_connection_with_headers_of_any_length_is_closed_and_others_are_not(tmp_path: Path) -> None:
     with limited(tmp_path, "--max-header-bytes", "2000") as daemon, peer(daemon) as good, peer(daemon) as bad:
         stream_id = good.open("WhoAmI", ("note", "x" * 1000))
         good.request(stream_id, b"")
         good.send()
         assert isinstance(good.read(StreamEnded), StreamEnded)
         assert good.h2.remote_settings[SettingCodes.MAX_HEADER_LIST_SIZE] == 2000
-        bad.open("WhoAmI", ("note", "x" * 2000))
+        bad.open("WhoAmI", ("note", "x" * 20_000))
         bad.send()
         goodbye = bad.read()
         assert isinstance(goodbye, ConnectionTerminated)

@@ -201,5 +201,6 @@ def test_a_limit_can_be_set_in_each_way_and_one_that_cannot_be_is_told(tmp_path:
         text=True,
         timeout=60,
     )
-    problem = "workerd: --max-request-bytes 5 cannot be: give 1024 or more\n"
+    setting = f"{file}: max-request-bytes" if way == "file" else "--max-request-bytes"
+    problem = f"workerd: {setting} 5 cannot be: give 1024 or more\n"
     assert (result.returncode, result.stdout, result.stderr) == (2, "", problem)

@@ -1,6 +1,7 @@
 """The matrix of docs/security.md: one test for each of its cells."""
 
-import getpass
+import os
+import pwd
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from workerctl.transport import WorkerChannel
 from workerd.registry import load_routes, rights_of
 
 CALLERS, LINES = read_table()
-ACCOUNT = getpass.getuser()
-WISHES = wishes(ACCOUNT)
+ACCOUNT = pwd.getpwuid(os.geteuid()).pw_name
+WISHES = wishes(ACCOUNT, "nobody")
 CELLS = [pytest.param(line, caller, id=f"{line.call}: {caller}") for line in LINES for caller in CALLERS]
 OF_LISTS = next(line.cells for line in LINES if line.rpc == "List")
 REASONS = {
@@ -103,6 +104,8 @@ def test_every_rpc_and_every_right_has_a_line(served: Path) -> None:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("line", "caller"), CELLS)
 async def test_cell(world: World, line: Line, caller: str) -> None:
+    if "another account" in line.call and line.cells[caller] == YES and os.geteuid() != 0:
+        pytest.skip("only root may take on another account")
     wish, channel = WISHES[line.call], world.connect[caller]()
     job_id = "" if wish.job is None else await wish.job(world)
     before = world.state(job_id or None)

@@ -8,14 +8,16 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pki.store import PkiFolder
 from system import pidfd
 from tests.daemon import end_jobs
+from tests.locks import held_by_another
 from workerctl import own_daemon
-from workerctl.errors import DaemonNotEnded
+from workerctl.errors import DaemonNotEnded, DaemonNotStarted
 from workerctl.exit_codes import ExitCode
 from workerd.engine.folder import JobFolder
 from workerd.engine.tree import descendants, parent_of
@@ -227,3 +229,43 @@ def check_environments(home: Home, spawned: subprocess.CompletedProcess[bytes], 
         assert b"TZ=UTC\0" in variables
         assert b"hunter2" not in variables
         assert b"WORKERD_GRACE" not in variables
+
+
+@pytest.fixture
+def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state directory of the own daemon, for code that this process runs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    state = own_daemon.state_directory()
+    state.mkdir(0o700)
+    return state
+
+
+def test_a_client_that_was_stopped_while_it_started_the_daemon_holds_up_no_other_for_good(
+    own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_daemon, "_START_SECONDS", 0.2)
+    monkeypatch.setattr(own_daemon, "_KILLED_SECONDS", 0.1)
+    with (
+        held_by_another(own_state / "start.lock", stopped=True) as holder,
+        pytest.raises(DaemonNotStarted, match=rf"not started: .*`kill -CONT {holder}`"),
+    ):
+        own_daemon.find_or_start()
+
+
+@pytest.mark.parametrize("said", ["", "serving"], ids=["nothing said", "half a line said"])
+def test_a_daemon_that_does_not_come_to_serve_is_ended_and_told_of(
+    own_state: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    monkeypatch.setattr(own_daemon, "_START_SECONDS", 0.5)
+    started = []
+
+    class Stuck(subprocess.Popen[bytes]):
+        def __init__(self, _: list[str], **options: Any) -> None:
+            super().__init__(["sh", "-c", f"printf '{said}'; exec sleep 1000"], **options)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Stuck)
+    with pytest.raises(DaemonNotStarted, match=r"did not serve within 0\.5 s"):
+        own_daemon.find_or_start()
+    assert [daemon.returncode for daemon in started] == [-signal.SIGKILL]
+    assert (own_state / "start.lock").read_text() == ""

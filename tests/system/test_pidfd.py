@@ -16,7 +16,7 @@ def test_a_process_has_ended_before_it_is_reaped() -> None:
         assert not pidfd.has_ended(handle)
         assert not pidfd.wait_ended(handle, 0.01)
         signal.pidfd_send_signal(handle, signal.SIGKILL)
-        assert pidfd.wait_ended(handle)
+        assert pidfd.wait_ended(handle, 30)
         assert pidfd.has_ended(handle)
         assert process.returncode is None
     with pytest.raises(ProcessLookupError), pidfd.hold(process.pid):

@@ -27,7 +27,7 @@ def verdict(daemon: Daemon, *arguments: str, user: str = USER) -> tuple[bool, st
     """Ask whether something would be permitted, and by which policies."""
     result = daemon.workerctl("policy", "test", *arguments, user=user)
     assert result.returncode in (0, 1) and result.stderr == b"", result.stderr
-    decided = result.stdout.decode().splitlines()[-1].removeprefix("decided by: ")
+    decided = result.stdout.decode().splitlines()[2].removeprefix("decided by: ")
     assert result.stdout.startswith(b"permitted: " if result.returncode == 0 else b"denied: ")
     return result.returncode == 0, decided
 

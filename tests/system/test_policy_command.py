@@ -42,7 +42,7 @@ async def test_policy_test_explains_a_decision(ruled: Daemon, tmp_path: Path, ou
         return result.returncode, result.stdout.decode()
 
     asked = ("--as", OTHER, "--action", "stop", "--job", job_id)
-    code, denied = test(*asked)
+    code, denied = test(*asked, user=ADMIN)
     assert code == 1
     code, permitted = test(str(new), *asked, user=ADMIN)
     assert code == 0
@@ -103,7 +103,9 @@ async def test_policy_test_refuses_what_cannot_be_asked(ruled: Daemon, tmp_path:
         ((str(tmp_path / "empty"), *asked), ADMIN, 2, b"is empty: if there are to be no policies in it, write"),
         ((str(tmp_path / "bad"), *asked), USER, 125, b"you have no right to explain with policies to try: admin"),
         (("--nosuch", *asked), USER, 2, b"there is no option --nosuch"),
-        (("--as", "nobody", *asked), USER, 125, b"'nobody' names no user"),
+        (("--as", "nobody", *asked), ADMIN, 125, b"'nobody' names no user"),
+        (("--as", "nobody", *asked), USER, 125, b"you have no right to explain decisions about other users: admin"),
+        (("--as", OTHER, *asked), USER, 125, b"you have no right to explain decisions about other users: admin"),
         (("--action", "fly", "--job", job_id), USER, 2, b"'fly' is none that this daemon knows"),
         (("--action", "stop"), ADMIN, 2, b"is exercised on a job"),
         (asked, OTHER, 123, b"there is no job"),

@@ -1,6 +1,7 @@
 """Several API processes on one port: any of them answers for any job, and each is replaced."""
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -194,3 +195,20 @@ def test_a_service_manager_is_told_once_the_daemon_serves(
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         with running_daemon(tmp_path / "state", "--processes", count):
             assert manager.recv(100) == b"READY=1"
+
+
+def test_a_service_manager_that_was_stopped_does_not_keep_the_daemon_from_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+    ):
+        manager.bind(str(tmp_path / "notify"))
+        others.setblocking(False)
+        with contextlib.suppress(BlockingIOError):  # it receives nothing, and its queue is full (unix(7))
+            while others.sendto(b"STATUS=1", str(tmp_path / "notify")):
+                pass
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with running_daemon(tmp_path / "state") as daemon:
+            assert daemon.workerctl("run", "--", "echo", "served").stdout == b"served\n"

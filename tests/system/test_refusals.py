@@ -143,8 +143,8 @@ def test_who_may_not_act_for_another_is_told_how_to_call_for_themselves(daemon: 
 
 
 def test_an_account_that_is_not_given_is_told_with_what_to_leave_out(daemon: Daemon) -> None:
-    code, line = told(daemon, "spawn", "--run-as", "root", "--", "true")
-    assert code == 125 and "you have no right to run-as root: leave --run-as out, or have whoever runs" in line
+    code, line = told(daemon, "spawn", "--run-as", "another", "--", "true")
+    assert code == 125 and "you have no right to run-as another: leave --run-as out, or have whoever runs" in line
 
 
 def test_a_narrowed_certificate_says_what_it_is_good_for(daemon: Daemon, job: str, tmp_path: Path) -> None:

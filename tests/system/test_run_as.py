@@ -57,7 +57,7 @@ async def test_who_may_runs_a_job_as_another_account_and_it_is_shown(daemon: Dae
 async def test_who_may_not_is_told_the_same_of_every_account(daemon: Daemon) -> None:
     async with daemon.client() as client:
         sentences = []
-        for account in (NOBODY, "root", "no-such-account"):
+        for account in (NOBODY, "bin", "no-such-account"):
             with pytest.raises(CallFailed) as denial:
                 await client.spawn(wish("true", account))
             assert denial.value.status is Status.PERMISSION_DENIED

@@ -29,6 +29,7 @@ LAX = [
     ("policies", 0o777),
     ("jobs", 0o777),
     ("spool", 0o666),
+    ("request-keys", 0o640),
     ("policies/site.cedar", 0o666),
     ("pki/server.crt", 0o666),
     ("pki/client-ca.crt", 0o666),

@@ -85,6 +85,7 @@ def test_a_trail_that_is_whole_is_said_to_be_with_the_head_to_keep(
         "last_seq": 5,
         "last_hash": kept.partition(":")[2],
         "unfinished_bytes": 0,
+        "witnessed": 0,
     }
 
 

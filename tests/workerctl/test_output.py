@@ -51,3 +51,10 @@ def test_arguments_that_are_not_all_there_are_marked() -> None:
     assert describe_jobs([job])[-1].endswith("make test …")
     assert "arguments:  test … (`workerctl status` shows all)" in describe_job(job)
     assert to_plain(job)["args_cut"] is True
+
+
+@pytest.mark.parametrize(("peak", "told"), [(0, "0.500 s of processor time"), (3 << 20, "3.0 MiB at most")])
+def test_a_peak_of_memory_that_is_not_known_is_left_out(peak: int, told: str) -> None:
+    end = JobEnd(exited=Exited(code=0), user_cpu_time=timedelta(seconds=0.5), peak_memory_bytes=peak)
+    (used,) = (line for line in describe_job(Job(end=end)) if line.startswith("used:"))
+    assert used.endswith(told)

@@ -1,7 +1,9 @@
 """What each error is on the wire."""
 
+import ast
 import errno
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -95,3 +97,29 @@ def test_files_that_could_not_be_read_for_want_of_something_are_told_from_bad_on
     assert shortage_of(kind) is None
     assert shortage_of(caused_by(kind, PermissionError(errno.EACCES, "Permission denied"))) is None
     assert shortage_of(caused_by(kind, NO_DESCRIPTOR)) == errno.EMFILE
+
+
+ROOT = Path(__file__).parents[2]
+# What raises errors that clients see; what only an operator sees is elsewhere.
+FOR_CLIENTS = sorted(
+    path
+    for folder in ("handlers", "engine", "access", "network")
+    for path in (ROOT / "workerd" / folder).rglob("*.py")
+    if path.name != "expiry.py"  # warns the operator
+)
+
+
+@pytest.mark.parametrize("path", [*FOR_CLIENTS, ROOT / "workerd" / "gate.py"], ids=lambda path: path.name)
+def test_errors_for_clients_name_no_option_or_command_of_a_program(path: Path) -> None:
+    """A client of another language has none: fields and RPCs of the contract are named instead."""
+    tree = ast.parse(path.read_text())
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    documentation = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    named = [str(node.value) for node in texts if id(node) not in documentation]
+    assert [text for text in named if re.search(r"(?<![\w-])--[a-z]|`?workerctl ", text)] == []

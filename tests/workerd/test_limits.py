@@ -221,7 +221,9 @@ def test_what_cannot_be_is_no_limit(name: str, value: float) -> None:
         Limits(**{name: value}).check()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["max_request_bytes", "max_header_bytes", "max_handshakes", "handshake_seconds"])
+@pytest.mark.parametrize(
+    "name", ["max_request_bytes", "max_header_bytes", "max_handshakes", "handshake_seconds", "request_seconds"]
+)
 def test_some_cannot_be_nothing(name: str) -> None:
     with pytest.raises(ConfigurationInvalid, match=f"--{name.replace('_', '-')} 0 "):
         Limits(**{name: 0}).check()

@@ -14,6 +14,7 @@ from tests.daemon import USER, Daemon, running_daemon
 from workerctl.client import Client
 from workerctl.errors import CallFailed
 
+ID = "11111111-1111-4111-8111-11111111111a"
 STUMBLES = """
 import asyncio
 from grpclib.const import Cardinality, Handler
@@ -163,6 +164,17 @@ def test_a_certificate_that_was_not_copied_is_named(tmp_path: Path, kept: str, m
         (("--roles", "alice"), "--roles does not say who has which role: write --roles.admin alice for instance"),
         (("--roles", "viewer=alice"), "--roles does not say who has which role: write --roles.viewer alice for"),
         (("--run-as", "no-such-account"), "workerd: --run-as: cannot run as no-such-account: "),
+        (("--accounts.alice", "no-such-account"), "workerd: --accounts.alice: cannot run as no-such-account: "),
+        (("--accounts.alice", ""), "--accounts.alice: the account is empty: give its name, or leave this out"),
+        (("--accounts.a b", "root"), "--accounts.a b: 'a b' is no user: give a name or an id"),
+        (("--accounts", "alice"), "does not say as which account a user's jobs run: write --accounts.acrimon build"),
+        (("--accounts.a.b", "root"), "does not say as which account a user's jobs run: write --accounts.acrimon build"),
+        (("--config", "{folder}/account.toml"), "{folder}/account.toml: accounts.first.last: cannot run as no-such-"),
+        (("--config", "{folder}/list.toml"), "{folder}/list.toml: accounts.alice: ['root'] is not the name of an"),
+        (("--config", "{folder}/text.toml"), "{folder}/text.toml: accounts: 'root' is not a table: write [accounts]"),
+        (("--config", "{folder}/twice.toml"), "{folder}/twice.toml: accounts.{id}: the same id is given twice"),
+        (("--config", "{folder}/few.toml"), "{folder}/few.toml: max-log-bytes 5 is too few"),
+        (("--config", "{folder}/few.toml", "--max-log-bytes", "6"), "workerd: --max-log-bytes 6 is too few"),
         (("--roles.Admin", "alice"), "'Admin' is no role: it must be of lower-case letters, digits and hyphens"),
         (("--roles.admin", "alice,"), "--roles.admin '' is no user: give names or ids, with commas between them"),
         (("--roles.admin", "alice bob"), "--roles.admin 'alice bob' is no user"),
@@ -175,9 +187,14 @@ def test_a_certificate_that_was_not_copied_is_named(tmp_path: Path, kept: str, m
 def test_a_wrong_setting_is_one_line_and_code_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
     (tmp_path / "bad.toml").write_text("listen = ")
     (tmp_path / "odd.toml").write_text("colour = 1")
+    (tmp_path / "account.toml").write_text('[accounts]\n"first.last" = "no-such-account"')
+    (tmp_path / "list.toml").write_text('[accounts]\nalice = ["root"]')
+    (tmp_path / "text.toml").write_text('accounts = "root"')
+    (tmp_path / "twice.toml").write_text(f'[accounts]\n{ID.upper()} = "root"\n{ID} = "root"')
+    (tmp_path / "few.toml").write_text("max-log-bytes = 5")
     result = workerd("--state-dir", str(tmp_path / "state"), *(each.format(folder=tmp_path) for each in arguments))
     assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1), result.stderr
-    assert told.format(folder=tmp_path) in result.stderr
+    assert told.format(folder=tmp_path, id=ID) in result.stderr
     assert not (tmp_path / "state").exists()
 
 

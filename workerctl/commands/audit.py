@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from audit.chain import OWN_FIELDS, Head
-from audit.files import list_files
+from audit.chain import OWN_FIELDS, Head, parse_head
+from audit.files import REMEMBERED, list_files
 from audit.report import AuditError, LineNotKept, Report, TrailMissing
 from audit.verification import verify as verify_trail
 from workerctl.errors import ClientError, UsageInvalid
@@ -27,6 +27,7 @@ Directory = Annotated[
     str | None, Parameter(help="The daemon's state directory, or the trail's. [default: your own daemon's]")
 ]
 _HEAD = re.compile(r"([0-9]{1,19}):([0-9A-Fa-f]{64})")
+_WITNESSED = re.compile(r"\b([0-9]{1,19}):([0-9a-f]{64})\b")
 _FIRST = ("event", "verdict", "action")
 _PEOPLE = frozenset({"user", "actor", "owner", "by", "other_user", "with"})
 
@@ -37,6 +38,7 @@ def verify(
     /,
     *,
     expect: Annotated[str | None, Parameter(help="The head, SEQ:HASH, that an earlier verification showed.")] = None,
+    witness: Annotated[str | None, Parameter(help="A file that a daemon has told the trail's heads.")] = None,
     from_seq: Annotated[int, Parameter(help="Begin at this line, whatever is before it.", show_default=False)] = 0,
     output: Output = "text",
 ) -> int:
@@ -45,9 +47,12 @@ def verify(
     Example: `workerctl audit verify /var/lib/workerd`
     """
     expected = None if expect is None else _parse_head(expect)
+    witnessed = [*_remembered(directory), *([] if witness is None else _read_witness(Path(witness)))]
     try:
         with Progress("verifying") as progress:
-            report = verify_trail(_trail(directory), expected=expected, from_seq=from_seq, progress=progress)
+            report = verify_trail(
+                _trail(directory), expected=expected, witnessed=witnessed, from_seq=from_seq, progress=progress
+            )
     except LineNotKept as error:
         raise UsageInvalid(str(error)) from error
     except AuditError as error:
@@ -107,6 +112,27 @@ def _trail(directory: str | None) -> Path:
     return given / "audit" if (given / "audit").is_dir() else given
 
 
+def _remembered(directory: str | None) -> list[Head]:
+    """Return the head that the daemon remembers beside its trail, if it is its state directory that is given."""
+    path = (Path(directory) if directory else state_directory()) / REMEMBERED
+    try:
+        head = parse_head(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    if head is None:
+        warn(f"{path} cannot be read and is left out")
+    return [] if head is None else [head]
+
+
+def _read_witness(path: Path) -> set[Head]:
+    """Read the heads that a witness was told, with whatever else its lines have."""
+    with path.open(errors="replace") as file:
+        found = {Head(int(match[1]), match[2]) for line in file for match in _WITNESSED.finditer(line)}
+    if not found:
+        raise UsageInvalid(f"--witness {path} has no head, SEQ:HASH: give what `workerd --audit-witness` wrote")
+    return found
+
+
 def _parse_head(text: str) -> Head:
     found = _HEAD.fullmatch(text)
     if found is None:
@@ -133,6 +159,7 @@ def _describe(report: Report) -> list[str]:
         "lines": f"{report.first} to {report.head.seq}" if report.first else "none",
         "head": f"{report.head.seq}:{report.head.hash}" if report.first else "",
         "unfinished": f"{report.unfinished_bytes} bytes at the end" if report.unfinished_bytes else "",
+        "witnessed": f"{report.witnessed} lines" if report.witnessed else "",
         "state": "whole",
     }
     if (fault := report.fault) is not None:
@@ -147,6 +174,7 @@ def _plain(report: Report) -> dict[str, Any]:
         "last_seq": report.head.seq,
         "last_hash": report.head.hash,
         "unfinished_bytes": report.unfinished_bytes,
+        "witnessed": report.witnessed,
     }
     if (fault := report.fault) is not None:
         plain["fault"] = {"file": fault.file, "line": fault.line, "seq": fault.seq, "problem": fault.problem}

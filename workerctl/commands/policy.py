@@ -1,6 +1,7 @@
 """policy: find out what the daemon's policies say, and what they would say."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from workerctl.output import print_result
 from workerctl.parameters import Injected, Output
 
 _STANDARD_INPUT = "-"
+_RUN_AS = "run-as"
 
 app = App(name="policy", help="Find out what the daemon's policies say, and what they would say.")
 
@@ -35,7 +37,10 @@ async def explain(
     job: Annotated[str | None, Parameter(help="The id of the job that it is asked for. [default: no job]")] = None,
     on: Annotated[
         str,
-        Parameter(help="For run-as the system account, for impersonate the other user.", show_default=False),
+        Parameter(
+            help="For run-as the system account [default: that of the user], for impersonate the other user.",
+            show_default=False,
+        ),
     ] = "",
     output: Output = "text",
     context: Injected,
@@ -50,13 +55,25 @@ async def explain(
             action, user=as_, job_id=job, target=on, policies=policies, policies_name=_name_of(file)
         )
     who = answer.user.name if answer.user else "?"
+    account = answer.account
+    target = on or (account.account if account and action == _RUN_AS else "")
     lines = [
-        f"{'permitted' if answer.permitted else 'denied'}: {who}, {' '.join(filter(None, (action, job, on)))}",
+        f"{_verdict(answer.permitted)}: {who}, {' '.join(filter(None, (action, job, target)))}",
         f"roles: {', '.join(answer.roles) or 'none'}",
-        f"decided by: {', '.join(answer.policies) or 'no policy, and what none permits is denied'}",
+        f"decided by: {_name(answer.policies)}",
     ]
+    if account and action != _RUN_AS:
+        lines.append(f"run-as {account.account}: {_verdict(account.permitted)}, decided by: {_name(account.policies)}")
     print_result(answer, lines, output)
     return ExitCode.OK if answer.permitted else ExitCode.NO
+
+
+def _verdict(permitted: bool) -> str:
+    return "permitted" if permitted else "denied"
+
+
+def _name(policies: Sequence[str]) -> str:
+    return ", ".join(policies) or "no policy, and what none permits is denied"
 
 
 def _name_of(file: str) -> str:

@@ -36,6 +36,6 @@ async def share(
         return
     rows = [("USER", "ID", "RIGHTS")]
     for each in shares:
-        name, user_id = (each.user.name, each.user.id) if each.user else ("?", "?")
+        name, user_id = (each.user.name, each.user.id or "-") if each.user else ("?", "?")
         rows.append((name, user_id, ", ".join(each.rights)))
     print_lines(format_table(rows))

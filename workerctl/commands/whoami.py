@@ -24,6 +24,7 @@ async def whoami(*, output: Output = "text", context: Injected) -> None:
         *([f"through: {me.acting.name}, who acts for them"] if me.acting else []),
         *([f"roles: {', '.join(me.roles)}"] if me.roles else []),
         f"rights, on your own jobs where they concern one: {', '.join(me.rights)}",
+        *([f"jobs run as: {me.run_as}"] if me.run_as else []),
         f"certificate expires: {expires}",
     ]
     print_result(me, lines, output)

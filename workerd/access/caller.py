@@ -4,7 +4,7 @@ Every decision is made here, and is in the audit trail before anything comes of 
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from worker_api.worker.v1 import ErrorDetail
 
 from pki.identity import Identity
-from workerd.access.policy import DAEMON, Decision, On, Resource
+from workerd.access.policy import DAEMON, RUN_AS, SPAWN, Decision, On, Resource
 from workerd.access.recorder import Recorder
 from workerd.access.rights import Rights
 from workerd.engine.job import User
@@ -56,15 +56,23 @@ class Caller:
         identity = replace(self.identity, user_id=user.id, name=user.name)
         return replace(self, identity=identity, actor=self.user)
 
-    def has(self, right: str) -> bool:
-        """Tell whether the certificate is good for a right, whatever the policies say."""
-        return self.identity.rights is None or right in self.identity.rights
+    def has(self, right: str, resource: Resource = DAEMON) -> bool:
+        """Return whether the certificate is good for a right, whatever the policies say.
+
+        One that is good for spawning is so for the account that jobs run as when no other is named.
+        """
+        needed = SPAWN if right == RUN_AS and resource.is_default else right
+        return self.identity.rights is None or not self.identity.rights.isdisjoint((needed, right))
 
     def may(self, right: str, resource: Resource) -> Decision:
         """Decide, for what is only looked at: nothing is written down."""
-        if not self.has(right):
+        if not self.has(right, resource):
             return NOT_IN_CERTIFICATE
         return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
+
+    def may_reach_any(self, right: str) -> bool:
+        """Return whether the caller might have a right on jobs of others that are neither shared nor named."""
+        return self.has(right) and self.rights.may_reach_any(self.user, right, acted_for=self.actor is not None)
 
     def decide(
         self, right: str, resource: Resource, details: Mapping[str, Any] | None = None, *, looks: bool = False
@@ -120,14 +128,14 @@ class Caller:
         Args:
             named: what the caller called the user who is meant; they need not know of another name.
         """
-        if self.identity.rights is not None and right not in self.identity.rights:
+        if self.identity.rights is not None and not self.has(right, resource):
             rights = ", ".join(sorted(self.identity.rights))
             # Nothing of the resource: what the certificate is not good for does not depend on it.
             return NotPermitted(right, advice=f"your certificate is good for {rights} only: present your full one")
         owner = resource.owner
         match resource.on:
             case On.JOB if owner is not None and owner.id == self.user.id:
-                advice = f"`workerctl policy test --action {right} --job {resource.id}` tells which policy denies it"
+                advice = f"`ExplainDecision(right={right}, job_id={resource.id})` tells which policy denies it"
                 return NotPermitted(right, advice=advice)
             case On.JOB if owner is not None and owner.id:
                 return NotPermitted(right, advice=self._ask(owner, right, resource) or self._find_out())
@@ -137,15 +145,21 @@ class Caller:
             case On.JOB | On.DAEMON:
                 return NotPermitted(right, advice=self._find_out())
             case On.USER:
-                advice = "leave --username out to call for yourself, or present a certificate of theirs"
+                advice = "leave `workerd-username` out to call for yourself, or present a certificate of theirs"
                 return NotPermitted(right, f" {named or resource.id}", advice=advice)
+            case On.ACCOUNT if resource.is_default:
+                advice = "name another account in `run_as`, or have whoever runs the daemon permit it in its policies"
+                return NotPermitted(right, f" {resource.id}, which your jobs run as", advice=advice)
             case On.ACCOUNT:
-                advice = "leave --run-as out, or have whoever runs the daemon permit it in its policies"
+                advice = "leave `run_as` out, or have whoever runs the daemon permit it in its policies"
                 return NotPermitted(right, f" {resource.id}", advice=advice)
 
     @contextlib.contextmanager
-    def noting_failure(self, right: str, resource: Resource) -> Iterator[None]:
+    def noting_failure(self, right: str, resources: Iterable[Resource]) -> Iterator[None]:
         """Write down if what was permitted fails: by what, and nothing of what was asked for.
+
+        Args:
+            resources: what was decided on by then.
 
         Raises:
             AuditFailed: it could not be written.
@@ -157,7 +171,8 @@ class Caller:
         except Exception as error:
             answer = error if isinstance(error, GRPCError) else to_grpc(error)
             reason = next((each.reason.name for each in answer.details or () if isinstance(each, ErrorDetail)), "")
-            self.note("failed", action=right, **_describe(resource), status=answer.status.name, reason=reason)
+            about = {name: value for each in resources for name, value in _describe(each).items()}
+            self.note("failed", action=right, **about, status=answer.status.name, reason=reason)
             raise
 
     def note(self, event: str, **fields: Any) -> None:
@@ -191,7 +206,7 @@ class Caller:
     def _find_out(self) -> str:
         """Say how to find out which rights one has, and who gives others."""
         gives = "whoever runs the daemon gives rights"
-        return f"`workerctl whoami` shows yours, and {gives}" if self.may("whoami", DAEMON).permitted else gives
+        return f"`WhoAmI()` shows yours, and {gives}" if self.may("whoami", DAEMON).permitted else gives
 
     def _ask(self, owner: User, right: str, resource: Resource) -> str:
         """Say what may be asked of a job's owner, as policies have it; nothing if nothing comes of it."""
@@ -200,11 +215,11 @@ class Caller:
         can_let_do_it = self.rights.decide(owner, "share", resource).permitted and self.may(right, shared).permitted
         match can_do_it, can_let_do_it:
             case True, True:
-                return f"the job is {owner.name}'s, who can do it, or let you with `workerctl share`"
+                return f"the job is {owner.name}'s, who can do it, or let you with `Share()`"
             case True, False:
                 return f"the job is {owner.name}'s, who can do it, and cannot give you this right by sharing the job"
             case False, True:
-                return f"the job is {owner.name}'s, who can let you with `workerctl share`"
+                return f"the job is {owner.name}'s, who can let you with `Share()`"
             case _:
                 return ""
 

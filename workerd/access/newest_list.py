@@ -10,6 +10,8 @@ from pki.errors import ListOutdated, Missing
 from pki.files import locked_folder, read_bytes, replace_file
 from pki.revocation import CrlVersion, key_digest, version_of
 
+_LOCK_SECONDS = 2.0  # the event loop waits with it, as with the audit trail
+
 
 class _Kept(msgspec.Struct, frozen=True):
     """The newest list of one authority, as it stands in the file."""
@@ -60,7 +62,7 @@ class NewestList:
         """
         new = _Kept(version.number, version.digest)
         self._kept[version.authority] = new
-        with locked_folder(self._path.parent):
+        with locked_folder(self._path.parent, _LOCK_SECONDS):
             written = self._read()
             if (old := written.get(version.authority)) is None or (old.number <= new.number and old != new):
                 written[version.authority] = new

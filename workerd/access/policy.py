@@ -9,12 +9,13 @@ import enum
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import cedarpy
 import structlog
 
+from workerd.access.policy_reach import loosen
 from workerd.access.policy_text import cost_of, named, parse, place_of_fault, statements
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid
@@ -23,6 +24,8 @@ log = structlog.get_logger()
 _REMEMBERED_DECISIONS = 4096
 _LONGEST_REMEMBERED = 256  # of an id, which callers may make up: that of a system account, say
 _READ = "Read"
+SPAWN = "spawn"
+RUN_AS = "run-as"
 _APPLIES_TO_NOTHING = "unable to find an applicable action"  # in Cedar's words
 _TOO_LONG = "a condition is too long, or nested too deep: make several policies of it, or test with `in [...]`"
 
@@ -71,6 +74,7 @@ class Resource:
         owner: a job's owner, or the user who is meant; None for what has none.
         shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
+        is_default: whether this is the account that jobs of whoever asks run as when a spawn names none.
     """
 
     on: On
@@ -78,6 +82,7 @@ class Resource:
     owner: User | None = None
     shares: frozenset[tuple[str, str]] = frozenset()
     roles: frozenset[str] = frozenset()
+    is_default: bool = False
 
 
 DAEMON = Resource(On.DAEMON)
@@ -99,6 +104,7 @@ class Policies:
         rights: all rights there are, by name.
 
     Attributes:
+        jobs: the ids of those that policies name.
         roles: those that policies name.
 
     Raises:
@@ -116,9 +122,11 @@ class Policies:
                 raise PolicyInvalid(name, f"another file has a policy that is called {taken[0]}: rename one of the two")
             policies |= compiled
         self._set = _policy_set(policies)
-        self._names_jobs = bool(named(On.JOB, policies))
+        self.jobs = named(On.JOB, policies)
+        self._policies = policies
         self.roles = named("Role", policies)
         self._remembered = lru_cache(_REMEMBERED_DECISIONS)(self._decide)
+        self._remembered_reach = lru_cache(_REMEMBERED_DECISIONS)(self._may_reach_any)
 
     def with_added(self, name: str, text: str) -> "Policies":
         """Give these policies and those of a further file, which takes the place of one of its name.
@@ -133,24 +141,42 @@ class Policies:
         # A job may be shared with very many: each decision would cost everybody dearly, and be remembered with all.
         shares = frozenset(share for share in resource.shares if share[0] == principal.user.id)
         # Where no policy names a job, nothing depends on which it is.
-        identifier = "" if resource.on is On.JOB and not self._names_jobs else resource.id
+        identifier = "" if resource.on is On.JOB and not self.jobs else resource.id
         decide = self._remembered if len(identifier) <= _LONGEST_REMEMBERED else self._decide
         return decide(principal, right, replace(resource, id=identifier, shares=shares))
+
+    def may_reach_any(self, principal: Principal, right: str) -> bool:
+        """Return whether somebody might have a right on a job that is not theirs, not shared with them and not named.
+
+        False is certain. True is not where policies look at the owner of a job.
+        """
+        return self._remembered_reach(principal, right)
+
+    @cached_property
+    def _loosened(self) -> cedarpy.PolicySet:
+        return _policy_set(loosen(self._policies))
+
+    def _may_reach_any(self, principal: Principal, right: str) -> bool:
+        strangers = Resource(On.JOB, "", User("", ""))
+        return bool(self._ask(self._loosened, principal, right, strangers).allowed)
 
     def _decide(self, principal: Principal, right: str, resource: Resource) -> Decision:
         if right not in self._rights or resource.on not in self._rights[right].on:
             return Decision(False, ())
+        answer = self._ask(self._set, principal, right, resource)
+        if errors := answer.diagnostics.errors:
+            log.error("a policy could not be evaluated, and what was asked for is denied", right=right, errors=errors)
+            return Decision(False, ())
+        return Decision(answer.allowed, tuple(sorted(answer.diagnostics.reasons)))
+
+    def _ask(self, policies: cedarpy.PolicySet, principal: Principal, right: str, resource: Resource) -> Any:
         request = {
             "principal": _uid(On.USER, principal.user.id),
             "action": _uid("Action", right),
             "resource": _uid(resource.on, resource.id),
             "context": {"right": right, "actedFor": principal.acted_for},
         }
-        answer = cedarpy.is_authorized(request, self._set, _entities(principal, resource), self._schema)
-        if errors := answer.diagnostics.errors:
-            log.error("a policy could not be evaluated, and what was asked for is denied", right=right, errors=errors)
-            return Decision(False, ())
-        return Decision(answer.allowed, tuple(sorted(answer.diagnostics.reasons)))
+        return cedarpy.is_authorized(request, policies, _entities(principal, resource), self._schema)
 
     def _compile(self, file: str, text: str) -> dict[str, Any]:
         """Compile one file: its policies in Cedar's JSON, by FILE:NAME."""
@@ -215,7 +241,7 @@ def _schema(rights: Mapping[str, Right]) -> str:
         "entity Role;",
         "entity User in [Role] { name: String };",
         "entity Daemon;",
-        "entity Account;",
+        "entity Account { isDefault: Bool };",
         "type Share = { user: User, right: String };",
         "entity Job { owner: User, shares: Set<Share> };",
         f'action "{_READ}";',
@@ -238,8 +264,10 @@ def _entities(principal: Principal, resource: Resource) -> list[dict[str, Any]]:
             owner = resource.owner.id if resource.owner is not None else ""
             shares = [{"user": _reference(user), "right": right} for user, right in sorted(resource.shares)]
             entities.append(_entity(On.JOB, resource.id, {"owner": _reference(owner), "shares": shares}))
-        case On.DAEMON | On.ACCOUNT:
-            entities.append(_entity(resource.on, resource.id, {}))
+        case On.ACCOUNT:
+            entities.append(_entity(On.ACCOUNT, resource.id, {"isDefault": resource.is_default}))
+        case On.DAEMON:
+            entities.append(_entity(On.DAEMON, resource.id, {}))
         case On.USER:
             pass
     return entities

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import structlog
 
-from pki.identity import is_user_id
 from workerd.access.following import follow_folder
-from workerd.access.policy import Decision, Policies, Principal, Resource, Right
+from workerd.access.policy import DAEMON, RUN_AS, SPAWN, Decision, On, Policies, Principal, Resource, Right
 from workerd.access.sources import files_of, missing_from, read_policies
+from workerd.access.users import known_by
 from workerd.engine.job import User
 from workerd.errors import PolicyInvalid, shortage_of
 
@@ -49,13 +49,12 @@ class Rights:
         self.policies = self._compile(self._in_force)
         given = {role: list(users) for role, users in sorted(roles.items())}
         log.info("policies are in force", folder=str(folder), files=files_of(self._in_force), roles=given)
-        self._warn_of_roles()
+        self._warn()
 
     def roles_of(self, user: User) -> frozenset[str]:
         """Tell which roles a user has."""
-        # An id means one person, and nobody else who is called so.
-        known_by = {user.id} if is_user_id(user.name) else {user.id, user.name}
-        return frozenset(role for role, users in self._roles.items() if not known_by.isdisjoint(users))
+        means = frozenset(known_by(user))
+        return frozenset(role for role, users in self._roles.items() if not means.isdisjoint(users))
 
     def decide(self, user: User, right: str, resource: Resource, *, acted_for: bool = False) -> Decision:
         """Decide whether a user may do something.
@@ -64,6 +63,10 @@ class Rights:
             acted_for: whether somebody else asks for them.
         """
         return self.policies.decide(Principal(user, self.roles_of(user), acted_for), right, resource)
+
+    def may_reach_any(self, user: User, right: str, *, acted_for: bool) -> bool:
+        """Return whether a user might have a right on jobs that are another's, not shared with them and not named."""
+        return self.policies.may_reach_any(Principal(user, self.roles_of(user), acted_for), right)
 
     @contextlib.contextmanager
     def tell(self, changed: asyncio.Event) -> Iterator[None]:
@@ -109,7 +112,7 @@ class Rights:
             log.warning("policies were changed and are in force from now on, without some files", gone=gone, **told)
         else:
             log.info("policies were changed and are in force from now on", **told)
-        self._warn_of_roles()
+        self._warn()
 
     def _compile(self, sources: Mapping[str, str]) -> Policies:
         try:
@@ -117,9 +120,17 @@ class Rights:
         except PolicyInvalid as error:
             raise PolicyInvalid(str(self._folder / error.file), error.problem) from error
 
-    def _warn_of_roles(self) -> None:
-        """Warn of roles that may be misspelt."""
+    def _warn(self) -> None:
+        """Warn of roles that may be misspelt, and of policies that let nobody run the jobs that they may spawn."""
         if unused := sorted(self._roles.keys() - self.policies.roles):
             log.warning("the configuration gives roles that no policy names", roles=unused)
         if unknown := sorted(self.policies.roles.difference(self._roles, _OF_THE_DAEMON)):
             log.warning("policies name roles that the configuration gives nobody", roles=unknown)
+        anybody = Principal(User("", ""), frozenset())
+        default_account = Resource(On.ACCOUNT, is_default=True)
+        may_spawn = self.policies.decide(anybody, SPAWN, DAEMON).permitted
+        if may_spawn and not self.policies.decide(anybody, RUN_AS, default_account).permitted:
+            log.warning(
+                "policies permit spawn to everybody, and run-as on the account that jobs run as to nobody without a"
+                " role: permit it where resource.isDefault"
+            )

@@ -1,7 +1,7 @@
 """The users that a daemon has seen: what their ids are called.
 
-A user is an id, and the name in a certificate is for people. Whoever names somebody else, to share a job with them or
-to act for them, may give the name if the daemon has seen exactly one user whom it means.
+A user is an id, and the name in a certificate is for people. A caller may call another user by name if the daemon has
+seen exactly one user with that name. Whether it has is told only to callers who may act for any user.
 """
 
 import contextlib
@@ -13,11 +13,20 @@ from pathlib import Path
 import structlog
 
 from pki.identity import is_user_id
-from workerd.engine.job import User
+from workerd.engine.job import Share, User
 from workerd.errors import UserUnknown
 
 log = structlog.get_logger()
+LONGEST_NAME = 64  # of a certificate's common name (RFC 5280 A.1, ub-common-name)
 _TICK_NS = 1_000_000_000  # the coarsest that a file system keeps times in (inode(7), utimensat(2))
+
+
+def known_by(user: User) -> tuple[str, ...]:
+    """Return by what the configuration may mean a user: the id first, then the name.
+
+    A name that looks like an id is left out: an id means one person, and no other user who is called so.
+    """
+    return (user.id,) if is_user_id(user.name) else (user.id, user.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +80,39 @@ class Users:
         Raises:
             UserUnknown: no user, or several, have this name.
         """
-        self._refresh()
         if is_user_id(text):
-            file = self._files.get(text)
-            return User(text, text if file is None else file.name.decode(errors="replace"))
+            return self.renamed(User(text, text))
+        self._refresh()
         found = sorted(self._ids.get(text.encode(), ()))
         if len(found) != 1:
             raise UserUnknown(text, found)
         return User(found[0], text)
+
+    def meant(self, text: str) -> User:
+        """Return the user whom an id or a name means, with that text as the name.
+
+        The user has no id if the text is the name of no user who has been here yet, or of several.
+        """
+        return self._bind(User(text if is_user_id(text) else "", text))
+
+    def bind(self, shares: tuple[Share, ...]) -> tuple[Share, ...]:
+        """Return shares with the id of each user that has none, where `meant` finds it now."""
+        if all(share.user.id for share in shares):
+            return shares
+        return tuple(Share(self._bind(share.user), share.rights) for share in shares)
+
+    def renamed(self, user: User) -> User:
+        """Return a user with the name that they had when they were last here."""
+        self._refresh()
+        file = self._files.get(user.id)
+        return user if file is None else User(user.id, file.name.decode(errors="replace"))
+
+    def _bind(self, user: User) -> User:
+        if user.id:
+            return user
+        self._refresh()
+        found = self._ids.get(user.name.encode(), set())
+        return User(next(iter(found)), user.name) if len(found) == 1 else user
 
     def _refresh(self) -> None:
         """Read the files that are new or were replaced since the last time, if the folder has changed at all."""

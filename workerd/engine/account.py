@@ -1,5 +1,7 @@
 """System accounts: looking one up, and becoming one for good."""
 
+import contextlib
+import functools
 import os
 import pwd
 
@@ -8,8 +10,18 @@ from workerd.engine.errors import AccountUnusable
 from workerd.engine.job import Account
 
 
+@functools.cache
+def own_name() -> str:
+    """Return the name of the daemon's account, which stays the same."""
+    return own_account().name
+
+
+@functools.cache
 def own_account() -> Account:
-    """Look up the daemon's account; one without an entry, as in some containers, is called by its number."""
+    """Look up the daemon's account; one without an entry, as in some containers, is called by its number.
+
+    It is looked up once: a service that the C library asks (nsswitch.conf(5)) may hang later.
+    """
     uid = os.geteuid()
     try:
         entry = pwd.getpwuid(uid)
@@ -34,6 +46,9 @@ def find_account(name: str) -> Account | None:
         raise AccountUnusable(name, problem) from None
     if entry.pw_name != name:  # where names are looked up loosely: what was decided on is the name that was given
         raise AccountUnusable(name, f"its name on the daemon's machine is {entry.pw_name}: give that")
+    with contextlib.suppress(KeyError):
+        if (first := pwd.getpwuid(entry.pw_uid).pw_name) != name:  # or what is forbidden had a second name
+            raise AccountUnusable(name, f"it is the account {first} on the daemon's machine: give that name")
     if entry.pw_uid == os.geteuid():
         return None
     if os.geteuid() != 0:

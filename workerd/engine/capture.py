@@ -14,10 +14,10 @@ import math
 import mmap
 import os
 import select
-import threading
 import time
 from collections.abc import Callable
 
+from workerd.engine.errand import Errand
 from workerd.engine.errors import CANNOT_GROW, NO_ROOM
 from workerd.engine.files import max_file_bytes
 from workerd.engine.folder import JobFolder
@@ -31,6 +31,7 @@ ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when ther
 _PIPE_SIZE = 1 << 18
 _READ_SIZE = 1 << 20
 _SYNC_SECONDS = 5.0
+_BEGIN_SECONDS, _DISK_SECONDS = 1.0, 30.0  # how long what forces the log to the disk is waited for at its end
 _SYNC_BYTES = 64 << 20  # so that the end of a job that prints much has little left to wait for
 
 
@@ -63,7 +64,7 @@ class Capture:
         self._held: tuple[Stream, int] | None = None  # what is in the buffer and not in the spool: so many bytes
         self._retry_at = self._sync_at = math.inf
         self._unsynced = 0
-        self._syncing: threading.Thread | None = None
+        self._syncing: Errand | None = None
         self._sync_problem = self._reported_problem = ""
 
     @property
@@ -115,13 +116,13 @@ class Capture:
     def finish(self) -> LogTail | None:
         """Force the drained log to the disk: all of it, or all but a short tail that the journal is to hold.
 
-        Waits for room.
+        Waits for room, and for the disk: no end is told that is not there.
 
         Returns:
             The tail, which only the caller has for certain; None when everything is on the disk.
         """
         if self._syncing is not None:
-            self._syncing.join()
+            self._syncing.wait(_BEGIN_SECONDS, _DISK_SECONDS)
         self._report_sync_problem()
         if (tail := self._spool.tail()) is None:
             wait_for_room(self._spool.sync)
@@ -201,17 +202,15 @@ class Capture:
 
     def _start_sync(self) -> None:
         """Force the log to the disk in a thread, so that the job does not wait."""
-        if self._syncing is not None and self._syncing.is_alive():
+        if self._syncing is not None and self._syncing.is_at_work:
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
-        syncing = threading.Thread(target=self._sync)
         try:
-            syncing.start()
-        except RuntimeError as error:  # no thread: the job may have taken the last process itself
+            self._syncing = Errand(self._sync)
+        except (RuntimeError, MemoryError) as error:  # no thread: the job may have taken the last process itself
             self._sync_problem = str(error)
             self._sync_at = time.monotonic() + _SYNC_SECONDS
             return
-        self._syncing = syncing
         self._sync_at = math.inf
         self._unsynced = 0
 

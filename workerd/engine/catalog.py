@@ -4,6 +4,7 @@ It holds nothing that the folders do not say. It may be deleted or damaged at an
 first, and is not complete before every folder has been entered.
 """
 
+import heapq
 import itertools
 import json
 import re
@@ -47,6 +48,13 @@ _NOTE_SIZES = """
 UPDATE jobs SET disk_bytes = sizes.value FROM json_each(?) AS sizes
 WHERE jobs.id = sizes.key AND +ended_ns = 0 AND disk_bytes <> sizes.value
 """
+_SHARE = """
+INSERT INTO shares (grantee, created_ns, id)
+SELECT grantees.value, jobs.created_ns, jobs.id FROM jobs, json_each(:grantees) AS grantees WHERE jobs.id = :id
+ON CONFLICT DO NOTHING
+"""
+_SHARED = "FROM shares JOIN jobs USING (created_ns, id) WHERE grantee = ? AND"
+_LISTED = "FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND"
 _ENDED = "SELECT id, ended_ns, disk_bytes FROM jobs WHERE (ended_ns, id) > (?, ?) ORDER BY ended_ns, id LIMIT ?"
 _LATEST = 2**63 - 1
 _FIRST_ROWS, _ROWS = 16, 256
@@ -60,6 +68,21 @@ class EndedJob:
     id: str
     ended_ns: int
     disk_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where to look for the jobs that a user may see, of those of all owners.
+
+    Attributes:
+        owner: the id of an owner.
+        grantees: the id and the name with which jobs are shared.
+        ids: of further jobs.
+    """
+
+    owner: str
+    grantees: frozenset[str] = frozenset()
+    ids: frozenset[str] = frozenset()
 
 
 class Catalog:
@@ -174,6 +197,10 @@ class Catalog:
         rows = self._read("SELECT disk_bytes FROM total", (), _is_integer)
         return sum(size for (size,) in rows)
 
+    def add_shares(self, job_id: str, grantees: Collection[str]) -> None:
+        """Note with whom a job that is entered is shared, by id or name. What is noted already stays."""
+        self._execute(_SHARE, {"id": job_id, "grantees": json.dumps([*grantees])})
+
     def remove(self, job_id: str) -> None:
         """Take a job out."""
         self._execute("DELETE FROM jobs WHERE id = ?", (job_id,))
@@ -231,12 +258,12 @@ class Catalog:
         return [job_id for (job_id,) in self._read(query, (owner,), _is_job_id)]
 
     def newest(
-        self, owner: str | None, *, before: tuple[int, str] | None, name: str, only_unended: bool
+        self, owner: str | Reach | None, *, before: tuple[int, str] | None, name: str, only_unended: bool
     ) -> Iterator[tuple[int, str]]:
-        """Walk the jobs of a complete catalogue, newest first.
+        """Walk the jobs of a complete catalogue, newest first. Other owners' jobs cost a walk of one owner's no time.
 
         Args:
-            owner: only those of the owner with this id; None for everybody's.
+            owner: only those of the owner with this id, or within this reach; None for everybody's.
             before: the position, as this method gives it, after which to go on; None for the start.
             name: only jobs with this label; empty for any.
             only_unended: leave out those known to have ended.
@@ -247,20 +274,41 @@ class Catalog:
         Raises:
             CatalogIncomplete: it is not complete, or has been made again since the first job.
         """
-        position: tuple[int, str] | None = before or (_LATEST, "")
+        start, further = before or (_LATEST, ""), ""
+        values: list[str] = []
+        if name:
+            further += " AND name = ?"
+            values.append(name)
+        if only_unended:
+            further += " AND ended_ns = 0"
+        match owner:
+            case None:
+                yield from self._walk("FROM jobs WHERE", [], start, further, values)
+            case str():
+                yield from self._walk("FROM jobs WHERE owner = ? AND", [owner], start, further, values)
+            case Reach():
+                sources = [("FROM jobs WHERE owner = ? AND", owner.owner)]
+                sources += [(_SHARED, grantee) for grantee in sorted(owner.grantees)]
+                if owner.ids:
+                    sources.append((_LISTED, json.dumps([*owner.ids])))
+                walks = (self._walk(source, [value], start, further, values) for source, value in sources)
+                for position, _ in itertools.groupby(heapq.merge(*walks, reverse=True)):
+                    yield position
+
+    def _walk(
+        self, source: str, chosen: Sequence[str], start: tuple[int, str], further: str, values: Sequence[str]
+    ) -> Iterator[tuple[int, str]]:
+        """Walk one part of the jobs, as `newest` does.
+
+        Args:
+            source: the tables and the first condition, with the parameters `chosen`.
+            further: further conditions, with the parameters `values`.
+        """
+        query = f"SELECT created_ns, id {source} (created_ns, id) < (?, ?){further}"
+        query += f" ORDER BY created_ns DESC, id DESC LIMIT {_ROWS}"
+        position: tuple[int, str] | None = start
         while position is not None:
-            query = "SELECT created_ns, id FROM jobs WHERE (created_ns, id) < (?, ?)"
-            values: list[str | int] = [*position]
-            if owner is not None:
-                query += " AND owner = ?"
-                values.append(owner)
-            if name:
-                query += " AND name = ?"
-                values.append(name)
-            if only_unended:
-                query += " AND ended_ns = 0"
-            query += f" ORDER BY created_ns DESC, id DESC LIMIT {_ROWS}"
-            rows = self._read(query, values, _is_integer, _is_job_id)
+            rows = self._read(query, [*chosen, *position, *values], _is_integer, _is_job_id)
             if not self.is_complete():
                 raise CatalogIncomplete(self._path)
             yield from rows

@@ -5,9 +5,11 @@ that was damaged. Jobs are kept in the order in which they were made, as most in
 find what belongs together in the same pages.
 
 The bytes of all jobs together are kept in a table of one row, by triggers.
+
+A row of `shares` may outlive the share that it stands for, but not the job: it says where to look, not what is so.
 """
 
-BUILDING, COMPLETE = 6, 7  # PRAGMA user_version; any other is not ours, or older
+BUILDING, COMPLETE = 8, 9  # PRAGMA user_version; any other is not ours, or older
 SCHEMA = """
 BEGIN IMMEDIATE;
 CREATE TABLE jobs (
@@ -18,6 +20,14 @@ CREATE UNIQUE INDEX by_id ON jobs (id);
 CREATE INDEX by_owner ON jobs (owner, created_ns, id, name);
 CREATE INDEX by_end ON jobs (ended_ns, id, disk_bytes);
 CREATE INDEX unended ON jobs (owner) WHERE ended_ns = 0;
+CREATE TABLE shares (
+    grantee TEXT NOT NULL, created_ns INTEGER NOT NULL, id TEXT NOT NULL, PRIMARY KEY (grantee, created_ns, id)
+) WITHOUT ROWID, STRICT;
+CREATE INDEX shares_by_id ON shares (id, created_ns, grantee);
+CREATE TRIGGER made_again AFTER UPDATE OF created_ns ON jobs WHEN NEW.created_ns <> OLD.created_ns
+    BEGIN DELETE FROM shares WHERE id = OLD.id; END;
+CREATE TRIGGER unshared AFTER DELETE ON jobs
+    BEGIN DELETE FROM shares WHERE id = OLD.id; END;
 CREATE TABLE total (disk_bytes INTEGER NOT NULL) STRICT;
 INSERT INTO total VALUES (0);
 CREATE TRIGGER entered AFTER INSERT ON jobs WHEN NEW.disk_bytes <> 0

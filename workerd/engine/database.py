@@ -5,7 +5,6 @@ see by the inode that the file at the path is not the one that they opened.
 """
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import structlog
 
+from system.file_lock import LockHeld, lock_within
 from workerd.engine.errors import CatalogBusy, CatalogFailed, CatalogIncomplete
 from workerd.engine.files import private
 
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 Values = Sequence[str | int] | Mapping[str, str | int]
 """The parameters of a statement: in their order, or by name."""
 _BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
+_LOCK_SECONDS = 2 * _BUSY_SECONDS  # another process may be waiting for SQLite with the lock in its hands
 _SOUND = {  # what the machine or another program keeps SQLite from doing (sqlite.org/rescode.html)
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
@@ -75,7 +76,7 @@ class Database:
     def close(self) -> None:
         """Close it."""
         if not self._is_in_place():
-            with contextlib.suppress(OSError), self._locked():  # OSError: the folder may have gone, too
+            with contextlib.suppress(OSError, CatalogBusy), self._locked():  # OSError: the folder may have gone, too
                 self._leave()
         self._database.close()
 
@@ -163,13 +164,20 @@ class Database:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep the other processes from opening or replacing the file."""
+        """Keep the other processes from opening or replacing the file.
+
+        Raises:
+            CatalogBusy: another process keeps this one from it.
+        """
         path = self._path.with_suffix(".lock")
         if path.is_dir():
             path.rmdir()
         with open(path, "wb", opener=private) as lock:
             os.fchmod(lock.fileno(), 0o600)  # a process that may read it may hold it, and the daemon up (flock(2))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                lock_within(lock.fileno(), path, _LOCK_SECONDS)
+            except LockHeld as error:
+                raise CatalogBusy(self._path, _LOCK_SECONDS, str(error.strerror)) from error
             yield
 
     def _reopen(self) -> None:

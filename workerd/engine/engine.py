@@ -5,7 +5,7 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Self
 import structlog
 
 from workerd.engine.admission import NO_LIMITS, JobLimits
+from workerd.engine.catalog import Reach
 from workerd.engine.errors import FormatTooNew, JobNotEnded, JobNotFound, SpoolCorrupt
 from workerd.engine.job import (
     DamagedJob,
@@ -34,7 +35,7 @@ from workerd.engine.listing import PAGE_BYTES, Page, row_bytes, shorten
 from workerd.engine.old_format import read_old_owner
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
-from workerd.engine.sharing import Sharer
+from workerd.engine.sharing import Bind, Sharer, grantees_of
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.spawner import Spawner
 from workerd.engine.standing import Found, read_job, wait_readable
@@ -210,13 +211,20 @@ class Engine:
         with _found(job_id):
             return self._shelf.folder(job_id).read_shares()
 
-    async def share(self, job_id: str, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+    async def share(
+        self,
+        job_id: str,
+        user: User,
+        rights: Collection[str],
+        bind: Bind = lambda shares: shares,
+    ) -> tuple[Share, ...]:
         """Set what another user may do with a job from now on, and wait until that is on the disk.
 
         Args:
             job_id: a UUID as text.
-            user: who.
+            user: who; without an id if only the name is known.
             rights: all that the user is to have; none takes everything back. What they mean is the caller's affair.
+            bind: return shares with the ids of users who had none when the job was shared with them.
 
         Returns:
             With whom the job is shared now, by name.
@@ -229,7 +237,9 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with _found(job_id):
-            return await self._sharer.set_rights(self._shelf.folder(job_id), user, rights)
+            shares = await self._sharer.set_rights(self._shelf.folder(job_id), user, rights, bind)
+        self._shelf.catalog.add_shares(job_id, grantees_of(shares))
+        return shares
 
     @contextlib.contextmanager
     def watch_shares(self, job_id: str) -> Iterator[Change]:
@@ -280,6 +290,7 @@ class Engine:
         *,
         follow: bool,
         room: Callable[[], int] = lambda: CHUNK_BYTES,
+        pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0),
     ) -> AsyncGenerator[Sequence[Output | Gap | JobEnd], None]:
         """Read a job's output from any position.
 
@@ -289,6 +300,7 @@ class Engine:
             streams: which streams; the others are passed over.
             follow: whether to go on with what is yet to come.
             room: tells how many bytes of output are wanted next at most, so that nothing is held that nobody takes yet.
+            pause: awaited before each piece is read.
 
         Yields:
             Events in the order in which the output arrived, one or more at a time. The end comes last, and only when
@@ -299,7 +311,7 @@ class Engine:
             InvalidArgument: the start is beyond the log's end.
             SpoolCorrupt: the log is damaged.
         """
-        job = self.status(job_id)
+        job = shorten(self.status(job_id))
         folder = self._shelf.folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
@@ -312,6 +324,7 @@ class Engine:
             limit = reader.size()
             reader.seek(start.offset if start.last is None else max(0, limit - start.last))
             while True:
+                await pause()
                 changed.clear()
                 if events := reader.read(room()):
                     yield events
@@ -320,11 +333,10 @@ class Engine:
                 if not follow and reader.position >= limit:
                     return
                 if not reader.exhausted:
-                    await asyncio.sleep(0)  # a reader of a long log leaves the others their turn
-                elif job.ended:  # which was complete when this began
+                    continue
+                if job.ended:  # which was complete when this began
                     raise SpoolCorrupt(folder.index, f"the log goes on to byte {limit}, and nothing checks there")
-                else:
-                    await changed.wait()
+                await changed.wait()
         after = self.status(job_id)
         if after.spec.created_ns != job.spec.created_ns:  # it was removed, and its key has made it again
             raise JobNotFound(job.id)
@@ -334,30 +346,32 @@ class Engine:
 
     async def list_jobs(
         self,
-        owner: str | None,
+        owner: str | Reach | None,
         *,
         states: Collection[JobState],
         name: str,
         size: int,
         after: tuple[int, str] | None,
         is_visible: Callable[[Found], bool] = lambda _: True,
+        pause: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0),
     ) -> Page:
         """List jobs, newest first, each as `workerd.engine.listing.shorten` leaves it.
 
         Args:
-            owner: only those of the owner with this id; None for everybody's.
+            owner: only those of the owner with this id, or within this reach; None for everybody's.
             states: only jobs in these states; empty for any.
             name: only jobs with this label; empty for any.
             size: the most jobs to return. There are fewer where they take more than `PAGE_BYTES`.
             after: `Page.next` of the page before.
             is_visible: whether a job may be in the list.
+            pause: awaited before each job is looked at.
         """
         await self.wait_scanned()
         rows: list[Job | DamagedJob] = []
         position, left = after, PAGE_BYTES
         only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
         for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
-            await asyncio.sleep(0)  # a long list leaves the others their turn
+            await pause()
             created_ns, job_id = place
             try:
                 found = self.find(job_id)

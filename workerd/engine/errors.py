@@ -60,7 +60,7 @@ class JobNotFound(EngineError):
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         super().__init__(
-            f"there is no job {job_id} that you may see: `workerctl list --all-owners` shows all that you may see"
+            f"there is no job {job_id} that you may see: `List(all_owners=true)` shows all that you may see"
         )
 
 
@@ -321,10 +321,11 @@ class CatalogBusy(CatalogFailed):
     Args:
         path: the catalogue.
         waited_seconds: for how long it was waited for.
+        problem: who holds it, where that is known, and what to do.
     """
 
-    def __init__(self, path: Path, waited_seconds: float) -> None:
-        super().__init__(path, f"another program has held it for {waited_seconds:g} s: try again")
+    def __init__(self, path: Path, waited_seconds: float, problem: str = "") -> None:
+        super().__init__(path, problem or f"another program has held it for {waited_seconds:g} s: try again")
 
 
 class CatalogIncomplete(CatalogFailed):
@@ -353,7 +354,7 @@ class StartUnconfirmed(NoAnswer):
 
     def __init__(self, job_id: str, seconds: float) -> None:
         advice = (
-            f"it may still begin: `workerctl status {job_id}` shows it, and so does a spawn with the same request key"
+            f"it may still begin: `Status(job_id={job_id})` shows it, and so does a spawn with the same `request_key`"
         )
         super().__init__(f"the start of job {job_id}", seconds, advice)
 
@@ -364,7 +365,7 @@ class StopUnconfirmed(NoAnswer):
     def __init__(self, job_id: str, seconds: float) -> None:
         advice = (
             "its processes were sent SIGKILL, and one of them, or its disk, may hang; its end is recorded as soon as"
-            f" there is one: `workerctl status {job_id}` shows it"
+            f" there is one: `Status(job_id={job_id})` shows it"
         )
         super().__init__(f"the end of job {job_id}", seconds, advice)
 

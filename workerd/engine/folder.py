@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from system.file_lock import lock_within
 from workerd.engine.errors import FormatTooNew, NeverForced, SpoolCorrupt
 from workerd.engine.files import DAMAGE, open_regular, read_whole, replacing
 from workerd.engine.identity import Version, label_content
@@ -34,6 +35,7 @@ from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old, read_
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
+HELD_SECONDS = 20.0  # how long the folder is waited for
 _LONGEST_JOURNAL = 64 << 20  # nothing that the kernel would execute takes as much
 _SHARES = 2**63  # what their checksum has in the place of an offset in the journal
 # Made once, where the zygote is started: every supervisor shares them.
@@ -254,10 +256,11 @@ class JobFolder:
 
         Raises:
             FileNotFoundError: it is not there, or was taken away while it was waited for.
+            LockHeld: another process holds it for too long.
         """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock_within(descriptor, self.path, HELD_SECONDS)
             if not os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(self.path))
             yield

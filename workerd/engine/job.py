@@ -164,7 +164,7 @@ class JobEnd(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         started_ns: nanoseconds since the epoch; so is `ended_ns`.
-        peak_memory_bytes: maxrss of getrusage(2).
+        peak_memory_bytes: maxrss of getrusage(2); zero where that is not known.
         log_ended_early: why the log ended before the job did, for people; empty when the log is complete.
     """
 

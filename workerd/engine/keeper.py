@@ -23,7 +23,7 @@ from typing import Self, TypeVar
 import asyncinotify
 import structlog
 
-from workerd.engine import identity
+from workerd.engine import identity, request_keys
 from workerd.engine.errors import (
     CatalogBusy,
     CatalogFailed,
@@ -40,6 +40,7 @@ from workerd.engine.journal import Journal
 from workerd.engine.recovery import COPIED, VANISHED, check_lost, is_complete, recover
 from workerd.engine.remains import KILL_SECONDS, end_remains, find_remains
 from workerd.engine.retention import Retention
+from workerd.engine.sharing import find_shared, grantees_of
 from workerd.engine.shelf import OnEnd, Shelf
 from workerd.engine.storage import DEFAULT_STORAGE, Storage, check_file_system, disk_bytes
 from workerd.engine.threads import Threads
@@ -109,6 +110,7 @@ class Keeper:
             if self._storage.max_log_bytes:
                 check_file_system(directory)
             identity.establish(self._shelf.identity)
+            request_keys.establish(self._shelf.keys_file, self._shelf.jobs)
             self._catalog = stack.enter_context(self._shelf).catalog
             with contextlib.suppress(CatalogFailed):  # the first scan does it again
                 self._catalog.mark_incomplete()
@@ -283,6 +285,9 @@ class Keeper:
         if end.log_ended_early:
             log.warning("a job's log ended before the job", job=folder.path.name, reason=end.log_ended_early)
         self._catalog.mark_ended(spec, end.ended_ns, disk_bytes(folder.path))
+        if os.path.exists(folder.shares):  # it may have been too busy to enter the job at its start
+            with contextlib.suppress(SpoolCorrupt):
+                self._catalog.add_shares(spec.id, grantees_of(folder.read_shares()))
         self._job_ended.set()
 
     async def _scan(self) -> None:
@@ -319,11 +324,18 @@ class Keeper:
             async for job_id in _in_turns(gone):
                 if not self._shelf.folder(job_id).path.exists():  # its key may have started it again since
                     self._catalog.remove(job_id)
+            await self._enter_shares()
             self._catalog.mark_complete(generation)
         except (CatalogFailed, OSError) as error:
             log.error("the jobs could not be taken up yet", error=str(error))
             return False
         return True
+
+    async def _enter_shares(self) -> None:
+        """Enter with whom jobs are shared. A catalogue that was not made again may lack some after a power cut."""
+        for job_id, grantees in await self._recovering.run(find_shared, self._shelf.jobs):
+            self._catalog.add_shares(job_id, grantees)
+            await asyncio.sleep(0)
 
     async def _check_catalog(self) -> None:
         """Check the catalogue as the keeper found it: a power cut may have damaged it, or taken its last rows."""

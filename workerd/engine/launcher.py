@@ -34,6 +34,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._zygote: subprocess.Popen[bytes] | None = None
+        self._unended: list[subprocess.Popen[bytes]] = []  # those that not even SIGKILL has ended yet
         self._requests: socket.socket | None = None
         self._sending = asyncio.Lock()
         self._last_ready = 0.0  # when a supervisor was ready (time.monotonic)
@@ -179,7 +180,9 @@ class Launcher:
         if self._zygote is not None:
             if self._zygote.poll() is None:
                 _wait_or_kill(self._zygote.pid)
-            self._zygote.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._zygote.wait(_STOP_SECONDS)
+            self._unended = [each for each in (*self._unended, self._zygote) if each.poll() is None]
             self._zygote = None
 
     def _restart(self) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from workerd.engine.account import own_name
 from workerd.engine.job import DamagedJob, Exited, Job, JobEnd, Killed, Lost, Stopped, TimedOut
 
 ARGUMENT_BYTES = 4096
@@ -48,7 +49,8 @@ def row_bytes(row: Job | DamagedJob) -> int:
         return _ROW_COST + _size(row.id, row.owner.id, row.owner.name, row.damage)
     spec, end = row.spec, row.status.end
     by = spec.spawned_by
-    texts = (spec.id, spec.owner.id, spec.owner.name, spec.program, spec.working_directory, spec.name, spec.run_as)
+    names = (spec.owner.name, spec.name, spec.run_as or own_name())
+    texts = (spec.id, spec.owner.id, spec.program, spec.working_directory, *names)
     return (
         _ROW_COST
         + _size(*texts, *(() if by is None else (by.id, by.name)), *(() if end is None else _texts_of(end)))

@@ -3,6 +3,7 @@
 import enum
 import errno
 import os
+import resource
 import signal
 import stat
 from collections.abc import Mapping
@@ -26,6 +27,8 @@ from workerd.engine.reply import decode_failure, encode_failure
 
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
+_SEPARATOR = b"\n"
+_EXECUTING_BYTES = 1 << 20  # more than a process takes up between counting its memory and becoming the program
 
 
 class _Step(enum.Enum):
@@ -94,7 +97,7 @@ def find_program(program: str, environment: Mapping[str, str]) -> str:
     raise ProgramNotFound(program, missing)
 
 
-def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_directory: Path | None) -> int:
+def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_directory: Path | None) -> tuple[int, int]:
     """Fork and execute a job's program, and wait until the kernel has taken it or refused.
 
     Args:
@@ -104,7 +107,8 @@ def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_director
         cgroup_directory: the cgroup to run in, if any.
 
     Returns:
-        The program's process id.
+        The program's process id, and how many bytes of memory its process had in use before it became the program: the
+        kernel counts these as the program's (getrusage(2), ru_maxrss; exec_mmap in fs/exec.c).
 
     Raises:
         CannotStart: with the reason; nothing is left of the attempt.
@@ -119,22 +123,33 @@ def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_director
         raise ResourcesExhausted(spec.program, f"no process for it: {error.strerror}") from error
     if pid == 0:
         try:
-            failure = _become_program(spec, mark, supervisor, stdout, stderr, cgroup_directory)
+            failure = _become_program(spec, mark, supervisor, stdout, stderr, cgroup_directory, report_write)
             with open(report_write, "wb") as report:
-                report.write(encode_failure(failure))
+                report.write(_SEPARATOR + encode_failure(failure))
         finally:
             os._exit(127)
     os.close(report_write)
     with open(report_read, "rb") as report:
-        answer = report.read()
-    if answer:
+        before, _, refusal = report.read().partition(_SEPARATOR)
+    if refusal:
         os.waitpid(pid, 0)
-        raise decode_failure(answer)
-    return pid
+        raise decode_failure(refusal)
+    return pid, int(before or 0)
+
+
+def peak_memory(usage: resource.struct_rusage, before_bytes: int) -> int:
+    """Return how many bytes of memory a job's processes had in use at most; zero where that is not known.
+
+    Args:
+        usage: of the processes.
+        before_bytes: as `start` returned it. A peak that is not beyond this is not the program's.
+    """
+    counted_bytes = usage.ru_maxrss * 1024
+    return counted_bytes if counted_bytes > before_bytes + _EXECUTING_BYTES else 0
 
 
 def _become_program(
-    spec: JobSpec, mark: str, supervisor: int, stdout: int, stderr: int, cgroup_directory: Path | None
+    spec: JobSpec, mark: str, supervisor: int, stdout: int, stderr: int, cgroup_directory: Path | None, report: int
 ) -> CannotStart:
     """Become the program; return why that cannot be."""
     step = _Step.PREPARE
@@ -161,9 +176,11 @@ def _become_program(
         encoded = {name.encode(): value.encode() for name, value in environment.items()}
         step = _Step.CHDIR
         os.chdir(spec.working_directory)
+        arguments = [text.encode() for text in (spec.program, *spec.args)]
         step = _Step.EXECUTE
+        os.write(report, b"%d" % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
         # Every other descriptor is close-on-exec (PEP 446), so that the program inherits the standard three alone.
-        os.execve(path.encode(), [text.encode() for text in (spec.program, *spec.args)], encoded)
+        os.execve(path.encode(), arguments, encoded)
     except CannotStart as error:
         return error
     except OSError as error:
@@ -187,7 +204,7 @@ def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
             return AccountUnusable(spec.run_as, refused)
         case _Step.CHDIR:
             if spec.working_directory == (spec.account or own_account()).home:
-                problem += ": it is the home of the account; name another folder with --working-directory"
+                problem += ": it is the home of the account; name another folder with `working_directory`"
             return WorkingDirectoryUnusable(spec.working_directory, problem)
         case _ if number == errno.E2BIG:
             return ArgumentsTooLong(spec.program, "arguments and environment are too long")

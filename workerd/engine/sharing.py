@@ -3,17 +3,21 @@
 What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
 """
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Collection
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
 
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Share, User
+from workerd.engine.queues import Queues
 from workerd.engine.threads import Threads
 
 MAX_USERS = 1000
 _LIMIT_SECONDS = 30.0
+Bind = Callable[[tuple[Share, ...]], tuple[Share, ...]]
+"""Returns shares with the ids of users who had none when the job was shared with them."""
 
 
 class Sharer:
@@ -21,38 +25,28 @@ class Sharer:
 
     def __init__(self) -> None:
         self._threads = Threads("sharing a job", most=8, limit_seconds=_LIMIT_SECONDS)
-        self._queues: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._queues = Queues(1)
 
-    async def set_rights(self, folder: JobFolder, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+    async def set_rights(self, folder: JobFolder, user: User, rights: Collection[str], bind: Bind) -> tuple[Share, ...]:
         """Set what one user may do with a job from now on, as the function `set_rights` does.
 
         Raises:
             NoAnswer: that takes too long.
         """
-        async with self._turn(folder.job_id):
-            return await self._threads.run(set_rights, folder, user, rights)
-
-    @contextlib.asynccontextmanager
-    async def _turn(self, job_id: str) -> AsyncIterator[None]:
-        """Wait for one's turn to change a job."""
-        lock, users = self._queues.get(job_id, (asyncio.Lock(), 0))
-        self._queues[job_id] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._queues.pop(job_id)
-            if users > 1:
-                self._queues[job_id] = lock, users - 1
+        async with self._queues.turn(folder.job_id):
+            return await self._threads.run(set_rights, folder, user, rights, bind)
 
 
-def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[Share, ...]:
+def set_rights(
+    folder: JobFolder, user: User, rights: Collection[str], bind: Bind = lambda shares: shares
+) -> tuple[Share, ...]:
     """Set what one user may do with a job from now on. Blocks the thread until it is on the disk.
 
     Args:
         folder: the job's.
-        user: who; one that is there already is known by its id, and gets this name.
+        user: who. It takes the place of what is there with the same id or the same name.
         rights: all that the user is to have; none takes everything back.
+        bind: return shares with the ids of users who had none.
 
     Returns:
         With whom the job is shared now, by name.
@@ -66,7 +60,7 @@ def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[
         before = folder.read_shares()
         if folder.read_status() is None:  # it has not begun, and may be taken away without being held
             raise FileNotFoundError(folder.path)
-        others = [share for share in before if share.user.id != user.id]
+        others = [share for share in bind(before) if not _is_same(share.user, user)]
         if rights and len(others) >= MAX_USERS:
             raise InvalidArgument("user", f"is one too many: share a job with {MAX_USERS} users at most")
         changed = [Share(user, tuple(sorted(set(rights))))] if rights else []
@@ -74,3 +68,31 @@ def set_rights(folder: JobFolder, user: User, rights: Collection[str]) -> tuple[
         if after != before:
             folder.write_shares(after)
         return after
+
+
+def grantees_of(shares: Collection[Share]) -> list[str]:
+    """Return whom the catalogue is to know a job to be shared with: the ids, or the names of users without one."""
+    return [share.user.id or share.user.name for share in shares]
+
+
+def find_shared(jobs: Path) -> list[tuple[str, list[str]]]:
+    """Find the jobs that are shared with anybody.
+
+    Args:
+        jobs: the directory of the jobs' folders.
+
+    Returns:
+        The id of each, and whom it is shared with, as `grantees_of` has them.
+    """
+    found = []
+    with os.scandir(jobs) as entries:
+        for entry in entries:
+            folder = JobFolder(Path(entry.path))
+            if os.path.exists(folder.shares):
+                with contextlib.suppress(OSError, SpoolCorrupt):  # removed, or damaged: they count for nobody
+                    found.append((entry.name, grantees_of(folder.read_shares())))
+    return found
+
+
+def _is_same(one: User, other: User) -> bool:
+    return one.name == other.name or (bool(one.id) and one.id == other.id)

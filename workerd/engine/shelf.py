@@ -19,13 +19,15 @@ from typing import Self
 
 import structlog
 
-from workerd.engine import identity
+from system.file_lock import lock_within
+from workerd.engine import identity, request_keys
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, NoAnswer, SpoolCorrupt
-from workerd.engine.folder import JobFolder
+from workerd.engine.folder import HELD_SECONDS, JobFolder
 from workerd.engine.job import JobEnd, JobSpec
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import has_end, has_output
+from workerd.engine.request_keys import RequestKeys
 from workerd.engine.threads import Threads
 from workerd.engine.watcher import CLOSED, REPLACED, Watcher
 
@@ -51,6 +53,8 @@ class Shelf:
         catalog_file: where the catalogue is.
         identity: the file with the state directory's id (`workerd.engine.identity`), which its keeper makes.
         spool: that id, once entered.
+        keys_file: the file with the secret of the request keys (`workerd.engine.request_keys`), which its keeper makes.
+        keys: the ids that request keys lead to, once entered.
         catalog: the catalogue of the jobs, once entered.
         watcher: tells when something about a job changes, once entered, while its `run` runs.
         replacements: the same, but only of files that are replaced, and of folders that go.
@@ -58,6 +62,7 @@ class Shelf:
 
     catalog: Catalog
     spool: str
+    keys: RequestKeys
     watcher: Watcher
     replacements: Watcher
 
@@ -69,6 +74,7 @@ class Shelf:
         self.lock = state_directory / "lock"
         self.catalog_file = state_directory / "catalog.sqlite"
         self.identity = state_directory / "spool"
+        self.keys_file = state_directory / request_keys.FILE_NAME
         self._labels = state_directory / "labels"
         self._drafts = state_directory / "drafts"
         self._removed = state_directory / "removed"
@@ -79,6 +85,7 @@ class Shelf:
         for directory in (self.jobs, self._drafts, self._removed):
             directory.mkdir(mode=0o700, exist_ok=True)
         self.spool = identity.read(self.identity)
+        self.keys = request_keys.read(self.keys_file)
         with contextlib.ExitStack() as stack:
             self.catalog = stack.enter_context(Catalog(self.catalog_file))
             self.watcher = stack.enter_context(Watcher())
@@ -203,7 +210,7 @@ class Shelf:
         """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock; only waiting takes a thread.
 
         Raises:
-            NoAnswer: another holds it for too long.
+            LockHeld, NoAnswer: another holds it for too long.
         """
         descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -211,7 +218,7 @@ class Shelf:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 # A copy: the thread may get its turn after this task was cancelled.
-                await self._removing.run(_wait_flock, os.dup(descriptor))
+                await self._removing.run(_wait_held, os.dup(descriptor), folder.path)
             yield
         finally:
             os.close(descriptor)
@@ -316,8 +323,8 @@ def _lock_damaged(folder: JobFolder) -> int | None:
         return None
 
 
-def _wait_flock(descriptor: int) -> None:
+def _wait_held(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock_within(descriptor, folder, HELD_SECONDS)
     finally:
         os.close(descriptor)

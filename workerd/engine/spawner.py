@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import functools
 import os
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -23,6 +24,7 @@ from workerd.engine.errors import (
     Draining,
     LimitMet,
     NeverForced,
+    NoAnswer,
     ResourcesExhausted,
     SpawnGivenUp,
     SpoolCorrupt,
@@ -36,12 +38,10 @@ from workerd.engine.request import SpawnRequest
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, can_limit_logs
 from workerd.engine.threads import Threads
-from workerd.engine.turns import Turns
 
 log = structlog.get_logger()
 _FINISH_SECONDS = 5.0
 _ACCOUNT_SECONDS = 30.0  # where accounts are kept on another machine, that may be down
-_KEYED_JOBS = uuid.UUID("6f3c2a51-8d0e-5b7b-9c35-2f1f6f0c9a44")
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Spawner:
         self._storage = storage
         self._admission = Admission(limits)
         self._launcher = launcher
-        self._turns = Turns("starting the jobs before it", limits.max_starting, START_SECONDS)
+        self._turns = asyncio.Semaphore(limits.max_starting or sys.maxsize)
         self._looking_up = Threads("looking up an account", most=4, limit_seconds=_ACCOUNT_SECONDS)
         self._spawning: dict[str, _Spawning] = {}
 
@@ -95,8 +95,10 @@ class Spawner:
             OSError: the state directory cannot be used.
         """
         request.check(self._storage, lambda: self._can_limit_logs)
-        key = request.request_key
-        job_id = str(uuid.uuid5(_KEYED_JOBS, f"{request.owner.id} {key}") if key else uuid.uuid4())
+        owner_id, key = request.owner.id, request.request_key
+        if key and (earlier := await self._find_earlier(owner_id, key)) is not None:
+            return earlier
+        job_id = self._shelf.keys.job_id(owner_id, key) if key else str(uuid.uuid4())
         spawning = self._spawning.get(job_id)
         if spawning is None:
             if not self._shelf.folder(job_id).path.exists():
@@ -132,13 +134,33 @@ class Spawner:
         ):
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
+    async def _find_earlier(self, owner_id: str, key: str) -> str | None:
+        """Find a job that has another id than its key leads to now. None is ever made with such an id.
+
+        Raises:
+            SpoolCorrupt: its folder is damaged.
+            StartUnconfirmed: a spawn that an earlier daemon began does not get on.
+        """
+        for job_id in self._shelf.keys.earlier_ids(owner_id, key):
+            try:
+                async with asyncio.timeout(START_SECONDS):
+                    if await self._wait_started(self._shelf.folder(job_id)):
+                        return job_id
+            except TimeoutError:
+                raise StartUnconfirmed(job_id, START_SECONDS) from None
+        return None
+
     async def _spawn(self, job_id: str, request: SpawnRequest, created_ns: int, spawning: "_Spawning") -> None:
         try:
-            if not self._shelf.folder(job_id).path.exists():
+            folder = self._shelf.folder(job_id)
+            if not folder.path.exists():
                 await self._check_room(request.owner)
+            with contextlib.suppress(FileNotFoundError):
+                if _has_started(folder, _read_status(folder)):  # and what it runs as may not be there any more
+                    return
             account = await self._looking_up.run(find_account, request.run_as) if request.run_as else None
             spec = request.specify(job_id, created_ns, self._storage, account)
-            async with self._turns.take(request.owner.id):  # for who waits has nothing open
+            async with self._turn():  # not before: a spawn that waits for its turn has nothing open
                 lock = await self._claim(spec)
                 if lock is not None:
                     await self._start(spec, lock, spawning)
@@ -146,6 +168,23 @@ class Spawner:
             if error.errno not in SHORTAGES:
                 raise
             raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait until few enough jobs are being started.
+
+        Raises:
+            NoAnswer: they do not get on.
+        """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise NoAnswer("starting the jobs before this one", START_SECONDS) from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _claim(self, spec: JobSpec) -> int | None:
         """Take a job that is to be started; return the lock of its folder, or None when it has been started.
@@ -162,21 +201,29 @@ class Spawner:
 
     async def _wait_claim(self, spec: JobSpec) -> int | None:
         folder = self._shelf.folder(spec.id)
-        while True:
-            lock = self._shelf.claim(spec)
-            if lock is not None:
-                return lock
-            # Another spawn with the same key was first. The job will run, or end, or its folder goes away; then another
-            # folder may have come already, hence a new watch each time.
+        while (lock := self._shelf.claim(spec)) is None:  # another spawn with the same key was first
+            if await self._wait_started(folder):
+                return None
+        return lock
+
+    async def _wait_started(self, folder: JobFolder) -> bool:
+        """Wait until the job of a folder has started, or nothing is left of it; return whether it has started.
+
+        Raises:
+            SpoolCorrupt: the folder is damaged.
+        """
+        # The folder may go away, and another may have come already: a new watch each time.
+        while folder.path.exists():
             with contextlib.suppress(FileNotFoundError), self._shelf.watcher.watch(folder.path) as changed:
                 status = _read_status(folder)
-                if status is not None and (status.state is not JobState.STARTING or not folder.is_locked()):
-                    return None
+                if _has_started(folder, status):
+                    return True
                 if status is None and (left := folder.try_lock()) is not None:
                     if not await self._clear(folder, left):
-                        return None
+                        return True
                 else:
                     await changed.wait()
+        return False
 
     async def _clear(self, folder: JobFolder, lock: int) -> bool:
         """Remove what another spawn left, if it was given up before its program was executed; return whether it was.
@@ -264,6 +311,11 @@ class Spawner:
                 if not folder.path.exists() or (status is not None and status.state is JobState.ENDED):
                     ended.add(job_id)
         return frozenset(ended)
+
+
+def _has_started(folder: JobFolder, status: JobStatus | None) -> bool:
+    """Return whether a job's program was executed, or may have been before its supervisor ended."""
+    return status is not None and (status.state is not JobState.STARTING or not folder.is_locked())
 
 
 def _read_status(folder: JobFolder) -> JobStatus | None:

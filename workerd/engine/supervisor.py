@@ -176,7 +176,7 @@ class Supervisor:
         self._journal.set_room_aside()
         self._journal.append(Supervised(pid, tree.start_ticks(pid) or 0, boot_id(), str(self._cgroup or "")))
         try:
-            self._pid = program.start(
+            self._pid, self._memory_before = program.start(
                 self.spec, self._mark, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup
             )
         except CannotStart:
@@ -276,7 +276,7 @@ class Supervisor:
             ended_ns=max(ended_ns, self._status.started_ns),
             user_cpu_seconds=usage.ru_utime,
             system_cpu_seconds=usage.ru_stime,
-            peak_memory_bytes=usage.ru_maxrss * 1024,
+            peak_memory_bytes=program.peak_memory(usage, self._memory_before),
             stdout=self._capture.summary(Stream.STDOUT),
             stderr=self._capture.summary(Stream.STDERR),
             log_ended_early=self._capture.ended_early,

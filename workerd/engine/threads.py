@@ -11,6 +11,7 @@ from workerd.engine.errors import NoAnswer
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+_BEGIN_SECONDS = 10.0
 
 
 class Threads:
@@ -34,7 +35,7 @@ class Threads:
 
         Raises:
             NoAnswer: it takes too long. The thread goes on, and keeps its turn until it is done.
-            RuntimeError: the system gives no thread.
+            RuntimeError: the system gives no thread, or no memory for it to begin with.
             Exception: whatever the function raises.
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -50,8 +51,20 @@ class Threads:
 
     def _start(self, done: "asyncio.Future[T]", function: Callable[[Unpack[Ts]], T], arguments: tuple[*Ts]) -> None:
         loop = asyncio.get_running_loop()
+        untaken = [True]
+
+        def take() -> bool:
+            """Return whether the caller has the call: of the thread and `give_up`, the first (pop() is atomic)."""
+            with contextlib.suppress(IndexError):
+                return untaken.pop()
+            return False
+
+        def give_up() -> None:
+            if take():
+                finish(None, RuntimeError(f"a new thread has not begun within {_BEGIN_SECONDS:g} s"))
 
         def finish(result: T | None, error: BaseException | None) -> None:
+            giving_up.cancel()
             self._turns.release()
             if error is not None:
                 done.set_exception(error)
@@ -60,6 +73,8 @@ class Threads:
                 done.set_result(result)  # type: ignore[arg-type]
 
         def work() -> None:
+            if not take():
+                return
             result, error = None, None
             try:
                 result = function(*arguments)
@@ -68,9 +83,11 @@ class Threads:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(finish, result, error)
 
+        giving_up = loop.call_later(_BEGIN_SECONDS, give_up)
         try:
             # Not threading.Thread: its start() waits for the thread, for ever if that gets no memory to begin with.
             _thread.start_new_thread(work, ())
         except BaseException:
+            giving_up.cancel()
             self._turns.release()
             raise

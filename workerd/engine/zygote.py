@@ -13,6 +13,7 @@ import socket
 import sys
 
 from workerd.engine import linux, signals, supervisor
+from workerd.engine.account import own_account
 from workerd.engine.errors import ResourcesExhausted
 from workerd.engine.reply import encode_failure
 
@@ -24,6 +25,7 @@ def serve(requests: socket.socket) -> None:
     """Fork a supervisor for each request until the other side of the socket is closed."""
     signals.set_for_zygote()
     linux.set_process_name("workerd-zygote")
+    own_account()  # for all supervisors
     gc.disable()
     gc.freeze()  # what exists now stays shared with every supervisor
     while True:

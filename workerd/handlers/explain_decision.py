@@ -4,11 +4,17 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from worker_api.worker.v1 import ExplainDecisionRequest, ExplainDecisionResponse, WorkerServiceBase
+from worker_api.worker.v1 import (
+    AccountDecision,
+    ExplainDecisionRequest,
+    ExplainDecisionResponse,
+    WorkerServiceBase,
+)
 
 from workerd.access.caller import NOT_IN_CERTIFICATE, Caller
-from workerd.access.policy import DAEMON, On, Policies, Principal, Resource
+from workerd.access.policy import DAEMON, RUN_AS, SPAWN, Decision, On, Policies, Principal, Resource
 from workerd.engine.errors import InvalidArgument
+from workerd.engine.job import User
 from workerd.errors import NotPermitted, PolicyInvalid
 from workerd.handler import Call, handles
 from workerd.translate import to_user
@@ -17,10 +23,10 @@ _MAX_CHARACTERS = 1 << 14  # of policies, which the daemon compiles while all ot
 _STANDARD_INPUT = "stdin"
 _NAME = re.compile(r"[^/\0]{1,255}")  # of a file
 _HOW = {
-    On.JOB: "on a job: say which with --job",
-    On.DAEMON: "on the daemon itself: leave --job and --on out",
-    On.USER: "on another user: say whom with --on, and leave --job out",
-    On.ACCOUNT: "on a system account: say which with --on, and leave --job out",
+    On.JOB: "on a job: name it in `job_id`",
+    On.DAEMON: "on the daemon itself: leave `job_id` and `target` out",
+    On.USER: "on another user: name them in `target`, and leave `job_id` out",
+    On.ACCOUNT: "on a system account: name it in `target`, or leave that out for the default one; leave `job_id` out",
 }
 
 
@@ -41,26 +47,52 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     if len(request.policies) > _MAX_CHARACTERS:
         raise InvalidArgument("policies", f"are longer than {_MAX_CHARACTERS} characters")
     if request.policies:  # for what they cost, the right on a job of one's own is not enough
-        _authorize_trying(caller)
+        _authorize(caller, "with policies to try")
     policies = _policies(rights.policies, request)
-    user = call.daemon.users.find(request.user) if request.user else caller.user
+    user = _find(call, request.user) if request.user else caller.user
     acted_for = not request.user and caller.actor is not None
     roles = rights.roles_of(user)
-    resource = _resource(call, request, rights.known[request.right].on)
-    if not request.user and not caller.has(request.right):
-        decision = NOT_IN_CERTIFICATE
-    else:
-        decision = policies.decide(Principal(user, roles, acted_for), request.right, resource)
+    resource = _resource(call, request, user, rights.known[request.right].on)
+
+    def decide(right: str, resource: Resource) -> Decision:
+        if not request.user and not caller.has(right, resource):
+            return NOT_IN_CERTIFICATE
+        return policies.decide(Principal(user, roles, acted_for), right, resource)
+
+    decision = decide(request.right, resource)
+    permitted, account = decision.permitted, None
+    if request.right == RUN_AS:
+        account = _to_account_decision(resource, decision)
+    elif request.right == SPAWN:
+        runs_as = call.daemon.accounts.effective(user)
+        account = _to_account_decision(runs_as, decide(RUN_AS, runs_as))
+        permitted = permitted and account.permitted
     return ExplainDecisionResponse(
-        permitted=decision.permitted, policies=list(decision.policies), user=to_user(user), roles=sorted(roles)
+        permitted=permitted,
+        policies=list(decision.policies),
+        user=to_user(user),
+        roles=sorted(roles),
+        account=account,
     )
 
 
-def _authorize_trying(caller: Caller) -> None:
-    """Go on only if the caller may have policies of their own compiled."""
+def _to_account_decision(account: Resource, decision: Decision) -> AccountDecision:
+    return AccountDecision(account=account.id, permitted=decision.permitted, policies=list(decision.policies))
+
+
+def _authorize(caller: Caller, what: str) -> None:
+    """Raise an error unless the caller may ask for more than a decision about themselves."""
     if not caller.decide("explain", DAEMON):
-        advice = "administrators have, by default; about a job of yours you may ask without any"
-        raise NotPermitted("explain", " with policies to try", advice=advice)
+        advice = "administrators have, by default; about yourself and a job of yours you may ask without it"
+        raise NotPermitted("explain", f" {what}", advice=advice)
+
+
+def _find(call: Call, text: str) -> User:
+    """Find a user by name or id. Whether there is another user, and with which roles, is not told to every caller."""
+    if text in (call.caller.user.id, call.caller.user.name):
+        return call.caller.user
+    _authorize(call.caller, "decisions about other users")
+    return call.daemon.users.find(text)
 
 
 def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
@@ -76,14 +108,14 @@ def _policies(in_force: Policies, request: ExplainDecisionRequest) -> Policies:
         raise InvalidArgument("policies", f"in {name} cannot be used: {error.problem}") from error
 
 
-def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -> Resource:
-    """Return the resource that the request names."""
+def _resource(call: Call, request: ExplainDecisionRequest, user: User, on: Collection[On]) -> Resource:
+    """Return the resource that the request names, or the default account of a user."""
     if call.job_id is not None:
         kind = On.JOB
-    elif not request.target:
-        kind = On.DAEMON
-    else:
+    elif request.target:
         kind = On.ACCOUNT if On.ACCOUNT in on else On.USER
+    else:
+        kind = On.ACCOUNT if set(on) == {On.ACCOUNT} else On.DAEMON
     if kind not in on:
         how = "; or ".join(_HOW[each] for each in sorted(on))
         raise InvalidArgument("right", f"{request.right!r} is exercised {how}")
@@ -91,7 +123,7 @@ def _resource(call: Call, request: ExplainDecisionRequest, on: Collection[On]) -
         case On.JOB | On.DAEMON:
             return call.resource
         case On.ACCOUNT:
-            return Resource(On.ACCOUNT, request.target)
+            return call.daemon.accounts.effective(user, request.target)
         case On.USER:
-            other = call.daemon.users.find(request.target)
+            other = _find(call, request.target)
             return Resource(On.USER, other.id, owner=other, roles=call.caller.rights.roles_of(other))

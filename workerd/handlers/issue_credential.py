@@ -1,6 +1,6 @@
 """IssueCredential: give the caller a further certificate, with fewer rights and for a shorter time."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -17,6 +17,7 @@ from workerd.errors import ActingForAnother, CannotIssue
 from workerd.handler import Call, handles
 
 log = structlog.get_logger()
+_SHORTEST = timedelta(seconds=1)  # certificates count seconds (RFC 5280 §4.1.2.5)
 
 
 def _describe(request: IssueCredentialRequest) -> dict[str, Any]:
@@ -31,6 +32,8 @@ async def issue_credential(call: Call, request: IssueCredentialRequest) -> Issue
         raise ActingForAnother
     holder, rights = call.identity, frozenset(request.rights)
     _require(rights, call.caller)
+    if request.lifetime is not None and request.lifetime < _SHORTEST:
+        raise InvalidArgument("lifetime", "is shorter than a second")
     # In a thread: the key comes off the disk, and whatever makes certificates is slow to import.
     issued, serial, expires_at = await call.daemon.signing.run(_issue, call.daemon.pki, holder, request, rights)
     call.caller.note("credential-issued", issued=serial, rights=sorted(rights), expires_at=expires_at.isoformat())

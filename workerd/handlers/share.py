@@ -5,8 +5,11 @@ from typing import Any
 import worker_api.worker.v1 as api
 from worker_api.worker.v1 import ShareRequest, ShareResponse, WorkerServiceBase
 
-from workerd.access.policy import On
+from workerd.access.caller import IMPERSONATE
+from workerd.access.policy import On, Resource
+from workerd.access.users import LONGEST_NAME
 from workerd.engine.errors import InvalidArgument
+from workerd.engine.job import Share, User
 from workerd.handler import Call, handles
 from workerd.translate import to_user
 
@@ -17,7 +20,10 @@ def _describe(request: ShareRequest) -> dict[str, Any]:
 
 @handles(WorkerServiceBase, "Share", right="share", audit=_describe)
 async def share(call: Call, request: ShareRequest) -> ShareResponse:
-    """Set what one user may do with the job, and tell with whom it is shared."""
+    """Set what one user may do with the job, and return with whom it is shared.
+
+    The answer is the same whether a name is that of a user or not.
+    """
     job_id = call.require_job().id
     known = call.caller.rights.known
     for right in request.rights:
@@ -26,10 +32,26 @@ async def share(call: Call, request: ShareRequest) -> ShareResponse:
             raise InvalidArgument("rights", f"cannot hold {right!r}: what can be done to a job is {on_jobs}")
         # Or it would outlive a narrowed certificate, in somebody else's hands.
         call.caller.require_in_certificate(right, call.resource)
+    if len(request.user) > LONGEST_NAME:
+        raise InvalidArgument("user", f"is longer than {LONGEST_NAME} characters")
     if not request.user:
         if request.rights:
             raise InvalidArgument("user", "is empty: say whom the rights are for")
         shares = call.engine.shares(job_id)
     else:
-        shares = await call.engine.share(job_id, call.daemon.users.find(request.user), request.rights)
-    return ShareResponse(shares=[api.Share(user=to_user(each.user), rights=list(each.rights)) for each in shares])
+        users = call.daemon.users
+        shares = await call.engine.share(job_id, users.meant(request.user), request.rights, users.bind)
+    return ShareResponse(shares=[_describe_share(call, each) for each in shares])
+
+
+def _describe_share(call: Call, share: Share) -> api.Share:
+    """Describe a share with the user as named when it was made, and as known if the caller may act for the user.
+
+    What is done does not depend on whether the user is known, nor does the time that it takes.
+    """
+    caller, given = call.caller, share.user
+    known = call.daemon.users.renamed(given)
+    resource = Resource(On.USER, known.id, owner=known, roles=caller.rights.roles_of(known))
+    may_know = caller.may(IMPERSONATE, resource).permitted or known.id == caller.user.id
+    user = known if may_know else given if given.id == given.name else User("", given.name)
+    return api.Share(user=to_user(user), rights=list(share.rights))

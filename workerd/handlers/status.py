@@ -14,4 +14,4 @@ async def status(call: Call, request: StatusRequest) -> Encoded:
     job = call.require_job()
     if request.show_envs:
         call.authorize("show-envs")
-    return encode_status(job, with_envs=request.show_envs)
+    return await encode_status(job, with_envs=request.show_envs, pause=call.pause)

@@ -18,7 +18,10 @@ from workerd.translate import from_stream
 async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[Encoded, None]:
     """Send the job's log."""
     streams = frozenset(map(from_stream, request.streams)) or frozenset(Stream)
-    log = call.engine.read_log(call.require_job().id, _start(request), streams, follow=request.follow, room=call.room)
+    log = call.engine.read_log(
+        call.require_job().id, _start(request), streams, follow=request.follow, room=call.room, pause=call.pause
+    )
+    del call  # its job may be large, and the log long
     async with contextlib.aclosing(log) as batches:
         async for events in batches:
             yield encode_events(events)
@@ -34,7 +37,5 @@ def _start(request: StreamLogRequest) -> Start:
             return Start(last=0)
         case ((None | LogAnchor.BEGINNING | LogAnchor.UNSPECIFIED), None, None):
             return Start()
-        case anchor, None, None:
-            raise InvalidArgument("anchor", f"cannot be {anchor!r}")
         case _:
             raise InvalidArgument("start", "is given more than once")

@@ -16,8 +16,9 @@ import asyncio
 import contextlib
 from asyncio import BaseTransport, Transport
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakValueDictionary
 
 from h2.errors import ErrorCodes
 from h2.events import Event, StreamReset
@@ -30,6 +31,7 @@ from pki.identity import Identity
 from workerd.errors import LimitReached
 from workerd.limits import Meter
 from workerd.network.http2 import StrictProtocol
+from workerd.network.inlet import Inlet
 from workerd.notices import Notices
 
 _TURNS = 4
@@ -56,6 +58,7 @@ class Surroundings:
             one that names no user.
         watch: calls a function with the reason once a certificate does not count any more, and returns a function
             that ends the watch.
+        inlets: of the users who have connections.
     """
 
     keepalive_seconds: float
@@ -63,6 +66,7 @@ class Surroundings:
     notices: Notices
     identify: Callable[[Mapping[str, Any]], Identity]
     watch: Callable[[Identity, Callable[[CertificateRefused], None]], Callable[[], None]]
+    inlets: WeakValueDictionary[str, Inlet] = field(default_factory=WeakValueDictionary)
 
 
 class WorkerProtocol(StrictProtocol):
@@ -112,12 +116,33 @@ class WorkerProtocol(StrictProtocol):
         if limits.idle_seconds:
             self._arm_idle()
         self._count_in()
+        self._inlet = self.around.inlets.setdefault(self._user_id or "", Inlet())
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come."""
+        """Take what has come, or have it wait."""
         self._silent_turns = 0
-        if not self._transport.is_closing():  # what still comes then is for nobody
+        self._inlet.receive(self, data)
+
+    def take(self, data: bytes) -> None:
+        """Take some of what has come."""
+        self._silent_turns = 0
+        if self._transport.is_closing():  # what still comes then is for nobody
+            return
+        try:
             super().data_received(data)
+        except BaseException:  # what follows makes no sense without it
+            self._transport.abort()
+            raise
+
+    def pause(self) -> None:
+        """Read no more, until `resume`."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def resume_writing(self) -> None:
         """Go on to send: the peer reads."""
@@ -126,6 +151,7 @@ class WorkerProtocol(StrictProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """End what was begun."""
+        self._inlet.forget(self)
         self._turn.cancel()
         if self._idle_turn is not None:
             self._idle_turn.cancel()

@@ -2,14 +2,18 @@
 
 - Malformed headers: grpclib has h2 pass them all, and fails on what it misses without any answer. They end the
   connection (RFC 9113 §8.1.1).
+- Headers that are too long: h2 ends the connection for them. Their call is refused (`workerd.network.headers`).
+- Metadata that is not ASCII: gRPC must not fail a call for it.
+- Compressed requests: grpclib hides the header that names the compression, and does not send which ones are accepted.
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
 - Requests without end: grpclib keeps whatever comes until a call is over (`workerd.network.request_buffer`).
-- Time limits and binary metadata that are none: grpclib fails on them without any answer. One that is over before the
+- Invalid time limits and binary metadata: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
 """
 
 import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -27,10 +31,14 @@ from h2.events import DataReceived
 from h2.events import Event as H2Event
 
 from workerd.engine.errors import InvalidArgument
-from workerd.errors import to_grpc
+from workerd.errors import LimitReached, to_grpc
+from workerd.network.headers import HeaderDecoder, TooLong
 from workerd.network.request_buffer import RequestBuffer
+from workerd.notices import Notices
 
-_TIMEOUT = "grpc-timeout"
+_TIMEOUT, _CONTENT_TYPE, _ENCODING = "grpc-timeout", "content-type", "grpc-encoding"
+_ACCEPTED = ("grpc-accept-encoding", "identity")
+_GRPC = re.compile(r"application/grpc(\+proto)?[ \t]*(;.*)?", re.IGNORECASE)  # with parameters (RFC 9110 §8.3.1)
 _TIMEOUT_VALUE = re.compile(r"([0-9]{1,8})([HMSmun])")  # gRPC over HTTP2, Requests
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _SHOWN = 100
@@ -49,7 +57,15 @@ H2_CONFIGURATION = H2Configuration(
 
 
 class Calls(Handler):
-    """What a connection does with calls: those whose headers are none are answered with what is wrong with them."""
+    """Answer the calls of a connection; those whose headers are invalid with what is wrong with them.
+
+    Args:
+        notices: where to tell of a limit that was met.
+    """
+
+    def __init__(self, *arguments: Any, notices: Notices) -> None:
+        super().__init__(*arguments)
+        self._notices = notices
 
     def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Have a call answered."""
@@ -57,19 +73,46 @@ class Calls(Handler):
         is_single = method is None or not method.cardinality.client_streaming
         stream.buffer = RequestBuffer(stream, is_single=is_single)  # type: ignore[assignment]
         mapping, left = self.mapping, headers
+        stream.headers = headers  # for `encoding_of`
+        if encoding_of(stream) != _ACCEPTED[1]:
+            _announce_encodings(stream)
         try:
             seconds = _check(headers)
-        except InvalidArgument as error:
+        except (InvalidArgument, LimitReached) as error:
+            if isinstance(error, LimitReached):
+                self._notices.warn("calls are turned away", error.limit, latest=str(error))
             mapping = _Altered(self.mapping, _refuse(error))
             left = [(name, value) for name, value in headers if not name.endswith("-bin")]
         else:
             if seconds is not None:
                 mapping = _Altered(self.mapping, _limit(seconds))
-        left = [(name, value) for name, value in left if name != _TIMEOUT]
+        left = [(name, _simplify(name, value)) for name, value in left if name != _TIMEOUT]
         self.__gc_step__()
         self._tasks[stream] = self.loop.create_task(
             request_handler(mapping, stream, left, self.codec, self.status_details_codec, self.dispatch, release_stream)
         )
+
+
+def encoding_of(stream: RawStream) -> str:
+    """Return how the messages of a call are compressed that say so of themselves."""
+    return next((value for name, value in stream.headers or () if name == _ENCODING), _ACCEPTED[1])
+
+
+def _announce_encodings(stream: RawStream) -> None:
+    """Send with the response which compressions are accepted (doc/compression.md of gRPC)."""
+    send_headers = stream.send_headers
+
+    @functools.wraps(send_headers)
+    async def send(headers: Headers, end_stream: bool = False) -> None:
+        is_first = any(name == ":status" for name, _ in headers)
+        await send_headers([*headers, _ACCEPTED] if is_first else headers, end_stream)
+
+    stream.send_headers = send  # type: ignore[method-assign]
+
+
+def _simplify(name: str, value: str) -> str:
+    """Return a header's value as grpclib takes it: it compares content types character by character."""
+    return "application/grpc" if name == _CONTENT_TYPE and _GRPC.fullmatch(value) else value
 
 
 class _Altered(dict[str, Method]):
@@ -85,7 +128,7 @@ class _Altered(dict[str, Method]):
         return None if method is None else method._replace(func=self._alter(method.func))
 
 
-def _refuse(error: InvalidArgument) -> Callable[[Function], Function]:
+def _refuse(error: Exception) -> Callable[[Function], Function]:
     async def refuse(stream: Stream[Any, Any]) -> None:
         del stream
         raise to_grpc(error)
@@ -117,14 +160,15 @@ def _check(headers: Headers) -> float | None:
         How long the call may take, in seconds; None for any time.
 
     Raises:
-        InvalidArgument: they cannot be.
+        InvalidArgument: a header has an impossible value.
+        LimitReached: they are too long.
     """
     limits = []
-    for name, value in headers:
-        if not value.isascii():
-            raise InvalidArgument(
-                name[:_SHOWN], "is not ASCII: only metadata whose name ends in -bin can hold other bytes"
-            )
+    for header in headers:
+        name, value = header
+        if isinstance(header, TooLong):
+            advice = f"send less metadata, {value} bytes at most"
+            raise LimitReached("max-header-bytes", f"the call has {name} bytes of headers", advice)
         if name == _TIMEOUT:
             found = _TIMEOUT_VALUE.fullmatch(value)
             if found is None:
@@ -160,4 +204,5 @@ class StrictProtocol(H2Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin."""
         super().connection_made(transport)
+        self.connection._connection.decoder = HeaderDecoder()
         self.processor = _Events(self.handler, self.connection)

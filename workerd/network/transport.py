@@ -16,16 +16,18 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from grpclib.config import Configuration
-from grpclib.const import Cardinality, Handler, Status
-from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.const import Cardinality, Handler
+from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import Connection, H2Protocol
 from grpclib.server import Server, Stream
 from h2.exceptions import ProtocolError
 
+from workerd.errors import Unsupported, to_grpc
 from workerd.limits import Meter
 from workerd.network.acceptor import Acceptor
 from workerd.network.codec import Encoded
 from workerd.network.connection import Surroundings, WorkerProtocol
+from workerd.network.encoding import frame
 from workerd.network.http2 import Calls
 from workerd.network.receiving import receive
 from workerd.network.request_buffer import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
@@ -59,6 +61,13 @@ def is_open(stream: Stream[Any, Any]) -> bool:
     return wrapper is None or not wrapper.cancelled
 
 
+def encode(stream: Stream[Any, Any], response: Any) -> Encoded:
+    """Encode a message for a stream, unless it is encoded already."""
+    if type(response) is Encoded:
+        return response
+    return Encoded(b"".join(frame(stream._codec.encode(response, stream._send_type))))
+
+
 async def send(stream: Stream[Any, Any], response: Any) -> None:
     """Send a message, or the messages that are `Encoded`.
 
@@ -67,13 +76,11 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
     """
     if has_gone(stream):
         raise StreamTerminatedError("the client has gone")
+    encoded = encode(stream, response)
     try:
-        if type(response) is not Encoded:
-            await stream.send_message(response)
-            return
         if not stream._send_initial_metadata_done:
             await stream.send_initial_metadata()
-        await stream._stream.send_data(response.data)
+        await stream._stream.send_data(encoded.data)
         stream._send_message_done = True  # without which grpclib takes the one answer of a call for missing
     except ProtocolError as error:
         if is_open(stream):
@@ -121,7 +128,7 @@ def _unserved(path: str) -> Any:
     async def refuse(stream: Stream[Any, Any]) -> None:
         del stream
         # Cut, as it goes into a header, whose compression takes time that grows with the square of its length.
-        raise GRPCError(Status.UNIMPLEMENTED, f"this daemon has no {path[:_SHOWN]}: update it, or install the plugin")
+        raise to_grpc(Unsupported(f"this daemon has no {path[:_SHOWN]}: update it, or install the plugin"))
 
     return refuse
 
@@ -147,7 +154,8 @@ class WorkerServer(Server):
 
     def _make_protocol(self, on_lost: Callable[[], None]) -> H2Protocol:
         self.__gc_step__()
-        calls = Calls(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
+        arguments = self._mapping, self._codec, self._status_details_codec, self.__dispatch__
+        calls = Calls(*arguments, notices=self._around.notices)
         self._handlers.add(calls)
         protocol = WorkerProtocol(calls, self._config)
         protocol.around, protocol.on_lost = self._around, on_lost

@@ -36,12 +36,15 @@ from audit.chain import (
     parse_head,
     read_line,
 )
+from audit.continuation import continues
 from audit.files import HEAD, file_name, list_files, read_end
+from system.file_lock import LockHeld, lock_within
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
 from workerd.engine.files import max_file_bytes
 from workerd.errors import AuditFailed
 from workerd.trail.end import open_end
+from workerd.trail.remembered import RememberedHead, synced_head
 
 log = structlog.get_logger()
 _FILE_BYTES = 64 << 20
@@ -50,6 +53,8 @@ _FILES = 4  # of a small trail: most of it is there after the oldest was removed
 _RESERVE = 4  # which part of the room that is set aside is for what is urgent
 _DENIED_BYTES = 2048  # 1 KiB of what was asked, and whose it was
 _LOOK_SECONDS = 1.0  # how soon to look again for room where there was none
+_LOCK_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
+_STILL_LOCKED_SECONDS = 0.05  # once that was not enough: the holder does not end its line
 
 
 class AuditTrail:
@@ -58,10 +63,12 @@ class AuditTrail:
     Args:
         directory: the trail's folder; made with the first line.
         max_bytes: how much its files may take; zero for any amount. Beyond it the oldest is removed.
+        remembered: a head that the trail must have; None if none is remembered.
     """
 
-    def __init__(self, directory: Path, max_bytes: int) -> None:
+    def __init__(self, directory: Path, max_bytes: int, remembered: RememberedHead | None = None) -> None:
         self._directory = directory
+        self._remembered = remembered
         self._max_bytes = max_bytes
         self._file_bytes = min(_FILE_BYTES, max_bytes // _FILES) if max_bytes else _FILE_BYTES
         if (limit := max_file_bytes()) is not None:  # a file is full when one more line might be too much
@@ -69,6 +76,7 @@ class AuditTrail:
         self._room_bytes = min(_ROOM_BYTES, self._file_bytes // _FILES)
         self._look_at = 0.0
         self._is_full = False  # whether no room could be set aside the last time
+        self._lock_seconds = _LOCK_SECONDS
         self._folder = self._head_file = self._file = -1
         self._name, self._inode = "", 0
         self._size = self._older_bytes = self._room_left = 0
@@ -97,7 +105,7 @@ class AuditTrail:
             raise ValueError(f"the event {event['event']!r} is the trail's own")
         try:
             self._open_folder()
-            fcntl.flock(self._folder, fcntl.LOCK_EX)
+            self._lock()
             try:
                 if not self._is_known_end():
                     self._find_end()
@@ -110,6 +118,9 @@ class AuditTrail:
                 self._append(event)
             finally:
                 fcntl.flock(self._folder, fcntl.LOCK_UN)
+        except LockHeld as error:
+            self.close()
+            raise AuditFailed(error.problem, error.advice) from error
         except OSError as error:
             self.close()
             raise AuditFailed(error.strerror or str(error)) from error
@@ -120,6 +131,19 @@ class AuditTrail:
         if self._folder >= 0:
             os.close(self._folder)
         self._folder = -1
+
+    def _lock(self) -> None:
+        """Take the lock on the folder.
+
+        Raises:
+            LockHeld: another process holds it for longer than a line takes.
+        """
+        try:
+            lock_within(self._folder, self._directory, self._lock_seconds)
+        except LockHeld:
+            self._lock_seconds = _STILL_LOCKED_SECONDS
+            raise
+        self._lock_seconds = _LOCK_SECONDS
 
     def _open_folder(self) -> None:
         """Open the trail's folder, also when another has taken the place of the one that was open."""
@@ -151,7 +175,7 @@ class AuditTrail:
             head = read_line(line).head
         except LineInvalid:
             return False
-        if unfinished_bytes or told != format_head(head):
+        if unfinished_bytes or told != format_head(head) or head.seq < self._head.seq:
             return False
         self._size, self._head, self._head_bytes = found.st_size, head, told
         return True
@@ -159,6 +183,7 @@ class AuditTrail:
     def _find_end(self) -> None:
         """Find where the trail ends, or begin it, and mend what a crash left."""
         self._close_files()
+        known = self._known_head()
         self._head_file = os.open(
             HEAD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder
         )
@@ -170,16 +195,37 @@ class AuditTrail:
             self._take_file(end.descriptor, end.name, end.size)
         is_new = not data and end.descriptor is None
         if end.head is not None and (is_new or told in (end.head, end.before)):
-            self._write_head(end.head)
-            return
+            if known in (end.head, end.before) or continues(self._folder, known):
+                self._write_head(end.head)
+                return
+            told = known
         log.error("the audit trail does not end as it was left", folder=str(self._directory), head=told, end=end.head)
-        if end.head is not None:
+        if end.descriptor is None:  # the number of no line is given twice
+            self._write_head(max(known, told or GENESIS, key=lambda head: head.seq))
+        elif end.head is not None:
             self._write_head(end.head)
         else:  # the last line says nothing that could be gone on from
             self._write_head(told if told is not None and told.seq >= end.first_seq else Head(end.first_seq, ""))
             self._begin_file()
         self._make_space()
         self._append({"event": RESUMED, "head": None if told is None else asdict(told)})
+        self._remember()
+
+    def _known_head(self) -> Head:
+        """Return a head that the trail must have: the last one of this process, or the one that is remembered."""
+        if self._head == GENESIS and self._remembered is not None:
+            return self._remembered.read() or GENESIS
+        return self._head
+
+    def _remember(self) -> None:
+        """Remember the head, or other processes, and the next daemon, would miss the same lines again."""
+        if self._remembered is None:
+            return
+        try:
+            if (head := synced_head(self._directory, None)) is not None:
+                self._remembered.keep(head)
+        except OSError as error:
+            log.error("the audit trail's head is not remembered", error=str(error))
 
     def _make_space(self) -> None:
         """Begin a new file when it is time, remove the oldest when there are too many, and set room aside."""

@@ -44,6 +44,28 @@ def default(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     return Policies(read_policies(tmp_path_factory.mktemp("empty")), KNOWN)
 
 
+@pytest.mark.parametrize(
+    ("text", "ordinary", "viewer"),
+    [
+        ("", False, True),
+        ('permit (principal, action, resource) when { principal.name == "other" };', True, True),
+        ('permit (principal, action, resource is Job) when { resource.owner.name == "ci" };', True, True),
+        ('permit (principal in Role::"ci", action, resource is Job) when { resource.owner.name == "a" };', False, True),
+        ('permit (principal, action == Action::"stop", resource is Job);', False, True),
+        ('permit (principal, action, resource) when { resource == Job::"a-job" };', False, True),
+        ("permit (principal, action, resource is Job) when { resource.owner != principal };", True, True),
+        ("forbid (principal, action, resource is Job) unless { resource.owner == principal };", False, False),
+        ('forbid (principal, action, resource is Job) when { resource.owner.name == "ci" };', False, True),
+    ],
+)
+def test_ordinary_users_reach_jobs_of_others_only_if_a_policy_for_them_says_so(
+    tmp_path: Path, text: str, ordinary: bool, viewer: bool
+) -> None:
+    in_force = Policies({**read_policies(tmp_path), "mine.cedar": text or "// none"}, KNOWN)
+    assert in_force.may_reach_any(who(), "status") is ordinary
+    assert in_force.may_reach_any(who(OTHER, "viewer"), "status") is viewer
+
+
 @pytest.mark.parametrize("right", ON_JOBS)
 def test_what_default_policies_permit_on_a_job(default: Policies, right: str) -> None:
     given = job((OTHER, right))
@@ -96,6 +118,9 @@ def test_a_job_that_is_not_there_is_nobodys(default: Policies, right: str) -> No
         (("admin",), "impersonate", Resource(On.USER, OWNER.id, OWNER), True),
         ((), "run-as", Resource(On.ACCOUNT, "root"), False),
         (("admin",), "run-as", Resource(On.ACCOUNT, "root"), True),
+        ((), "run-as", Resource(On.ACCOUNT, "root", is_default=True), True),
+        (("viewer",), "run-as", Resource(On.ACCOUNT, "root", is_default=True), False),
+        (("admin", "viewer"), "run-as", Resource(On.ACCOUNT, "root", is_default=True), True),
         (("admin",), "stop", DAEMON, False),
         (("admin",), "fly", DAEMON, False),
         (("admin",), "impersonate", job(), False),
@@ -105,6 +130,18 @@ def test_what_default_policies_permit_elsewhere(
     default: Policies, roles: tuple[str, ...], right: str, resource: Resource, permitted: bool
 ) -> None:
     assert default.decide(who(OTHER, *roles), right, resource).permitted is permitted
+
+
+@pytest.mark.parametrize("is_default", [True, False])
+@pytest.mark.parametrize("roles", [(), ("admin",)])
+def test_a_policy_that_forbids_an_account_forbids_it_as_the_default_one_too(
+    default: Policies, roles: tuple[str, ...], is_default: bool
+) -> None:
+    text = 'forbid (principal, action == Action::"run-as", resource == Account::"root");'
+    forbidding = default.with_added("site.cedar", text)
+    root, other = (Resource(On.ACCOUNT, name, is_default=is_default) for name in ("root", "build"))
+    assert forbidding.decide(who(OTHER, *roles), "run-as", root).policies == ("site.cedar:#0",)
+    assert forbidding.decide(who(OTHER, *roles), "run-as", other).permitted is (is_default or bool(roles))
 
 
 def test_a_decision_names_the_policies_it_comes_from(default: Policies) -> None:

@@ -87,6 +87,11 @@ def _is_job(job: str) -> Part:
     return Part(f'resource == Job::"{job}"', lambda question: question.job == job)
 
 
+def _owned_by(name: str) -> Part:
+    text = f'resource is Job && resource.owner.name == "{name}"'
+    return Part(text, lambda question: question.owner == name)
+
+
 def _about(right: str) -> Part:
     return Part(f'context.right == "{right}"', lambda question: question.right == right)
 
@@ -111,7 +116,7 @@ some_rights = st.lists(a_right, min_size=1, max_size=3, unique=True).map(tuple)
 principals = st.one_of(st.just(_always("principal")), a_user.map(_is_user), a_role.map(_in_role))
 actions = st.one_of(st.just(_always("action")), a_right.map(_is_right), some_rights.map(_one_of), st.just(READ))
 resources = st.one_of(st.sampled_from([_always("resource"), _always("resource is Job")]), a_job.map(_is_job))
-facts = st.one_of(st.sampled_from([OWNS, SHARED]), a_right.map(_about))
+facts = st.one_of(st.sampled_from([OWNS, SHARED]), a_right.map(_about), a_user.map(_owned_by))
 conditions = st.one_of(st.just(_always("")), facts.map(_when), facts.map(_unless))
 family = st.builds(Policy, st.booleans(), st.tuples(principals, actions, resources), conditions)
 questions = st.builds(
@@ -145,3 +150,18 @@ def test_cedar_decides_as_the_model_does(members: list[Policy], asked: list[Ques
             event("another user was let in")
         assert set(deciding) == (forbids or permits)
         assert question.ask(policies) == (permitted, deciding)  # the remembered one
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(family, max_size=6), st.lists(questions, min_size=1, max_size=8))
+def test_who_reaches_no_job_of_others_is_permitted_nothing_on_one(members: list[Policy], asked: list[Question]) -> None:
+    """Or a list would leave out what may be seen."""
+    policies = compile_set(members)
+    for question in asked:
+        is_shared = any(user == question.user for user, _ in question.shares)
+        if question.owner == question.user or is_shared or question.job in policies.jobs:
+            continue
+        permitted, _ = question.ask(policies)
+        reaches = policies.may_reach_any(Principal(User(question.user, question.user), question.roles), question.right)
+        event(f"permitted: {permitted}, reaches: {reaches}")
+        assert reaches or not permitted

@@ -279,6 +279,26 @@ async def test_what_is_in_force_is_told_and_roles_that_nobody_has(
         assert "[warning  ] the configuration gives roles that no policy names roles=['operator']\n" in said
 
 
+NO_JOB_RUNS = "policies permit spawn to everybody, and run-as on the account that jobs run as to nobody"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_told"),
+    [
+        ('permit (principal, action == Action::"spawn", resource);', True),
+        ('permit (principal, action in [Action::"spawn", Action::"run-as"], resource);', False),
+        ('permit (principal in Role::"admin", action == Action::"spawn", resource);', False),
+    ],
+)
+def test_policies_that_let_spawn_and_no_job_run_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, is_told: bool
+) -> None:
+    """As those that were written before every spawn took run-as."""
+    (tmp_path / "default.cedar").write_text(text)
+    make(tmp_path, admin=("ann",))
+    assert (NO_JOB_RUNS in plain(capsys)) is is_told
+
+
 def test_a_file_is_named_by_its_path_whatever_is_wrong_with_it(tmp_path: Path) -> None:
     for text in ("", "permit (", '@id("x") permit (principal, action == Action::"fly", resource);'):
         (tmp_path / "mine.cedar").write_text(text)
@@ -314,7 +334,7 @@ async def test_whoever_goes_on_by_old_policies_is_told_whatever_fails_after_it(
         raise MemoryError
 
     rights = make(tmp_path)
-    monkeypatch.setattr(rights, "_warn_of_roles", fail)
+    monkeypatch.setattr(rights, "_warn", fail)
     async with followed(rights) as changed:
         (tmp_path / "mine.cedar").write_text(LET_BOB)
         await wait(changed)

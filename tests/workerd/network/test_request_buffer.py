@@ -15,6 +15,7 @@ from worker_api.worker.v1 import StatusRequest
 
 from workerd.network.http2 import Calls, StrictProtocol
 from workerd.network.request_buffer import RequestBuffer
+from workerd.notices import Notices
 
 PATH = "/tests.v1.EchoService/Join"
 MANY, LONG = 200, "x" * 1000
@@ -30,7 +31,8 @@ class _Server(Server):
         self._mapping = {PATH: Handler(serve, cardinality, StatusRequest, StatusRequest)}
 
     def _protocol_factory(self) -> H2Protocol:
-        return StrictProtocol(Calls(self._mapping, self._codec, None, self.__dispatch__), self._config)
+        calls = Calls(self._mapping, self._codec, None, self.__dispatch__, notices=Notices())
+        return StrictProtocol(calls, self._config)
 
 
 @contextlib.asynccontextmanager

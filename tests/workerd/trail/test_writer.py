@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from audit.files import HEAD, file_name, list_files
 from audit.report import Report
 from audit.verification import verify
 from tests.audit.trails import TIME
+from tests.locks import held_by_another
 from workerd.errors import AuditFailed
 from workerd.trail import writer
 from workerd.trail.writer import AuditTrail
@@ -331,9 +333,15 @@ def test_a_folder_that_is_moved_away_is_left_and_another_is_begun(folder: Path, 
     with structlog.testing.capture_logs() as logs:
         trail.record(EVENT)
         trail.record(EVENT)
-    assert [each["event"] for each in logs] == ["the audit trail was moved away, and another is begun"]
-    assert check_whole(folder.with_name("kept")).head.seq == 1
-    assert check_whole(folder).head.seq == 2
+    assert [each["event"] for each in logs] == [
+        "the audit trail was moved away, and another is begun",
+        "the audit trail does not end as it was left",
+    ]
+    kept = check_whole(folder.with_name("kept")).head
+    assert kept.seq == 1
+    assert [event["event"] for event in events(folder)] == [RESUMED, "decision", "decision"]
+    assert events(folder)[0]["prev"] == kept.hash
+    assert verify(folder, from_seq=2).fault is None
 
 
 def test_a_file_that_somebody_begun_and_did_not_come_to_write_is_taken_over(
@@ -413,3 +421,20 @@ def test_a_trail_goes_on_in_another_file_where_one_may_not_grow(folder: Path) ->
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert check_whole(folder).head.seq == 20
     assert len(list_files(folder)) > 2
+
+
+def test_a_trail_that_another_program_locks_is_an_error_that_names_the_program(
+    folder: Path, trail: AuditTrail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is refused first has waited for it, and the next hardly at all; once it is free, lines are written."""
+    monkeypatch.setattr(writer, "_STILL_LOCKED_SECONDS", 0.0)
+    trail.record(EVENT)
+    with held_by_another(folder) as holder:
+        began = time.monotonic()
+        for _ in range(20):
+            with pytest.raises(AuditFailed, match=rf"process {holder} \(sleep\) .*: end that process"):
+                trail.record(EVENT)
+        assert time.monotonic() - began < 2 * writer._LOCK_SECONDS
+    trail.record(EVENT)
+    assert len(events(folder)) == 2
+    assert trail._lock_seconds == writer._LOCK_SECONDS

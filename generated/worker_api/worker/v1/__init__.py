@@ -4,6 +4,7 @@
 # This file has been @generated
 
 __all__ = (
+    "AccountDecision",
     "ErrorDetail",
     "ErrorReason",
     "Exited",
@@ -191,6 +192,16 @@ class ErrorReason(betterproto2.Enum):
     (DEADLINE_EXCEEDED)
     """
 
+    UNSUPPORTED = 24
+    """
+    The daemon has no such RPC, or the request is compressed, or there is not exactly one. (UNIMPLEMENTED)
+    """
+
+    FRAMING_INVALID = 25
+    """
+    What was sent is not a message with its length before it, as gRPC has it. (INTERNAL)
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -218,6 +229,8 @@ class ErrorReason(betterproto2.Enum):
             21: "ERROR_REASON_ACCOUNT_UNUSABLE",
             22: "ERROR_REASON_CANNOT_ISSUE",
             23: "ERROR_REASON_NO_ANSWER",
+            24: "ERROR_REASON_UNSUPPORTED",
+            25: "ERROR_REASON_FRAMING_INVALID",
         }
 
     @classmethod
@@ -247,6 +260,8 @@ class ErrorReason(betterproto2.Enum):
             "ERROR_REASON_ACCOUNT_UNUSABLE": 21,
             "ERROR_REASON_CANNOT_ISSUE": 22,
             "ERROR_REASON_NO_ANSWER": 23,
+            "ERROR_REASON_UNSUPPORTED": 24,
+            "ERROR_REASON_FRAMING_INVALID": 25,
         }
 
 
@@ -383,6 +398,31 @@ class Stream(betterproto2.Enum):
 
 
 @dataclass(eq=False, repr=False)
+class AccountDecision(betterproto2.Message):
+    """
+    AccountDecision says whether a job of the user who was asked about may run as a system account.
+    """
+
+    account: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The account: the one that was asked about, or the one that the user's jobs run as when a spawn names none.
+    """
+
+    permitted: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    Whether it would be permitted.
+    """
+
+    policies: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The policies that decide it, as in ExplainDecisionResponse.
+    """
+
+
+default_message_pool.register_message("worker.v1", "AccountDecision", AccountDecision)
+
+
+@dataclass(eq=False, repr=False)
 class ErrorDetail(betterproto2.Message):
     """
     ErrorDetail is the machine-readable part of a failed call.
@@ -431,8 +471,9 @@ class ExplainDecisionRequest(betterproto2.Message):
 
     user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    Who might make it: an id, or the name of a user that the daemon has seen. Empty: the caller as this call is made,
-    for another user perhaps, and with what the certificate is good for.
+    Who might make it: an id, or the name of a user that the daemon has seen. To ask about another user than the caller
+    takes the right "explain" where no job is meant. Empty: the caller as this call is made, for another user perhaps,
+    and with what the certificate is good for.
     """
 
     right: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
@@ -448,7 +489,7 @@ class ExplainDecisionRequest(betterproto2.Message):
     target: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
     """
     What it concerns where that is no job: the system account for "run-as", the name or id of the user for
-    "impersonate". Empty: the daemon itself.
+    "impersonate". Empty: the daemon itself; for "run-as" the account that jobs of the user run as by default.
     """
 
     policies_name: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
@@ -469,7 +510,7 @@ class ExplainDecisionResponse(betterproto2.Message):
 
     permitted: "bool" = betterproto2.field(1, betterproto2.TYPE_BOOL)
     """
-    Whether it would be permitted.
+    Whether it would be permitted; a spawn, whether it would be permitted as the account of the user's jobs.
     """
 
     policies: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -486,6 +527,12 @@ class ExplainDecisionResponse(betterproto2.Message):
     roles: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
     The roles of that user, sorted.
+    """
+
+    account: "AccountDecision | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    For "spawn" and "run-as": the decision on the system account, which a spawn takes besides the one on itself.
+    Absent for other rights.
     """
 
 
@@ -673,7 +720,7 @@ class Job(betterproto2.Message):
 
     run_as: "str" = betterproto2.field(20, betterproto2.TYPE_STRING)
     """
-    The system account that the job runs as, if it is another than the daemon's.
+    The system account that the job runs as.
     """
 
     damage: "str" = betterproto2.field(21, betterproto2.TYPE_STRING)
@@ -761,8 +808,9 @@ class JobEnd(betterproto2.Message):
 
     peak_memory_bytes: "int" = betterproto2.field(10, betterproto2.TYPE_UINT64)
     """
-    The largest resident set of any one process of the job, in bytes. Small programs show some megabytes too much:
-    the kernel counts what the process was before it became the program (getrusage(2), ru_maxrss).
+    The largest resident set of any one process of the job, in bytes. Zero: not known. It is not known of a job that
+    was lost, and of one whose processes were all smaller than what its program's process was before it became the
+    program, some 14 MiB, which the kernel counts as the program's (getrusage(2), ru_maxrss).
     """
 
     streams: "list[StreamSummary]" = betterproto2.field(11, betterproto2.TYPE_MESSAGE, repeated=True)
@@ -935,7 +983,8 @@ class Share(betterproto2.Message):
 
     user: "User | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    Who.
+    The user, by name or by id as the job was shared with them: the id is empty, or the name is the id. Callers who may
+    act for the user get both. So the answer does not depend on whether there is such a user.
     """
 
     rights: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -960,7 +1009,8 @@ class ShareRequest(betterproto2.Message):
 
     user: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
     """
-    The other user: the id, or the name if the daemon has seen one user of that name. Empty: nothing is changed.
+    The other user: the id, or the name, at most 64 characters. A name means the only user with that name whom the
+    daemon has seen, or else the first whom it sees; nobody while there are several. Empty: nothing is changed.
     """
 
     rights: "list[str]" = betterproto2.field(3, betterproto2.TYPE_STRING, repeated=True)
@@ -1041,8 +1091,8 @@ class SpawnRequest(betterproto2.Message):
 
     run_as: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
     """
-    The system account to run as, by name, which takes the right "run-as". Empty: the one that the daemon is set to, or
-    else its own.
+    The system account to run as, by name. Empty: the one that the daemon is set to for the job's owner, or else for
+    all, or else its own. Either takes the right "run-as" on it.
     """
 
 
@@ -1360,6 +1410,11 @@ class WhoAmIResponse(betterproto2.Message):
     acting: "User | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The user of the certificate, when the call is made for another. Absent otherwise.
+    """
+
+    run_as: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The system account that the user's jobs run as when a spawn names none. Empty: the caller may start none as it.
     """
 
 

@@ -1,0 +1,84 @@
+"""Authorities in a folder of their own: giving a daemon's folder what it needs of them, and moving them there."""
+
+import os
+from pathlib import Path
+
+from pki.errors import InvalidAuthority
+from pki.files import (
+    OF_OTHERS,
+    REPLACED,
+    copy_file,
+    key_path,
+    locked,
+    make_folder,
+    read_bytes,
+    replace_file,
+    sync_folder,
+)
+from pki.layout import PkiLayout
+
+
+def require_apart(folder: Path, authority: Path) -> None:
+    """Raise an error if the authorities' folder is the daemon's, or within it.
+
+    Raises:
+        InvalidAuthority: it is.
+    """
+    if authority.resolve().is_relative_to(folder.resolve()):
+        raise InvalidAuthority(authority, folder)
+
+
+def copy_public(files: PkiLayout) -> None:
+    """Give a daemon's folder what it needs of the authorities', and the path of that.
+
+    One process at a time may do this.
+    """
+    make_folder(files.path)
+    copies = {
+        files.server_authority: files.server_ca,
+        files.client_authority: files.client_ca,
+        files.authority_crl: files.client_crl,
+    }
+    for source, copy in copies.items():
+        if source.exists():
+            replace_file(copy, read_bytes(source, "put it back"))
+    _write_location(files, files.authority)
+
+
+def move_authority(files: PkiLayout, authority: Path) -> None:
+    """Move the authorities' keys, their inventory, and the pairs of users and of other daemons to another folder.
+
+    The daemon's own pair stays, with copies of the authorities' certificates and of the list of revoked ones. A move
+    that was interrupted is finished by the next one to the same folder.
+
+    Args:
+        files: the files of a folder with authorities.
+        authority: the folder to move them to, which must not have others.
+
+    Raises:
+        AlreadyExists: one of the files is there already, with another content; nothing has been removed then.
+        InvalidAuthority: it is within the daemon's folder.
+        Missing: there is no authority to move, or a file cannot be read.
+    """
+    authority = authority.absolute()
+    require_apart(files.path, authority)
+    keys = [key_path(files.server_ca), key_path(files.client_ca)]
+    stay = [files.server_ca, files.client_ca, files.client_crl]
+    with locked(files.client_ca):
+        leave = [path for path in (*keys, files.client_inventory) if path.exists()]
+        leave += [path for name in OF_OTHERS for path in sorted((files.path / name).rglob("*")) if path.is_file()]
+        for source in (*stay, *leave):
+            if source.exists():
+                copy_file(source, authority / source.relative_to(files.path))
+        _write_location(files, authority)
+        for source in leave:
+            source.unlink()
+    for name in OF_OTHERS:
+        for folder in (files.path / name / REPLACED, files.path / name):
+            if folder.is_dir() and not os.listdir(folder):
+                folder.rmdir()
+    sync_folder(files.path)
+
+
+def _write_location(files: PkiLayout, authority: Path) -> None:
+    replace_file(files.location, os.fsencode(authority) + b"\n")

@@ -1,0 +1,177 @@
+"""Whatever one user does, and however often, others are answered in time and the daemon's memory is bounded."""
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from worker_api.worker.v1 import SpawnRequest
+
+from tests.daemon import Daemon, multiply, running_daemon
+from tests.holding import forget_peak, peak_bytes
+from tests.hostile.greed import CASES
+from tests.hostile.witness import check_log
+from workerctl.client import Client
+
+_ATTACKER = "mallory"
+_ARGUMENTS = 65_000  # of each of the attacker's jobs, more than a daemon takes unless it is set to
+_JOBS = 200
+_USERS = 3_000
+_IDLE_SECONDS, _GREED_SECONDS = 1.5, 5.0
+_PAUSE_SECONDS = 0.03  # much less than half a second: the more calls, the more a p99 means
+_LONGEST_SECONDS = 5.0  # of a call, which then counts as one of so long
+_LIMIT_SECONDS, _TIMES_IDLE = 0.25, 5
+_MEMORY_BYTES = 256 << 20
+_ROOT = Path(__file__).parents[2]
+_FREEZER = Path("/sys/fs/cgroup/freezer")
+_STOPS_ITS_SUPERVISOR = "sleep 0.3; while kill -STOP $PPID; do sleep 0.05; done"
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, str]]:
+    """A daemon with many users, and with large jobs of the attacker from when it was set to take them; one's id."""
+    state = tmp_path_factory.mktemp("daemon") / "state"
+    with running_daemon(state, "--max-arguments", "0", "--max-argument-bytes", "0") as daemon:
+        daemon.pki.issue_client(_ATTACKER)
+        job_id = asyncio.run(_run_large(daemon))
+    users = state / "users"
+    for number in range(_USERS):
+        (users / str(uuid.uuid4())).write_text(f"user-{number}")
+    multiply(daemon.folder(job_id), _JOBS)
+    with running_daemon(state) as daemon:
+        yield daemon, job_id
+        check_log(daemon.errors())
+
+
+async def _run_large(daemon: Daemon) -> str:
+    async with daemon.client(_ATTACKER) as client:
+        job_id = await client.spawn(SpawnRequest(program="true", args=["0123456789"] * _ARGUMENTS))
+        async for _ in client.stream_log(job_id):
+            pass
+    return job_id
+
+
+@dataclass
+class Taken:
+    """How long another user's calls took: many of Status, and one of Spawn."""
+
+    statuses: list[float] = field(default_factory=list)
+    spawn: float = 0.0
+
+    def at(self, share: float) -> float:
+        """Return the time that a share of the calls did not exceed."""
+        calls = sorted([*self.statuses, self.spawn])
+        return calls[math.ceil(len(calls) * share) - 1]
+
+    def __str__(self) -> str:
+        return (
+            f"{1e3 * self.at(0.5):.0f}/{1e3 * self.at(0.99):.0f} ms (p50/p99 of {len(self.statuses)}), "
+            f"spawn {1e3 * self.spawn:.0f} ms"
+        )
+
+
+async def _measure(client: Client, job_id: str, seconds: float) -> Taken:
+    """Ask for the status of a job over and over, and spawn once amid that."""
+    taken, end = Taken(), time.monotonic() + seconds
+
+    async def time_call(call: Awaitable[object]) -> float:
+        began = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_SECONDS):
+                await call
+        return time.monotonic() - began
+
+    while time.monotonic() < end or not taken.spawn:
+        taken.statuses.append(await time_call(client.status(job_id)))
+        if not taken.spawn and time.monotonic() > end - seconds / 2:
+            taken.spawn = await time_call(client.spawn(SpawnRequest(program="true")))
+        await asyncio.sleep(_PAUSE_SECONDS)
+    return taken
+
+
+@contextlib.asynccontextmanager
+async def _jobs_of(case: str, daemon: Daemon, large: str) -> AsyncIterator[Sequence[str]]:
+    """Yield the ids of the attacker's jobs that a case is about."""
+    async with contextlib.AsyncExitStack() as stack:
+        if case not in ("stopped_supervisors", "frozen_jobs"):
+            yield [large]
+            return
+        freezer = stack.enter_context(_freezer()) if case == "frozen_jobs" else None
+        client = await stack.enter_async_context(daemon.client(_ATTACKER))
+        script = _STOPS_ITS_SUPERVISOR if freezer is None else "exec sleep 1000"
+        job_ids = [await client.spawn(SpawnRequest(program="sh", args=["-c", script])) for _ in range(20)]
+        if freezer is not None:
+            for job_id in job_ids:
+                (freezer / "cgroup.procs").write_text(str((await client.status(job_id)).pid))
+            (freezer / "freezer.state").write_text("FROZEN")
+        yield job_ids
+
+
+@contextlib.contextmanager
+def _freezer() -> Iterator[Path]:
+    """Make a cgroup whose processes no signal ends while it is frozen (cgroups(7), version 1)."""
+    if os.geteuid() != 0 or not os.access(_FREEZER, os.W_OK):
+        pytest.skip("needs root and a freezer of cgroup version 1")
+    directory = _FREEZER / f"workerd-test-{os.getpid()}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        (directory / "freezer.state").write_text("THAWED")
+        for pid in (directory / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        limit = time.monotonic() + 10
+        while (directory / "cgroup.procs").read_text():
+            assert time.monotonic() < limit, "frozen processes do not end once thawed"
+            time.sleep(0.02)
+        directory.rmdir()
+
+
+@contextlib.asynccontextmanager
+async def _greed(case: str, daemon: Daemon, job_ids: Sequence[str], answers: list[int]) -> AsyncIterator[None]:
+    """Press the daemon meanwhile; add the number of answers."""
+    attacker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.hostile.greed", case, daemon.endpoint, _ATTACKER, str(daemon.pki.path)),
+        *job_ids,
+        cwd=_ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert attacker.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            assert await attacker.stdout.readline() == b"begun\n"
+        yield
+        async with asyncio.timeout(30):
+            answers.append(int((await attacker.communicate(b""))[0].split()[-1]))
+    finally:
+        if attacker.returncode is None:
+            attacker.kill()
+            await attacker.wait()
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_others_are_answered_in_time_whatever_one_user_does(
+    crowded: tuple[Daemon, str], note: Callable[[str], None], case: str
+) -> None:
+    daemon, large = crowded
+    answers: list[int] = []
+    async with daemon.client() as client, _jobs_of(case, daemon, large) as job_ids:
+        job_id = await client.spawn(SpawnRequest(program="true"))
+        idle = await _measure(client, job_id, _IDLE_SECONDS)
+        forget_peak(daemon.pid)
+        async with _greed(case, daemon, job_ids, answers):
+            meanwhile = await _measure(client, job_id, _GREED_SECONDS)
+        peak = peak_bytes(daemon.pid)
+    note(f"idle {idle}; meanwhile {meanwhile}, {answers[0]} answers to the other, {peak / 2**20:.0f} MiB at most")
+    assert peak <= _MEMORY_BYTES
+    assert meanwhile.at(0.99) <= max(_LIMIT_SECONDS, _TIMES_IDLE * idle.at(0.99))

@@ -1,0 +1,30 @@
+"""A process of another program that holds a lock, as a job of the daemon's account may, or one that was stopped."""
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def held_by_another(path: Path, *, stopped: bool = False) -> Iterator[int]:
+    """Have another process hold the lock on a file or a folder (flock(1)).
+
+    Args:
+        path: of the file, made if it does not exist, or of the folder.
+        stopped: whether the process is stopped (SIGSTOP) once it holds the lock.
+
+    Yields:
+        The process's id.
+    """
+    command = ["flock", "--no-fork", "--exclusive", str(path), "sh", "-c", "echo held; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            if stopped:
+                holder.send_signal(signal.SIGSTOP)
+            yield holder.pid
+        finally:
+            holder.kill()

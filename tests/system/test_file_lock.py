@@ -1,0 +1,59 @@
+"""Locks that are waited for within a limit, and what is known of those who hold them."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pki import files
+from pki.store import PkiFolder
+from system.file_lock import LockHeld, find_holder, lock_within
+from tests.locks import held_by_another
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+def test_a_lock_that_is_held_for_too_long_is_an_error_that_names_the_holder(file: Path) -> None:
+    with held_by_another(file) as holder, file.open() as opened:
+        with pytest.raises(LockHeld, match=rf"{file}: process {holder} \(sleep\) has held .* more than 0\.1 s"):
+            lock_within(opened.fileno(), file, 0.1)
+        assert find_holder(opened.fileno()) == holder
+
+
+def test_a_holder_that_was_stopped_is_named_with_what_continues_it(file: Path) -> None:
+    with held_by_another(file, stopped=True) as holder, file.open() as opened:
+        with pytest.raises(LockHeld) as held:
+            lock_within(opened.fileno(), file, 0.1)
+        assert f"({_name(holder)}), which is stopped, has held" in str(held.value)
+        assert f"`kill -CONT {holder}`" in str(held.value)
+
+
+def test_a_lock_that_is_let_go_of_in_time_is_taken(file: Path) -> None:
+    with held_by_another(file) as holder, file.open() as opened:
+        ending = threading.Timer(0.2, os.kill, (holder, 9))
+        ending.start()
+        lock_within(opened.fileno(), file, 30)
+        ending.join(30)
+        assert find_holder(opened.fileno()) == os.getpid()
+
+
+def test_an_authority_for_which_a_stopped_process_acts_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_LOCK_SECONDS", 0.2)
+    pki = PkiFolder(tmp_path / "pki")
+    pki.initialize(users=["acrimon"])
+    with held_by_another(files.key_path(pki.client_ca), stopped=True) as holder:
+        with pytest.raises(LockHeld, match=f"process {holder}"):
+            pki.issue_client("bob")
+        with pytest.raises(LockHeld, match=f"process {holder}"):
+            pki.revoke("acrimon")
+    pki.issue_client("bob")

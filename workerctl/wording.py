@@ -1,0 +1,83 @@
+"""The daemon's words in those of the command line.
+
+A daemon serves clients of any kind, so its errors speak of the contract: they begin with the field that they are about,
+and have other fields, and calls such as `List(all_owners=true)`, in backquotes. Here these become options and commands.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_METADATA = {"workerd-username": "--username"}
+_JOB = {"job_id": "--uuid"}
+_SPAWN = {
+    "envs": "--envs",
+    "max_log_bytes": "--max-log-bytes",
+    "name": "--name",
+    "request_key": "--request-key",
+    "run_as": "--run-as",
+    "timeout": "--timeout-seconds",
+    "working_directory": "--working-directory",
+}
+_FIELD = re.compile(r"`([a-z][a-z_-]*)`")
+_CALL = re.compile(r"`([A-Z][A-Za-z]*)\(([^`)]*)\)`")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rpc:
+    """How a call is made on the command line.
+
+    Attributes:
+        command: the words after `workerctl`.
+        options: those that give fields of the request, by field.
+    """
+
+    command: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+_RPCS = {
+    "Spawn": _Rpc("spawn", _SPAWN),
+    "Stop": _Rpc("stop", _JOB | {"grace": "--grace-seconds"}),
+    "Status": _Rpc("status", _JOB | {"show_envs": "--show-envs"}),
+    "StreamLog": _Rpc("stream-log", _JOB | {"offset_bytes": "--offset", "streams": "--stream-type"}),
+    "Remove": _Rpc("remove", _JOB),
+    "List": _Rpc("list", {"all_owners": "--all-owners", "name": "--name", "states": "--state"}),
+    "Share": _Rpc("share", _JOB | {"rights": "--allow", "user": "--with"}),
+    "IssueCredential": _Rpc("credential issue", {"lifetime": "--ttl", "rights": "--allow"}),
+    "ExplainDecision": _Rpc(
+        "policy test", {"job_id": "--job", "policies": "FILE", "right": "--action", "target": "--on", "user": "--as"}
+    ),
+    "WhoAmI": _Rpc("whoami"),
+}
+
+
+def to_command_line(message: str, command: str = "", subject: str = "") -> str:
+    """Put what a daemon says into the words of a command.
+
+    Args:
+        message: what it says.
+        command: the command that it says it to, such as "policy test"; empty where that is not known.
+        subject: the field of the request that it is about.
+    """
+    options = _options_of(command)
+    if subject in options and message.startswith(f"{subject} "):
+        message = options[subject] + message.removeprefix(subject)
+    message = _FIELD.sub(lambda found: options.get(found[1], found[0]), message)
+    return _CALL.sub(_to_command, message)
+
+
+def _options_of(command: str) -> dict[str, str]:
+    name = {"run": "spawn"}.get(command, command)
+    known = [rpc for rpc in _RPCS.values() if rpc.command == name] or [*reversed(_RPCS.values())]
+    return {field: option for rpc in known for field, option in rpc.options.items()} | _METADATA
+
+
+def _to_command(found: re.Match[str]) -> str:
+    rpc = _RPCS.get(found[1])
+    if rpc is None:
+        return found[0]
+    words = ["workerctl", rpc.command]
+    for name, value in (pair.split("=", 1) for pair in found[2].split(", ") if "=" in pair):
+        words += [rpc.options.get(name, name), *([] if value == "true" else [value])]
+    return f"`{' '.join(words)}`"
