@@ -31,7 +31,7 @@ class Limits:
         max_jobs: Jobs that run at once.
         max_jobs_per_user: Jobs of one user that run at once.
         max_spawns_per_second: Jobs that a user may start per second, in the long run; ten times as many at once.
-        max_starting: Jobs that are being started, of one user a quarter of it; 1 or more. The others wait.
+        max_starting: Jobs that are being started at once; 1 or more. The others wait.
         max_arguments: Arguments and variables of one job.
         max_argument_bytes: Bytes of the arguments and variables of one job.
         max_connections: Connections.

@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import functools
 import os
+import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -23,6 +24,7 @@ from workerd.engine.errors import (
     Draining,
     LimitMet,
     NeverForced,
+    NoAnswer,
     ResourcesExhausted,
     SpawnGivenUp,
     SpoolCorrupt,
@@ -36,7 +38,6 @@ from workerd.engine.request import SpawnRequest
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, can_limit_logs
 from workerd.engine.threads import Threads
-from workerd.engine.turns import Turns
 
 log = structlog.get_logger()
 _FINISH_SECONDS = 5.0
@@ -69,7 +70,7 @@ class Spawner:
         self._storage = storage
         self._admission = Admission(limits)
         self._launcher = launcher
-        self._turns = Turns("starting the jobs before it", limits.max_starting, START_SECONDS)
+        self._turns = asyncio.Semaphore(limits.max_starting or sys.maxsize)
         self._looking_up = Threads("looking up an account", most=4, limit_seconds=_ACCOUNT_SECONDS)
         self._spawning: dict[str, _Spawning] = {}
 
@@ -159,7 +160,7 @@ class Spawner:
                     return
             account = await self._looking_up.run(find_account, request.run_as) if request.run_as else None
             spec = request.specify(job_id, created_ns, self._storage, account)
-            async with self._turns.take(request.owner.id):  # for who waits has nothing open
+            async with self._turn():  # not before: a spawn that waits for its turn has nothing open
                 lock = await self._claim(spec)
                 if lock is not None:
                     await self._start(spec, lock, spawning)
@@ -167,6 +168,23 @@ class Spawner:
             if error.errno not in SHORTAGES:
                 raise
             raise ResourcesExhausted(request.program, f"{error.filename or 'the system'}: {error.strerror}") from error
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait until few enough jobs are being started.
+
+        Raises:
+            NoAnswer: they do not get on.
+        """
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise NoAnswer("starting the jobs before this one", START_SECONDS) from None
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _claim(self, spec: JobSpec) -> int | None:
         """Take a job that is to be started; return the lock of its folder, or None when it has been started.
