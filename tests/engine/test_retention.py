@@ -17,7 +17,7 @@ from tests.daemon import end_jobs
 from tests.engine.catalogs import Filling, draw_id, enter_many
 from tests.engine.logs import ME, read_log, shell, wait_for_output
 from tests.waiting import eventually
-from workerd.engine import identity
+from workerd.engine import identity, request_keys
 from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
@@ -133,6 +133,7 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
     """A shelf of its own, without jobs."""
     (tmp_path / "state").mkdir()
     identity.establish(tmp_path / "state" / "spool")
+    request_keys.establish(tmp_path / "state" / "request-keys", tmp_path / "state" / "jobs")
     with Shelf(tmp_path / "state") as shelf:
         yield shelf
 
