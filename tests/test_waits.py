@@ -57,6 +57,7 @@ WITHOUT_LIMIT = {
     "workerd/engine/capture.py Capture._fill: os.readv": _READY,
     "workerd/engine/control.py Control.read: os.read": _READY,
     "workerd/engine/engine.py Engine.read_log: changed.wait": _JOB,
+    "workerd/engine/keeper.py Keeper._end: with self._turns": "other jobs are brought to their ends, within limits",
     "workerd/engine/keeper.py Keeper._wait_changed: self._changed.wait": _JOB,
     "workerd/engine/keeper.py Keeper._retain: await asyncio.shield(self._scanning)": _SCAN,
     "workerd/engine/keeper.py Keeper.wait_scanned: await asyncio.shield(self._scanning)": _SCAN,
