@@ -140,7 +140,7 @@ def hostile(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Run other people's programs against the daemon: sslscan, OpenSSL's and nghttp2's clients, grpcio."""
+    """Run other people's programs against the daemon: sslscan, OpenSSL's and nghttp2's clients, grpcio, the journal."""
     install_to_run(session, "tests")
     tools = {"h2load": "nghttp2-client", "nghttp": "nghttp2-client", "openssl": "openssl", "sslscan": "sslscan"}
     install_tools(session, tools, "the tests that need it are skipped")

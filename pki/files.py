@@ -82,6 +82,16 @@ def read_bytes(path: Path, advice: str) -> bytes:
         raise Missing(path, error.strerror or str(error), advice) from error
 
 
+def has_content(path: Path, data: bytes) -> bool:
+    """Return whether a file has some content, as far as this account can tell."""
+    try:
+        return path.read_bytes() == data
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
 def load_certificate(path: Path) -> "x509.Certificate":
     """Read a certificate.
 

@@ -16,6 +16,7 @@ The authorities may have a folder of their own. Then the daemon's folder has no 
     daemon's folder       server.crt, server.key, replaced/, and copies of server-ca.crt, client-ca.crt, client-ca.crl
                           authority    the path of the authorities' folder
     authorities' folder   everything else
+                          daemons      the paths of the daemons' folders, one a line
 """
 
 import os
@@ -25,7 +26,7 @@ from typing import Self
 
 from pki.checks import is_name
 from pki.errors import AuthorityDiffers, AuthorityMissing, InvalidName, TrustDomainMissing
-from pki.files import REPLACED, key_path, load_certificate, load_crl, read_bytes
+from pki.files import REPLACED, has_content, key_path, load_certificate, load_crl, read_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,6 +85,33 @@ class PkiLayout:
     def location(self) -> Path:
         """The file with the path of the authorities' folder, if that is another."""
         return self.path / "authority"
+
+    @property
+    def daemons(self) -> Path:
+        """The file in the authorities' folder with the paths of the daemons' folders, one a line."""
+        return self.authority / "daemons"
+
+    def daemons_named(self) -> list[Path]:
+        """Return the folders that the file `daemons` names.
+
+        Raises:
+            Missing: it cannot be read.
+        """
+        if not os.path.lexists(self.daemons):
+            return []
+        return [Path(os.fsdecode(line)) for line in read_bytes(self.daemons, "restore it").splitlines()]
+
+    def daemon_folders(self) -> list[Path]:
+        """Return the folders of daemons that have copies of this authority's certificates.
+
+        Raises:
+            Missing: the certificates, or the file `daemons`, cannot be read.
+        """
+        found = dict.fromkeys(self.daemons_named())
+        if self.elsewhere is not None:
+            found[self.path] = None
+        ours = read_bytes(self.client_authority, "restore it") if found else b""
+        return [folder for folder in found if has_content(folder / self.client_ca.name, ours)]
 
     @property
     def server_authority(self) -> Path:

@@ -1,6 +1,7 @@
 """Authorities in a folder of their own: giving a daemon's folder what it needs of them, and moving them there."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pki.errors import InvalidAuthority
@@ -29,7 +30,7 @@ def require_apart(folder: Path, authority: Path) -> None:
 
 
 def copy_public(files: PkiLayout) -> None:
-    """Give a daemon's folder what it needs of the authorities', and the path of that.
+    """Give a daemon's folder what it needs of the authorities', and each folder the path of the other.
 
     One process at a time may do this.
     """
@@ -42,7 +43,7 @@ def copy_public(files: PkiLayout) -> None:
     for source, copy in copies.items():
         if source.exists():
             replace_file(copy, read_bytes(source, "put it back"))
-    _write_location(files, files.authority)
+    _introduce(files)
 
 
 def move_authority(files: PkiLayout, authority: Path) -> None:
@@ -70,9 +71,10 @@ def move_authority(files: PkiLayout, authority: Path) -> None:
         for source in (*stay, *leave):
             if source.exists():
                 copy_file(source, authority / source.relative_to(files.path))
-        _write_location(files, authority)
+        _introduce(PkiLayout(files.path, authority), files.daemons_named())
         for source in leave:
             source.unlink()
+        files.daemons.unlink(missing_ok=True)
     for name in OF_OTHERS:
         for folder in (files.path / name / REPLACED, files.path / name):
             if folder.is_dir() and not os.listdir(folder):
@@ -80,5 +82,8 @@ def move_authority(files: PkiLayout, authority: Path) -> None:
     sync_folder(files.path)
 
 
-def _write_location(files: PkiLayout, authority: Path) -> None:
-    replace_file(files.location, os.fsencode(authority) + b"\n")
+def _introduce(files: PkiLayout, others: Iterable[Path] = ()) -> None:
+    """Write the path of each folder into the other, and those of further daemons' folders."""
+    folders = dict.fromkeys((*files.daemons_named(), *others, files.path.absolute()))
+    replace_file(files.daemons, b"".join(os.fsencode(folder) + b"\n" for folder in folders))
+    replace_file(files.location, os.fsencode(files.authority) + b"\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pki.checks import LEAST_UNKNOWN_SERIAL, read_serial
 from pki.errors import InvalidName, ListNotCopied, Missing, NotRevocable, NotTrusted
-from pki.files import REPLACED, load_certificate, load_pair, locked, read_bytes, replace_file
+from pki.files import REPLACED, has_content, load_certificate, load_pair, locked, read_bytes, replace_file
 from pki.layout import PkiLayout
 
 TYPE_CHECKING = False
@@ -82,36 +82,40 @@ class PkiRegister(PkiLayout):
             for serial, path in {**dict.fromkeys(sorted(lost)), **meant}.items()
         }
 
-    def copy_list(self) -> bool:
-        """Copy the authority's list of revoked certificates to the daemon's folder, if that is another.
+    def copy_list(self) -> list[Path]:
+        """Copy the authority's list of revoked certificates to the folders of its daemons, where it is another.
 
         Returns:
-            Whether there is a daemon's folder.
+            The folders that have the list: none if no daemon is known.
 
         Raises:
-            ListNotCopied: the list cannot be written there.
+            ListNotCopied: the list cannot be written to one of them; the others have it.
         """
-        if not self.is_initialized():
-            return False
-        if self.elsewhere is not None:
-            with locked(self.client_authority):
+        own = [self.path] if self.elsewhere is None and self.is_initialized() else []
+        failed: ListNotCopied | None = None
+        with locked(self.client_authority):
+            folders = self.daemon_folders()
+            for folder in folders if self.authority_crl.exists() else ():
+                copy = folder / self.client_crl.name
                 try:
-                    replace_file(self.client_crl, read_bytes(self.authority_crl, "revoke once more"))
+                    replace_file(copy, read_bytes(self.authority_crl, "revoke once more"))
                 except (OSError, Missing, NotTrusted) as error:
-                    raise ListNotCopied(self.authority_crl, self.client_crl, str(error)) from error
-        return True
+                    failed = ListNotCopied(self.authority_crl, copy, str(error))
+        if failed is not None:
+            raise failed
+        return own + folders
 
-    def list_differs(self) -> bool:
-        """Return whether a daemon's folder has another list of revoked certificates than the authority.
+    def outdated_copies(self) -> list[Path]:
+        """Return the lists of revoked certificates in daemons' folders that differ from the authority's.
 
         Raises:
-            Missing: one of the lists cannot be read.
+            Missing: the authority's cannot be read.
         """
-        if self.elsewhere is None or not self.is_initialized():
-            return False
-        advice = "put back the one that was there"
-        lists = [read_bytes(path, advice) if path.exists() else b"" for path in (self.authority_crl, self.client_crl)]
-        return lists[0] != lists[1]
+        if not self.authority_crl.exists():
+            return []
+        newest = read_bytes(self.authority_crl, "put back the one that was there")
+        copies = [folder / self.client_crl.name for folder in self.daemon_folders()]
+        return [copy for copy in copies if not has_content(copy, newest)]
 
     def inventory(self) -> "Inventory":
         """Read what was issued to users and revoked, as far as it is recorded.

@@ -55,7 +55,10 @@ def lock_within(descriptor: int, path: Path, seconds: float) -> None:
 
 
 def find_holder(descriptor: int) -> int | None:
-    """Return the process that took a lock on an open file (proc_locks(5)); None if the kernel shows none."""
+    """Return the process that took a lock on an open file (proc_locks(5)); None if the kernel shows none that lives.
+
+    One that has ended since has passed the open file on, which only the holder's descriptors show.
+    """
     file = os.fstat(descriptor)
     wanted = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
     try:
@@ -64,8 +67,8 @@ def find_holder(descriptor: int) -> int | None:
         return None
     for line in lines:
         match line.split()[1:]:
-            case ["FLOCK", _, _, pid, place, *_] if place == wanted and int(pid) > 0:  # 0: of another pid namespace
-                return int(pid)
+            case ["FLOCK", _, _, pid, place, *_] if place == wanted and _read_stat(int(pid))[0]:
+                return int(pid)  # 0, of another pid namespace, is no process here
     return None
 
 

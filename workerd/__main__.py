@@ -18,11 +18,17 @@ from system.ownership import Untrusted, require_trusted
 from workerd.engine import linux, signals
 from workerd.engine.errors import EngineError
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Durability
-from workerd.engine.storage import DEFAULT_STORAGE, Storage
+from workerd.engine.storage import DEFAULT_STORAGE, Storage, default_total_bytes
 from workerd.errors import ConfigurationInvalid, DaemonError
 from workerd.limits import DEFAULT_LIMITS, Limits
 from workerd.log import configure_log
-from workerd.settings import DEFAULT_KEEPALIVE_SECONDS, DEFAULT_LISTEN, DEFAULT_MAX_AUDIT_BYTES, make_settings
+from workerd.settings import (
+    DEFAULT_KEEPALIVE_SECONDS,
+    DEFAULT_LISTEN,
+    DEFAULT_MAX_AUDIT_BYTES,
+    default_state_directory,
+    make_settings,
+)
 
 _USAGE = 2
 
@@ -55,8 +61,13 @@ def workerd(
         int, Parameter(help="What one log may take of the disk; beyond it the oldest output goes. 0: any amount.")
     ] = DEFAULT_STORAGE.max_log_bytes,
     max_total_bytes: Annotated[
-        int, Parameter(help="What all jobs may take; beyond it those that ended first are removed. 0: any amount.")
-    ] = DEFAULT_STORAGE.max_total_bytes,
+        int | None,
+        Parameter(
+            help="What all jobs may take; beyond it those that ended first are removed. 0: any amount."
+            " [default: 80% of the file system]",
+            show_default=False,
+        ),
+    ] = None,
     max_age_seconds: Annotated[
         float, Parameter(help="How long after their end jobs are removed. 0: never.")
     ] = DEFAULT_STORAGE.max_age_seconds,
@@ -110,9 +121,12 @@ def workerd(
 
     Example: `workerd --listen 127.0.0.1:7005 --state-dir /var/lib/workerd`
     """
+    state_directory = Path(state_dir) if state_dir else default_state_directory()
+    if max_total_bytes is None:
+        max_total_bytes = default_total_bytes(state_directory)
     settings = make_settings(
         listen=listen,
-        state_dir=Path(state_dir) if state_dir else None,
+        state_dir=state_directory,
         pki_dir=Path(pki_dir) if pki_dir else None,
         policy_dir=Path(policy_dir) if policy_dir else None,
         roles=roles or {},

@@ -16,8 +16,9 @@ import pytest
 from tests.daemon import end_jobs
 from tests.engine.catalogs import Filling, draw_id, enter_many
 from tests.engine.logs import ME, read_log, shell, wait_for_output
+from tests.small_disk import small_disk
 from tests.waiting import eventually
-from workerd.engine import identity
+from workerd.engine import identity, request_keys, retention
 from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
 from workerd.engine.errors import JobNotFound
@@ -133,6 +134,7 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
     """A shelf of its own, without jobs."""
     (tmp_path / "state").mkdir()
     identity.establish(tmp_path / "state" / "spool")
+    request_keys.establish(tmp_path / "state" / "request-keys", tmp_path / "state" / "jobs")
     with Shelf(tmp_path / "state") as shelf:
         yield shelf
 
@@ -284,3 +286,24 @@ async def test_what_was_left_half_removed_is_removed_at_the_next_start(tmp_path:
     async with Engine(tmp_path) as engine:
         await engine.wait_scanned()
     assert not leftover.exists()
+
+
+async def test_on_a_disk_that_running_jobs_filled_the_oldest_results_go_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the catalogue cannot note there what the running jobs take."""
+    monkeypatch.setattr(retention, "_GROWTH_SECONDS", 1.0)
+    monkeypatch.setattr(retention, "_RETRY_SECONDS", 1.0)
+    with small_disk(tmp_path / "disk", 64 << 20, 0):
+        state = tmp_path / "disk" / "state"
+        async with Engine(state, Storage(max_total_bytes=51 << 20)) as engine:
+            try:
+                old = [await engine.spawn(shell("head -c 10000000 /dev/zero")) for _ in range(3)]
+                for job_id in old:
+                    await read_log(engine, job_id)
+                filling = await engine.spawn(shell("head -c 45000000 /dev/zero"))
+                assert len((await read_log(engine, filling)).stdout) == 45_000_000
+                page = await engine.list_jobs(ME.id, states=(), name="", size=10, after=None)
+                assert {job.id for job in page.jobs} < {filling, *old}
+            finally:
+                end_jobs(state)

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from system.file_lock import LockHeld
-from tests.engine.logs import ME, read_log, shell
+from tests.engine.logs import ME, has_ended, read_log, shell, wait_for_output
 from tests.freezing import Freezer
 from tests.locks import held_by_another
 from tests.waiting import eventually
 from workerd.engine import folder, launcher, shelf, stopping, threads
 from workerd.engine.engine import Engine
 from workerd.engine.errors import LauncherFailed, NoAnswer, SpawnGivenUp, StartUnconfirmed, StopUnconfirmed
-from workerd.engine.job import JobState, Killed, Lost, Stopped, Stream
+from workerd.engine.job import Exited, JobState, Killed, Lost, StopOrder, Stopped, Stream
 from workerd.engine.launcher import Launcher
 from workerd.engine.reply import READY
 from workerd.engine.threads import Threads
@@ -162,11 +162,68 @@ async def test_a_job_that_keeps_its_supervisor_stopped_is_killed_and_has_a_typed
         await engine.stop(job_id, ME, 0)
         log = await read_log(engine, job_id)
     assert log.end is not None
-    assert log.end.cause in (
-        Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL)),
-        Killed(signal.SIGKILL),  # the supervisor saw the program's end before it came to the order
-    )
+    assert log.end.cause == Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL))
     assert log.stdout == b"stopped\n"
+
+
+async def test_a_supervisor_that_sees_the_end_before_the_order_that_brought_it_about_takes_both(
+    engine: Engine, tmp_path: Path
+) -> None:
+    job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
+    folder = engine._shelf.folder(job_id)
+    assert folder.order_stop(StopOrder(ME, 1000.0))
+    assert folder.order_stop(StopOrder(ME, 0.0, kills=True))
+    os.kill(engine.status(job_id).status.pid, signal.SIGKILL)
+    os.kill(supervisor_of(engine, job_id), signal.SIGCONT)
+    log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert log.end.cause == Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL))
+
+
+async def test_an_order_that_comes_after_a_jobs_own_end_does_not_change_how_it_ended(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """Also one whose giver kills what there may be."""
+    job_id = await spawn_stopped(engine, tmp_path, f"{STOPS_ITS_SUPERVISOR.removesuffix('exec sleep 1000')} exit 3")
+    folder = engine._shelf.folder(job_id)
+    await eventually(lambda: _is_true(has_ended(engine.status(job_id).status.pid)))
+    assert folder.order_stop(StopOrder(ME, 0.0, kills=True))
+    os.kill(supervisor_of(engine, job_id), signal.SIGCONT)
+    log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert log.end.cause == Exited(3)
+
+
+async def test_a_job_that_stops_its_supervisor_after_the_order_was_taken_is_killed_when_the_grace_is_over(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "_PATIENCE_SECONDS", 0.5)
+    script = "trap 'kill -STOP $PPID; echo stopped' TERM; echo ready; while :; do sleep 0.02; done"
+    job_id = await engine.spawn(shell(script))
+    await wait_for_output(engine, job_id, b"ready")
+    async with asyncio.timeout(30):
+        job = await engine.stop(job_id, ME, 0.5)
+        assert job.status.state is JobState.STOPPING
+        log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert isinstance(log.end.cause, Stopped)
+    assert (log.end.cause.by, log.end.cause.outcome) == (ME, Killed(signal.SIGKILL))
+    await eventually(lambda: _is_true(not engine._stopper._following))
+
+
+async def test_an_order_with_a_shorter_grace_is_carried_out_though_the_supervisor_was_stopped_after_the_first(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(stopping, "_LOOK_SECONDS", 0.2)
+    script = "trap 'kill -STOP $PPID; echo stopped' TERM; echo ready; while :; do sleep 0.02; done"
+    job_id = await engine.spawn(shell(script))
+    await wait_for_output(engine, job_id, b"ready")
+    async with asyncio.timeout(30):
+        await engine.stop(job_id, ME, 1000)
+        await eventually(lambda: _is_stopped(supervisor_of(engine, job_id)))
+        await engine.stop(job_id, ME, 0)
+        assert (await read_log(engine, job_id)).end is not None
 
 
 async def test_a_stop_that_cannot_be_carried_out_is_an_answer(

@@ -37,7 +37,7 @@ def as_daemon(folder: PkiFolder) -> PkiFolder:
 def test_the_daemons_folder_has_its_own_pair_and_certificates_of_the_authorities_only(folder: PkiFolder) -> None:
     assert names(folder.path) == PUBLIC | OWN
     assert names(folder.authority) == {
-        *("server-ca.crt", "server-ca.key", "client-ca.crt", "client-ca.key", "client-ca.issued.jsonl"),
+        *("server-ca.crt", "server-ca.key", "client-ca.crt", "client-ca.key", "client-ca.issued.jsonl", "daemons"),
         *("clients/alice.crt", "clients/alice.key"),
     }
     assert as_daemon(folder).trust_domain() == "prod.example.org"
@@ -62,9 +62,9 @@ def test_what_is_done_with_the_authorities_elsewhere_reaches_both_folders(folder
     assert folder.renew("alice") == folder.authority / "clients" / "alice.crt"
     revoked = folder.revoke("alice")
     assert len(revoked) == 2
-    assert folder.list_differs()
-    assert folder.copy_list()
-    assert not folder.list_differs()
+    assert folder.outdated_copies() == [folder.client_crl]
+    assert folder.copy_list() == [folder.path]
+    assert folder.outdated_copies() == []
     assert as_daemon(folder).revoked() == revoked.keys()
     assert names(folder.path) == PUBLIC | OWN | {"client-ca.crl"} | {
         f"replaced/{each.name}" for each in (folder.path / "replaced").iterdir()
@@ -82,12 +82,31 @@ def test_a_pair_that_was_copied_to_the_daemons_folder_is_revoked_like_others(fol
     client_context(as_daemon(folder), "alice")
 
 
-def test_a_list_that_cannot_be_copied_names_the_command_that_copies_it(folder: PkiFolder) -> None:
+def test_a_list_that_cannot_be_copied_names_the_command_that_copies_it(folder: PkiFolder, tmp_path: Path) -> None:
     folder.revoke("alice")
     folder.client_crl.mkdir()
-    with pytest.raises(ListNotCopied, match=f"`install -m 644 {folder.authority_crl} {folder.client_crl}`"):
-        folder.copy_list()
-    assert not PkiFolder(folder.authority).copy_list()
+    second = PkiFolder(tmp_path / "second", folder.authority)
+    second.initialize()
+    for each in (folder, PkiFolder(folder.authority)):
+        second.client_crl.unlink()
+        with pytest.raises(ListNotCopied, match=f"`install -m 644 {folder.authority_crl} {folder.client_crl}`"):
+            each.copy_list()
+        assert as_daemon(second).revoked() == folder.revoked()
+
+
+def test_a_list_reaches_every_daemon_whose_folder_is_known(folder: PkiFolder, tmp_path: Path) -> None:
+    second = PkiFolder(tmp_path / "second", folder.authority)
+    second.initialize()
+    authority = PkiFolder(folder.authority)
+    authority.revoke("alice")
+    assert authority.outdated_copies() == [folder.client_crl, second.client_crl]
+    assert authority.copy_list() == [folder.path, second.path]
+    assert as_daemon(folder).revoked() == as_daemon(second).revoked() == authority.revoked() != frozenset()
+    shutil.rmtree(folder.path)
+    second.client_ca.write_bytes(b"another authority's")
+    second.client_crl.unlink()
+    assert authority.copy_list() == []
+    assert not second.client_crl.exists() and not folder.path.exists()
 
 
 def test_a_second_daemon_takes_authorities_that_are_there(folder: PkiFolder, tmp_path: Path) -> None:
@@ -133,7 +152,7 @@ def whole(tmp_path: Path) -> PkiFolder:
 
 def check_moved(whole: PkiFolder, before: set[str], to: Path) -> None:
     assert names(whole.path) == PUBLIC | OWN | {"client-ca.crl"}
-    assert names(to) == before - OWN
+    assert names(to) == (before - OWN) | {"daemons"}
     folder = whole.with_authority()
     assert folder.authority == to
     folder.issue_client("carol")
@@ -183,6 +202,15 @@ def test_a_move_that_was_interrupted_is_finished_by_the_next(
             break
     steps = 10**6
     check_moved(whole, before, to)
+
+
+def test_a_move_takes_along_which_daemons_there_are(whole: PkiFolder, tmp_path: Path) -> None:
+    second = PkiFolder(tmp_path / "second", whole.path)
+    second.initialize()
+    move_authority(whole, tmp_path / "authority")
+    folder = whole.with_authority()
+    folder.revoke("alice")
+    assert folder.copy_list() == [second.path, whole.path]
 
 
 def test_a_move_replaces_no_other_authority(whole: PkiFolder, tmp_path: Path) -> None:

@@ -77,10 +77,15 @@ def test_authorities_that_are_out_of_reach_are_asked_for(
 
 
 def test_a_list_that_reaches_no_daemon_is_told(daemon: Daemon, authority: Path) -> None:
-    _, errors = pki(authority, "revoke", "alice")
-    assert f"copy {authority / 'client-ca.crl'} to the folder of each" in errors
+    daemon.pki.client_crl.mkdir()
+    _, errors = pki(authority, "revoke", "alice", code=ExitCode.FAILED)
+    assert "the daemon does not know yet who was revoked" in errors
+    daemon.pki.client_crl.rmdir()
     _, errors = pki(daemon.pki.path, "list")
     assert f"`install -m 644 {authority / 'client-ca.crl'} {daemon.pki.client_crl}`" in errors
+    (authority / "daemons").unlink()
+    _, errors = pki(authority, "revoke", "alice")
+    assert f"copy {authority / 'client-ca.crl'} to that of each" in errors
 
 
 def test_the_authorities_of_a_daemon_that_runs_are_moved_away(tmp_path: Path, authority: Path) -> None:

@@ -160,6 +160,16 @@ def test_content_type_decides_whether_it_is_a_call(caller: Peer, content_type: s
     assert headers["grpc-status"] == ("0" if status == "200" else "2")
 
 
+def test_method_other_than_post_is_told_which_is_allowed(caller: Peer) -> None:
+    """RFC 9110 §15.5.6."""
+    stream_id = caller.h2.get_next_available_stream_id()
+    required = [(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "localhost")]
+    caller.h2.send_headers(stream_id, required, end_stream=True)
+    caller.send()
+    headers = end(caller, stream_id)
+    assert (headers[":status"], headers["allow"]) == ("405", "POST")
+
+
 def test_metadata_that_is_not_ascii_fails_no_call(caller: Peer) -> None:
     assert answer(caller, "WhoAmI", EMPTY, ("x-data", "caf\u00e9"))["grpc-status"] == "0"
 

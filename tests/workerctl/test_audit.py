@@ -71,6 +71,17 @@ def shown(capfd: pytest.CaptureFixture[str], state: Path, *options: str) -> list
     return numbers
 
 
+def test_a_remembered_head_that_cannot_be_read_is_left_out(state: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for make in (os.mkfifo, Path.mkdir, Path.touch):
+        path = state / "audit-head"
+        make(path)
+        assert main_with(["audit", "verify", str(state)]) == 0
+        out, err = capfd.readouterr()
+        assert "whole" in out
+        assert err == f"workerctl: the trail is not compared with {path}, which cannot be read\n"
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
 def test_a_trail_that_is_whole_is_said_to_be_with_the_head_to_keep(
     state: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The command `workerd`: what it says, and what it exits with."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -227,3 +228,23 @@ def test_roles_are_given_in_each_way_that_the_page_says(
         monkeypatch.setenv("WORKERD_ROLES", f'{{"admin": ["other", "{USER}"]}}')
     with running_daemon(tmp_path / "state", *options.get(way, ())) as daemon:
         assert b"roles: admin\n" in daemon.workerctl("whoami").stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take on another account")
+@pytest.mark.parametrize("way", ["option", "variable", "JSON", "file", "option before file"])
+def test_accounts_are_given_in_each_way_that_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    file = tmp_path / "workerd.toml"
+    file.write_text(f'[accounts]\n{USER} = "{"no-such-account" if "option" in way else "nobody"}"\n')
+    options = {
+        "option": (f"--accounts.{USER}", "nobody"),
+        "file": ("--config", str(file)),
+        "option before file": ("--config", str(file), f"--accounts.{USER}", "nobody"),
+    }
+    if way == "variable":
+        monkeypatch.setenv(f"WORKERD_ACCOUNTS_{USER.upper()}", "nobody")
+    elif way == "JSON":
+        monkeypatch.setenv("WORKERD_ACCOUNTS", f'{{"{USER}": "nobody", "first.last": "root"}}')
+    with running_daemon(tmp_path / "state", *options.get(way, ())) as daemon:
+        assert b"jobs run as: nobody\n" in daemon.workerctl("whoami").stdout

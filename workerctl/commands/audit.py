@@ -1,6 +1,7 @@
 """audit: read a daemon's audit trail, and verify that it is whole. Of files on this machine; no daemon is asked."""
 
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
@@ -116,11 +117,11 @@ def _remembered(directory: str | None) -> list[Head]:
     """Return the head that the daemon remembers beside its trail, if it is its state directory that is given."""
     path = (Path(directory) if directory else state_directory()) / REMEMBERED
     try:
-        head = parse_head(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    if head is None:
-        warn(f"{path} cannot be read and is left out")
+        head = parse_head(path.read_bytes()) if path.is_file() else None
+    except OSError:
+        head = None
+    if head is None and os.path.lexists(path):
+        warn(f"the trail is not compared with {path}, which cannot be read")
     return [] if head is None else [head]
 
 

@@ -157,9 +157,9 @@ def list_certificates(*, authority: Authority = None, output: Output = "text", c
             f"{folder.authority_crl} is not the newest list, and pardons {len(left_off)} that were revoked: put that"
             f" one back, or have it made again with `{again}`"
         )
-    elif folder.list_differs():
-        copy = shlex.join(["install", "-m", "644", str(folder.authority_crl), str(folder.client_crl)])
-        warn(f"{folder.client_crl} is not the newest list: copy that with `{copy}`")
+    for copy in folder.outdated_copies():
+        command = shlex.join(["install", "-m", "644", str(folder.authority_crl), str(copy)])
+        warn(f"{copy} is not the newest list: copy that with `{command}`")
     described = [(_shown(path, folder), _describe(path, revoked)) for path in folder.certificates()]
     if output == "json":
         for path, description in described:
@@ -226,7 +226,7 @@ def revoke(
         revoke_all = context.command("pki", "revoke", user_id)
         warn(f"the same user has certificates as {other}, which count: `{revoke_all}` revokes them too")
     if not folder.copy_list():
-        warn(f"no daemon reads {folder.path}: copy {folder.authority_crl} to the folder of each, as client-ca.crl")
+        warn(f"no daemon's folder is known: copy {folder.authority_crl} to that of each, as client-ca.crl")
 
 
 def _folder(context: Context, authority: str | None) -> PkiFolder:

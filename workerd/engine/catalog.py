@@ -55,6 +55,10 @@ ON CONFLICT DO NOTHING
 """
 _SHARED = "FROM shares JOIN jobs USING (created_ns, id) WHERE grantee = ? AND"
 _LISTED = "FROM jobs WHERE id IN (SELECT value FROM json_each(?)) AND"
+_UNNOTED = """
+SELECT ifnull(sum(sizes.value - jobs.disk_bytes), 0) FROM json_each(?) AS sizes CROSS JOIN jobs
+WHERE jobs.id = sizes.key AND +ended_ns = 0
+"""
 _ENDED = "SELECT id, ended_ns, disk_bytes FROM jobs WHERE (ended_ns, id) > (?, ?) ORDER BY ended_ns, id LIMIT ?"
 _LATEST = 2**63 - 1
 _FIRST_ROWS, _ROWS = 16, 256
@@ -191,6 +195,11 @@ class Catalog:
     def note_sizes(self, disk_bytes: Mapping[str, int]) -> None:
         """Note how much of the disk jobs take that have not ended, by id; those that have are passed over."""
         self._execute(_NOTE_SIZES, (json.dumps(disk_bytes),))
+
+    def unnoted_bytes(self, disk_bytes: Mapping[str, int]) -> int:
+        """Return by how much `total_bytes` would grow if `note_sizes` noted these."""
+        rows = self._read(_UNNOTED, (json.dumps(disk_bytes),), _is_integer)
+        return sum(size for (size,) in rows)
 
     def total_bytes(self) -> int:
         """Return how much of the disk all jobs take together, as far as it was noted."""

@@ -106,6 +106,7 @@ class Engine:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             for watcher in (self._shelf.watcher, self._shelf.replacements):
                 stack.callback(tasks.create_task(watcher.run(), name="watcher").cancel)
+            stack.push_async_callback(self._stopper.aclose)
             stack.push_async_callback(self._spawner.aclose)
             self._stack = stack.pop_all()
         return self

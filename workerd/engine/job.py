@@ -241,10 +241,15 @@ class DamagedJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StopOrder(msgspec.Struct, frozen=True):
-    """What is written to a supervisor's control pipe. `grace_seconds` of zero is SIGKILL at once."""
+    """What is written to a supervisor's control pipe. `grace_seconds` of zero is SIGKILL at once.
+
+    Attributes:
+        kills: whether the daemon itself is about to kill the job's processes, because the supervisor does not act.
+    """
 
     by: User
     grace_seconds: float
+    kills: bool = False
 
 
 def parse_job_id(text: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from workerd.engine.catalog import EndedJob
+from workerd.engine.errors import CatalogFailed
 from workerd.engine.folder import JobFolder
 from workerd.engine.shelf import Shelf
 from workerd.engine.storage import Storage, disk_bytes
@@ -69,6 +70,7 @@ class Retention:
         self._remove = remove
         self._measuring = Threads("measuring jobs", most=1, limit_seconds=_GROWTH_SECONDS)
         self._measured_at: float | None = None
+        self._unnoted_bytes = 0  # what running jobs take besides what the catalogue could note
         self._retry_at: dict[str, float] = {}  # of the jobs that could not be removed
 
     async def run(self, job_ended: asyncio.Event) -> None:
@@ -92,11 +94,13 @@ class Retention:
         """
         await self._measure_running()
         catalog = self._shelf.catalog
-        left_bytes = 0  # of the jobs that could not be removed: no other goes for them
+        other_bytes = self._unnoted_bytes
         oldest = next(catalog.ended(), None)
-        while oldest is not None and must_go(oldest, catalog.total_bytes() - left_bytes, self._storage, time.time_ns()):
+        while oldest is not None:
+            if not must_go(oldest, catalog.total_bytes() + other_bytes, self._storage, time.time_ns()):
+                break
             if not await self._try_remove(oldest.id):
-                left_bytes += oldest.disk_bytes
+                other_bytes -= oldest.disk_bytes  # no other goes for a job that could not be removed
                 await asyncio.sleep(0)
             oldest = next(catalog.ended((oldest.ended_ns, oldest.id)), None)
         now = time.monotonic()
@@ -129,10 +133,14 @@ class Retention:
             self._measured_at is not None and now - self._measured_at < _GROWTH_SECONDS
         ):
             return
-        ids = self._shelf.catalog.unended()
+        catalog, self._unnoted_bytes = self._shelf.catalog, 0
+        ids = catalog.unended()
         for some in (ids[at : at + _MEASURED_AT_ONCE] for at in range(0, len(ids), _MEASURED_AT_ONCE)):
             sizes = await self._measuring.run(_measure, [self._shelf.folder(job_id).path for job_id in some])
-            self._shelf.catalog.note_sizes(sizes)
+            try:
+                catalog.note_sizes(sizes)
+            except CatalogFailed:  # the disk is full: what goes now makes room
+                self._unnoted_bytes += catalog.unnoted_bytes(sizes)
         self._measured_at = now
 
 

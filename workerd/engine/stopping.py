@@ -1,11 +1,15 @@
 """Stopping a job: by an order to its supervisor, and past that if it does not act.
 
 A job may stop its own supervisor (SIGSTOP), as may anything else of its account. So a supervisor that does not take an
-order is continued, at last with the job's processes killed first. It then takes the order and writes the end.
+order is continued, at last with the job's processes killed first. It then takes the order and writes the end. Before
+they are killed it is told so, or it would take the end that it sees first for the job's own.
+
+The job may do the same after the order was taken. So the supervisor is looked at once more when the grace is over.
 """
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import time
@@ -15,7 +19,7 @@ import structlog
 
 from system import pidfd
 from workerd.engine import tree
-from workerd.engine.errors import FormatTooNew, SpoolCorrupt, StopUnconfirmed
+from workerd.engine.errors import EngineError, FormatTooNew, SpoolCorrupt, StopUnconfirmed
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import boot_id
 from workerd.engine.job import Job, JobState, StopOrder
@@ -40,6 +44,7 @@ class Stopper:
     def __init__(self, shelf: Shelf, status: Callable[[str], Job]) -> None:
         self._shelf = shelf
         self._status = status
+        self._following: dict[str, tuple[float, asyncio.Task[None]]] = {}  # until when the job has to have ended
         self._looking = Threads("looking for a job's processes", most=2, limit_seconds=_LIMIT_SECONDS)
 
     async def stop(self, folder: JobFolder, order: StopOrder) -> Job:
@@ -63,6 +68,7 @@ class Stopper:
                 if not is_ordered:
                     is_ordered = _order_stop(folder, order)
                 elif job.status.state is JobState.STOPPING:
+                    self._follow(folder, order)
                     return job
                 try:
                     async with asyncio.timeout(_LOOK_SECONDS):
@@ -71,7 +77,46 @@ class Stopper:
                     waited = time.monotonic() - began
                     if waited > _LIMIT_SECONDS + order.grace_seconds:
                         raise StopUnconfirmed(folder.job_id, waited) from None
-                    await self._insist(folder, has_patience=waited < max(_PATIENCE_SECONDS, order.grace_seconds))
+                    await self._insist(folder, order, has_patience=waited < max(_PATIENCE_SECONDS, order.grace_seconds))
+
+    async def aclose(self) -> None:
+        """Look at no supervisor any more."""
+        tasks = [task for _, task in self._following.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _follow(self, folder: JobFolder, order: StopOrder) -> None:
+        """See to it that a supervisor carries out an order, unless an earlier one has to be carried out sooner."""
+        due = time.monotonic() + order.grace_seconds + _PATIENCE_SECONDS
+        if folder.job_id in self._following:
+            earlier, task = self._following[folder.job_id]
+            if earlier <= due:
+                return
+            task.cancel()
+        following = due, asyncio.create_task(self._see_to_end(folder, order))
+        self._following[folder.job_id] = following
+        following[1].add_done_callback(lambda _: self._followed(folder.job_id, following))
+
+    def _followed(self, job_id: str, following: tuple[float, asyncio.Task[None]]) -> None:
+        if self._following.get(job_id) is following:
+            del self._following[job_id]
+
+    async def _see_to_end(self, folder: JobFolder, order: StopOrder) -> None:
+        """Wait until a job that is being stopped has ended; if its supervisor is stopped then, kill the job."""
+        wait, rounds = order.grace_seconds + _PATIENCE_SECONDS, math.ceil(_LIMIT_SECONDS / _LOOK_SECONDS)
+        try:
+            for _ in range(rounds):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait):
+                        return await self._shelf.wait_unlocked(folder)
+                supervisor = folder.read().supervisor
+                if supervisor is None or not tree.is_stopped(supervisor.pid):
+                    return None  # it has killed what there was, and waits for the disk, or for what no signal ends
+                await self._insist(folder, order, has_patience=False)
+                wait = _LOOK_SECONDS
+        except (EngineError, OSError) as error:
+            log.warning("it is not known whether a job was stopped", job=folder.job_id, error=str(error))
 
     def _look(self, folder: JobFolder, order: StopOrder) -> Job:
         try:
@@ -82,7 +127,7 @@ class Stopper:
             advice = "it was ordered to stop all the same: remove it when it has ended"
             raise SpoolCorrupt(error.path, error.problem, advice) from error
 
-    async def _insist(self, folder: JobFolder, *, has_patience: bool) -> None:
+    async def _insist(self, folder: JobFolder, order: StopOrder, *, has_patience: bool) -> None:
         """Continue a supervisor that does not act; with no patience left, kill the job's processes before.
 
         Of jobs of formats 1 and 2 the supervisor is not known for certain, and nothing is done.
@@ -91,6 +136,7 @@ class Stopper:
             journal = folder.read()
             if not has_patience and (processes := find_processes(folder, journal, self._shelf.spool)) is not None:
                 log.warning("a supervisor does not take an order: its job is killed", job=folder.job_id)
+                folder.order_stop(StopOrder(order.by, 0.0, kills=True))
                 await kill_remains(processes, self._looking)
             self._continue_supervisor(journal)
 

@@ -13,6 +13,7 @@ from workerd.engine.job import Durability
 
 MIN_LOG_BYTES = 4 << 20
 DEFAULT_MAX_LOG_BYTES = 10 << 30
+_TOTAL_PERCENT = 80  # the rest is for what runs, the audit trail and other programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,19 @@ class Storage:
 
 
 DEFAULT_STORAGE = Storage()
+
+
+def default_total_bytes(directory: Path) -> int:
+    """Return how much of the disk all jobs together may take unless it is set; zero where the disk has no size.
+
+    It is a share of the file system's size, and not of what is free: what others write there removes no job.
+
+    Args:
+        directory: the state directory, which need not exist yet.
+    """
+    there = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))
+    found = os.statvfs(there)
+    return found.f_blocks * found.f_frsize * _TOTAL_PERCENT // 100
 
 
 def check_file_system(directory: Path) -> None:

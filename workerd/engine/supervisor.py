@@ -37,6 +37,7 @@ import msgspec
 
 from workerd.engine import cgroup, linux, program, tree
 from workerd.engine.capture import ROOM_SECONDS, Capture, try_write, wait_for_room
+from workerd.engine.control import Control
 from workerd.engine.errors import SHORTAGES, CannotStart, ResourcesExhausted, SpoolCorrupt
 from workerd.engine.files import sync_names
 from workerd.engine.folder import JobFolder
@@ -50,13 +51,13 @@ from workerd.engine.job import (
     JobState,
     JobStatus,
     Killed,
-    StopOrder,
     Stopped,
     Stream,
     TimedOut,
     User,
 )
 from workerd.engine.journal import Ended, Journal, JournalWriter, NotStarted, Stated, Supervised
+from workerd.engine.log_notes import LogNotes
 from workerd.engine.reply import GO, LONGEST, READY, STARTED, encode_failure
 
 _GO_SECONDS = 60.0  # an engine that takes longer has been stopped; it asks another supervisor when it goes on
@@ -168,7 +169,9 @@ class Supervisor:
         """
         linux.become_subreaper()
         self._capture = Capture(self.folder, self.spec, self._epoll, self._journal.report_fault)
-        self._control = self._open_control()
+        self._control = Control(self.folder, self._journal.report_fault)
+        self._epoll.register(self._control.descriptor, select.EPOLLIN)
+        self._log_notes = LogNotes(self._capture)
         self._children = self._watch_children()
         stdout, stderr = self._capture.open_pipe(Stream.STDOUT), self._capture.open_pipe(Stream.STDERR)
         self._cgroup = cgroup.create(self._mark)
@@ -206,7 +209,7 @@ class Supervisor:
                 if descriptor == self._children:
                     os.read(self._children, 4096)
                     self._reap()
-                elif descriptor == self._control:
+                elif descriptor == self._control.descriptor:
                     self._take_orders()
                 else:
                     self._capture.read(descriptor)
@@ -219,7 +222,8 @@ class Supervisor:
             if now >= self._status_retry_at:
                 self._write_status()
             self._capture.catch_up(now)
-            self._tell_of_log()
+            if changes := self._log_notes.due(self._status, now):
+                self._write_status(**changes)
 
     def _handle(self, event: Stop | Event) -> None:
         match self.phase, event:
@@ -283,13 +287,13 @@ class Supervisor:
         )
         if self._cgroup is not None:
             cgroup.remove(self._cgroup)
-        os.close(self._control)
-        self._status = msgspec.structs.replace(self._status, **self._log_status(), state=JobState.ENDED, end=end)
+        self._control.close()
+        self._status = msgspec.structs.replace(self._status, **self._log_notes.current(), state=JobState.ENDED, end=end)
         wait_for_room(lambda: self._journal.append(Ended(self._status, tail)))
         try_write(self._journal.keep_room_to_tell)
         wait_for_room(self._journal.sync if self._has_names else self._force_names)
         self._capture.end()
-        self.folder.control.unlink(missing_ok=True)
+        self._control.remove()
         return Phase.ENDED
 
     def _cause(self) -> Cause:
@@ -307,12 +311,7 @@ class Supervisor:
         self._reap()  # an order that comes after the program's end does not stop it
         if self.phase is Phase.ENDED:
             return
-        for line in os.read(self._control, select.PIPE_BUF * 16).splitlines():
-            try:
-                order = msgspec.json.decode(line, type=StopOrder)
-            except msgspec.MsgspecError:
-                self._journal.report_fault(f"an order on the control pipe was not understood: {line!r}\n")
-                continue
+        for order in self._control.read():
             self._handle(Stop(order.by, order.grace_seconds))
 
     def _reap(self) -> None:
@@ -328,6 +327,10 @@ class Supervisor:
             if pid == self._pid:
                 code = os.waitstatus_to_exitcode(status)
                 self._outcome = Exited(code) if code >= 0 else Killed(-code)
+                if self._outcome == Killed(signal.SIGKILL):
+                    for order in self._control.read():
+                        if order.kills:  # it came before the end, and brought it about
+                            self._handle(Stop(order.by, 0.0))
                 self._handle(Event.EXITED)
         if self.phase is Phase.CLEARING:  # what was left behind, or was forked while the others were being killed
             if self._status.state is not JobState.STOPPING:
@@ -335,7 +338,7 @@ class Supervisor:
             self._kill_everything()
 
     def _seconds_left(self) -> float | None:
-        next_time = min(self._deadline, self._status_retry_at, self._capture.next_time)
+        next_time = min(self._deadline, self._status_retry_at, self._capture.next_time, self._log_notes.next_time)
         return None if next_time == math.inf else min(max(0.0, next_time - time.monotonic()), _LONGEST_WAIT_SECONDS)
 
     # Small parts
@@ -356,23 +359,6 @@ class Supervisor:
         self._status = msgspec.structs.replace(self._status, **changes)
         is_written = try_write(lambda: self._journal.append(Stated(self._status)))
         self._status_retry_at = math.inf if is_written else time.monotonic() + ROOM_SECONDS
-
-    def _tell_of_log(self) -> None:
-        """Write down that the log waits for room, no longer does, or has ended early."""
-        now = self._log_status()
-        if any(getattr(self._status, name) != value for name, value in now.items()):
-            self._write_status(**now)
-
-    def _log_status(self) -> dict[str, bool | str]:
-        return {"waits_for_room": self._capture.waits_for_room, "log_ended_early": self._capture.ended_early}
-
-    def _open_control(self) -> int:
-        self.folder.control.unlink(missing_ok=True)  # of a supervisor that died before it executed anything
-        os.mkfifo(self.folder.control, 0o600)
-        # Open for writing too: it then never comes to end of file when a writer leaves (fifo(7)).
-        descriptor = os.open(self.folder.control, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._epoll.register(descriptor, select.EPOLLIN)
-        return descriptor
 
     def _watch_children(self) -> int:
         read_end, write_end = os.pipe()

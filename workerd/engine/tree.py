@@ -98,6 +98,12 @@ def start_ticks(pid: int) -> int | None:
     return None if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def is_stopped(pid: int) -> bool:
+    """Return whether a process was stopped, by SIGSTOP or a debugger."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] in (b"T", b"t")
+
+
 def name_of(pid: int) -> str:
     """Return the name that a process gave itself (proc_pid_comm(5)); empty when there is no such process."""
     try:

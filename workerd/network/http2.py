@@ -5,6 +5,7 @@
 - Headers that are too long: h2 ends the connection for them. Their call is refused (`workerd.network.headers`).
 - Metadata that is not ASCII: gRPC must not fail a call for it.
 - Compressed requests: grpclib hides the header that names the compression, and does not send which ones are accepted.
+- Other methods than POST: grpclib does not send which are allowed.
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
 - Requests without end: grpclib keeps whatever comes until a call is over (`workerd.network.request_buffer`).
@@ -74,8 +75,10 @@ class Calls(Handler):
         stream.buffer = RequestBuffer(stream, is_single=is_single)  # type: ignore[assignment]
         mapping, left = self.mapping, headers
         stream.headers = headers  # for `encoding_of`
-        if encoding_of(stream) != _ACCEPTED[1]:
-            _announce_encodings(stream)
+        if encoding_of(stream) != _ACCEPTED[1]:  # doc/compression.md of gRPC
+            _add_to_answer(stream, _ACCEPTED)
+        if (":method", "POST") not in headers:  # RFC 9110 §15.5.6
+            _add_to_answer(stream, ("allow", "POST"))
         try:
             seconds = _check(headers)
         except (InvalidArgument, LimitReached) as error:
@@ -98,14 +101,14 @@ def encoding_of(stream: RawStream) -> str:
     return next((value for name, value in stream.headers or () if name == _ENCODING), _ACCEPTED[1])
 
 
-def _announce_encodings(stream: RawStream) -> None:
-    """Send with the response which compressions are accepted (doc/compression.md of gRPC)."""
+def _add_to_answer(stream: RawStream, header: tuple[str, str]) -> None:
+    """Send a header with the first ones of a call's answer, which grpclib would not."""
     send_headers = stream.send_headers
 
     @functools.wraps(send_headers)
     async def send(headers: Headers, end_stream: bool = False) -> None:
         is_first = any(name == ":status" for name, _ in headers)
-        await send_headers([*headers, _ACCEPTED] if is_first else headers, end_stream)
+        await send_headers([*headers, header] if is_first else headers, end_stream)
 
     stream.send_headers = send  # type: ignore[method-assign]
 

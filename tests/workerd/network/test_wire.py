@@ -1,11 +1,20 @@
 """What reaches into betterproto2 still finds there what it relies on."""
 
+import importlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from worker_api.worker.v1 import Job, SpawnRequest, StreamLogRequest
 
+from workerd.engine.errors import InvalidArgument
 from workerd.network.wire import check
+
+# It has no types for a checker to see.
+Duration: Any = importlib.import_module("google.protobuf.duration_pb2").Duration
+Timestamp: Any = importlib.import_module("google.protobuf.timestamp_pb2").Timestamp
 
 
 def description(message_type: Any) -> Any:
@@ -31,3 +40,39 @@ def test_betterproto2_still_describes_messages_as_it_did() -> None:
 def test_what_betterproto2_would_pass_over_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         check(data, SpawnRequest)
+
+
+def numbers(bits: int, edges: Sequence[int]) -> st.SearchStrategy[int]:
+    """Make numbers of a size, many of them beside edges."""
+    beside = st.sampled_from(edges).flatmap(lambda edge: st.sampled_from((edge - 1, edge, edge + 1)))
+    return st.one_of(beside, st.integers(-(1 << (bits - 1)), (1 << (bits - 1)) - 1))
+
+
+SECONDS = numbers(64, (0, 315_576_000_000, -315_576_000_000, 253_402_300_799, -62_135_596_800))
+NANOS = numbers(32, (0, 999_999_999, -999_999_999))
+
+
+@pytest.mark.parametrize(
+    ("official", "message_type", "field", "tag"),
+    [(Duration, SpawnRequest, "timeout", b"\x3a"), (Timestamp, Job, "created_at", b"\x42")],
+    ids=["Duration", "Timestamp"],
+)
+def test_a_time_is_taken_where_the_official_library_takes_it(
+    official: Any, message_type: Any, field: str, tag: bytes
+) -> None:
+    @settings(deadline=None)
+    @given(SECONDS, NANOS)
+    def check_both(seconds: int, nanos: int) -> None:
+        time = official(seconds=seconds, nanos=nanos)
+        data = time.SerializeToString()
+        request = tag + bytes([len(data)]) + data
+        try:
+            time.ToJsonString()
+        except ValueError:
+            with pytest.raises(InvalidArgument, match=f"^{field} cannot "):
+                check(request, message_type)
+        else:
+            check(request, message_type)
+            assert getattr(message_type.FromString(request), field) is not None
+
+    check_both()
