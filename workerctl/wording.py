@@ -46,7 +46,7 @@ _RPCS = {
     "Share": _Rpc("share", _JOB | {"rights": "--allow", "user": "--with"}),
     "IssueCredential": _Rpc("credential issue", {"lifetime": "--ttl", "rights": "--allow"}),
     "ExplainDecision": _Rpc(
-        "policy test", {"job_id": "--job", "policies": "FILE", "right": "--action", "target": "--on", "user": "--as"}
+        "policy test", {"job_id": "--job", "right": "--action", "target": "--on", "user": "--as"}
     ),
     "WhoAmI": _Rpc("whoami"),
 }
