@@ -10,7 +10,6 @@ from grpclib.const import Status
 from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
 from pki.errors import Missing
-from system.file_lock import LockHeld
 from workerd.engine.errors import (
     SHORTAGES,
     CatalogBusy,
@@ -96,10 +95,3 @@ def test_files_that_could_not_be_read_for_want_of_something_are_told_from_bad_on
     assert shortage_of(kind) is None
     assert shortage_of(caused_by(kind, PermissionError(errno.EACCES, "Permission denied"))) is None
     assert shortage_of(caused_by(kind, NO_DESCRIPTOR)) == errno.EMFILE
-
-
-def test_a_lock_that_another_program_holds_is_no_fault_of_the_daemons_and_names_the_program() -> None:
-    answer = to_grpc(LockHeld(Path("folder"), 20.0, os.getpid()))
-    assert answer.status is Status.DEADLINE_EXCEEDED
-    assert answer.details == [ErrorDetail(reason=ErrorReason.NO_ANSWER)]
-    assert f"process {os.getpid()} (" in str(answer.message)
