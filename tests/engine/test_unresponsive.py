@@ -185,6 +185,16 @@ async def test_a_supervisor_that_sees_the_end_before_the_order_that_brought_it_a
     assert log.end.cause == Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL))
 
 
+async def test_any_number_of_orders_may_wait_for_a_supervisor_that_was_stopped(engine: Engine, tmp_path: Path) -> None:
+    job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
+    for _ in range(2000):
+        assert engine._shelf.folder(job_id).order_stop(StopOrder(ME, 0.0))
+    os.kill(supervisor_of(engine, job_id), signal.SIGCONT)
+    log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert log.end.cause == Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL))
+
+
 async def test_an_order_that_comes_after_a_jobs_own_end_does_not_change_how_it_ended(
     engine: Engine, tmp_path: Path
 ) -> None:
