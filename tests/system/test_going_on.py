@@ -92,10 +92,14 @@ async def test_without_another_that_counts_it_is_an_error_as_ever(daemon: Daemon
             daemon.pki.renew("short")
             daemon.pki.revoke("short")
         with pytest.raises((CallFailed, Refused), match=r"was revoked|has expired"):
-            async with asyncio.timeout(SOON_SECONDS):
-                while True:
-                    await client.whoami()
-                    await asyncio.sleep(0.1)
+            await call_for_ever(client)
+
+
+async def call_for_ever(client: Client) -> None:
+    async with asyncio.timeout(SOON_SECONDS):
+        while True:
+            await client.whoami()
+            await asyncio.sleep(0.1)
 
 
 async def test_without_retries_later_calls_go_on_with_the_certificate_that_took_the_place(daemon: Daemon) -> None:
