@@ -20,6 +20,7 @@ MAX_AMOUNT = 2**63 - 1  # what the catalogue can compare with (sqlite.org/dataty
 # the same reason (CVE-2023-44487).
 _RESETS_PER_SECOND, _MOST_RESETS = 33.0, 1000.0
 _FRAMES_PER_SECOND, _MOST_FRAMES = 1000.0, 10_000.0
+_GOODBYES_PER_SECOND, _MOST_GOODBYES = 2.0, 4.0
 _REQUESTS_AT_ONCE = 4  # of the greatest length, or more of shorter ones
 
 
@@ -114,6 +115,7 @@ class _Usage:
     receiving_bytes: int = 0
     resets: Bucket = field(default_factory=lambda: Bucket(_RESETS_PER_SECOND, _MOST_RESETS))
     frames: Bucket = field(default_factory=lambda: Bucket(_FRAMES_PER_SECOND, _MOST_FRAMES))
+    goodbyes: Bucket = field(default_factory=lambda: Bucket(_GOODBYES_PER_SECOND, _MOST_GOODBYES))
 
 
 class Meter:
@@ -211,6 +213,10 @@ class Meter:
     def may_reset(self, user_id: str) -> bool:
         """Count a stream that a user's peer reset, and tell whether it is still one of few."""
         return not self._of(user_id).resets.take(self._clock())
+
+    def may_be_told(self, user_id: str) -> bool:
+        """Return whether a user may be told why a connection is closed, for which it stays for some seconds."""
+        return not self._of(user_id).goodbyes.take(self._clock())
 
     def may_send(self, user_id: str, frames: float) -> bool:
         """Count frames that carry next to nothing, and tell whether they are still few.

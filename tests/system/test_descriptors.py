@@ -132,3 +132,18 @@ def test_a_daemon_with_too_few_descriptors_says_how_to_get_more(tmp_path: Path) 
         running_daemon(tmp_path / "state", prefix=("prlimit", "--nofile=100:100")),
     ):
         pass
+
+
+def test_connections_beyond_the_limit_of_a_user_take_no_room_from_others(tmp_path: Path) -> None:
+    """Who is told why a connection is closed may leave it unread for as long as the daemon waits."""
+    with running_daemon(tmp_path / "state", prefix=("prlimit", f"--nofile={LIMIT}:{LIMIT}")) as daemon:
+        daemon.pki.issue_client(BOB)
+        context, target = daemon.target().tls(), ("127.0.0.1", daemon.port)
+        with contextlib.ExitStack() as stack:
+            for number in range(3 * MANY):
+                plain = stack.enter_context(socket.create_connection(target, timeout=10))
+                with contextlib.suppress(OSError):
+                    stack.enter_context(context.wrap_socket(plain, server_hostname="localhost"))
+                if number % MANY == MANY - 1:
+                    assert daemon.workerctl("whoami", user=BOB).returncode == 0
+        assert "limit=max-connections " not in daemon.errors()

@@ -173,7 +173,10 @@ class WorkerProtocol(StrictProtocol):
             self.around.meter.connect(user_id)
         except LimitReached as refusal:
             self.around.notices.warn("connections are closed: there are too many", refusal.limit, latest=user_id)
-            self._end(ErrorCodes.ENHANCE_YOUR_CALM, str(refusal))
+            if self.around.meter.may_be_told(user_id):
+                self._end(ErrorCodes.ENHANCE_YOUR_CALM, str(refusal))
+            else:
+                self._transport.abort()
             return
         self._user_id = user_id
         if identity is not None:
