@@ -45,11 +45,6 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def cpu_ns(pid: int) -> int:
-    """Return the processor time of the main thread of a process, from /proc/PID/schedstat."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
-
-
 async def settle(look: Callable[[], object], wanted: object) -> None:
     """Wait until what is looked at is as it was: what has been let go of may take a moment to be gone."""
     seen: object = None
