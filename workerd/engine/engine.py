@@ -335,10 +335,11 @@ class Engine:
                 if not follow and reader.position >= limit:
                     return
                 if not reader.exhausted:
-                    continue
-                if job.ended:  # which was complete when this began
+                    await asyncio.sleep(0)  # meanwhile the client may make room for more
+                elif job.ended:  # which was complete when this began
                     raise SpoolCorrupt(folder.index, f"the log goes on to byte {limit}, and nothing checks there")
-                await changed.wait()
+                else:
+                    await changed.wait()
         after = self.status(job_id)
         if after.spec.created_ns != job.spec.created_ns:  # it was removed, and its key has made it again
             raise JobNotFound(job.id)
