@@ -18,6 +18,7 @@ import structlog
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.files import read_whole, replacing
 from workerd.engine.folder import JobFolder
+from workerd.engine.identity import Version
 from workerd.engine.job import JobSpec
 
 log = structlog.get_logger()
@@ -108,15 +109,17 @@ def read(path: Path) -> RequestKeys:
         SpoolCorrupt: it is damaged.
         FormatTooNew: a newer workerd made it.
     """
+    data = read_whole(path)
     try:
-        content = msgspec.json.decode(read_whole(path), type=_Content)
+        version = msgspec.json.decode(data, type=Version).format
+        if version > _FORMAT:  # first: a newer format may have other fields
+            raise FormatTooNew(path, version)
+        content = msgspec.json.decode(data, type=_Content)
         secret = bytes.fromhex(content.secret)
-    except (ValueError, UnicodeDecodeError) as error:  # MsgspecError is a ValueError
+    except ValueError as error:  # MsgspecError and UnicodeDecodeError, too
         raise SpoolCorrupt(path, str(error)) from error
     if content.check != _check(secret, content.earlier):
-        raise SpoolCorrupt(path, "it does not check")
-    if content.format > _FORMAT:
-        raise FormatTooNew(path, content.format)
+        raise SpoolCorrupt(path, "its checksum is wrong")
     return RequestKeys(secret, content.earlier)
 
 
