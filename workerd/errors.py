@@ -161,9 +161,15 @@ class DrainFailed(DaemonError):
 
 
 class UserUnknown(DaemonError):
-    """A name does not lead to one user."""
+    """A name is that of no user, or of several.
+
+    Args:
+        name: the name.
+        ids: of the users who have it.
+    """
 
     def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
+        self.ids = ids
         problem = f"names several users ({', '.join(ids)})" if ids else "names no user that has been here yet"
         super().__init__(f"{name!r} {problem}: give the id, as `WhoAmI()` shows it to them")
 

@@ -304,14 +304,18 @@ class Gate:
             raise InvalidArgument(_USERNAME, problem)
         if name in (caller.user.id, caller.user.name):
             return caller
-        user = User("", name)
+        user, ids = User("", name), list[str]()
         if caller.has(IMPERSONATE):
-            with contextlib.suppress(UserUnknown):  # told only to those who might act for any user
+            try:
                 user = self._daemon.users.find(name)
+            except UserUnknown as error:  # raised below, for callers who may act for any user
+                ids = [*error.ids]
         resource = self._as_resource(user)
         if not caller.decide(IMPERSONATE, resource, {"name": name}):
             raise caller.refusal(IMPERSONATE, resource, name)
-        return caller.acting_for(user if user.id else self._daemon.users.find(name))
+        if not user.id:  # not looked up again: the decision would not be about a user who is found now
+            raise UserUnknown(name, ids)
+        return caller.acting_for(user)
 
     def _as_resource(self, user: User) -> Resource:
         return Resource(On.USER, user.id, owner=user, roles=self._rights.roles_of(user))
