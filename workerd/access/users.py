@@ -6,6 +6,7 @@ seen exactly one user with that name. Whether it has is told only to callers who
 
 import contextlib
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Users:
     """Remembers users in a folder, one file for each: the id is the file's name, and the user's name is in it.
 
     All names are held in memory. Other processes add users to the same folder: its modification time tells when.
+    Several threads may use it: those that change shares call `bind`.
 
     Args:
         folder: made when the first user comes.
@@ -52,6 +54,7 @@ class Users:
         self._files: dict[str, _File] = {}
         self._ids: dict[bytes, set[str]] = {}
         self._changed_ns = -1
+        self._refreshing = threading.Lock()
         self._refresh()
 
     def note(self, user: User) -> None:
@@ -122,6 +125,11 @@ class Users:
             return
         if changed_ns == self._changed_ns:
             return
+        with self._refreshing:
+            self._read(changed_ns)
+
+    def _read(self, changed_ns: int) -> None:
+        """Read the files that are new or were replaced; the folder was changed at this time, or since."""
         # The clock of the file system ticks slowly: what changes again within a tick leaves the same time.
         settled = abs(time.time_ns() - changed_ns) > _TICK_NS
         gone = set(self._files)
