@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0002, 0.05
@@ -42,6 +43,16 @@ def lock_within(descriptor: int, path: Path, seconds: float) -> None:
     Raises:
         LockHeld: another process holds it for longer.
     """
+    for pause_seconds in try_to_lock(descriptor, path, seconds):
+        time.sleep(pause_seconds)
+
+
+def try_to_lock(descriptor: int, path: Path, seconds: float) -> Iterator[float]:
+    """Take the lock as `lock_within` does, for callers that wait in another way than with their thread.
+
+    Yields:
+        How long to wait before the next attempt. The lock is taken when the iteration ends.
+    """
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE_SECONDS
     while True:
         try:
@@ -50,7 +61,7 @@ def lock_within(descriptor: int, path: Path, seconds: float) -> None:
             if (left := deadline - time.monotonic()) <= 0:
                 raise LockHeld(path, seconds, find_holder(descriptor)) from None
         # flock(2) takes no limit, and the signal that would interrupt it belongs to the whole process.
-        time.sleep(min(pause, left))
+        yield min(pause, left)
         pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 

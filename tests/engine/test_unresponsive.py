@@ -375,6 +375,30 @@ async def test_folders_that_other_programs_lock_hold_up_no_other_job(
         await engine.remove(job_id)
 
 
+async def test_removals_that_wait_for_a_locked_folder_leave_nothing_open(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "HELD_SECONDS", 0.5)
+    monkeypatch.setattr(engine._shelf._removing, "_limit_seconds", 0.1)
+    job_id = await engine.spawn(shell("true"))
+    await read_log(engine, job_id)
+    with held_by_another(engine._shelf.folder(job_id).path):
+        before = len(os.listdir("/proc/self/fd"))
+        async with asyncio.timeout(20):
+            errors = await asyncio.gather(*(engine.remove(job_id) for _ in range(6)), return_exceptions=True)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert {type(error) for error in errors} == {LockHeld}
+
+
+async def test_a_job_that_was_removed_has_ended(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = await engine.spawn(shell("true"))
+    await read_log(engine, job_id)
+    folder = engine._shelf.folder(job_id)
+    await engine.remove(job_id)
+    await engine._stopper._see_to_end(folder, StopOrder(ME, 0.0))
+    assert "it is not known whether" not in capsys.readouterr().out
+
+
 def _fail() -> None:
     raise TimeoutError("of its own")
 

@@ -111,6 +111,8 @@ class Stopper:
                     return None  # it has killed what there was, and waits for the disk, or for what no signal ends
                 await self._insist(folder, order, has_patience=False)
                 wait = _LOOK_SECONDS
+        except FileNotFoundError:
+            return None  # it was removed, after its end
         except (EngineError, OSError) as error:
             log.warning("it is not known whether a job was stopped", job=folder.job_id, error=str(error))
 
