@@ -110,3 +110,17 @@ def test_of_many_processes_that_are_killed_few_are_held() -> None:
         os.close(handle)
     assert len(handles) == tree.MOST_HELD
     assert {process.wait(LIMIT_SECONDS) for process in many} == {-signal.SIGKILL}
+
+
+def test_a_process_that_ends_just_when_it_is_killed_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(handle: int, number: int) -> None:
+        raise ProcessLookupError(handle, number)
+
+    with subprocess.Popen(["sleep", "1000"], env={**os.environ, "MARK": "of another test"}) as process:
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "pidfd_send_signal", end)
+            handles = tree.kill_marked("MARK=of another test")
+        after = len(os.listdir("/proc/self/fd"))
+        process.kill()
+    assert (handles, after) == ([], before)

@@ -62,7 +62,7 @@ async def test_a_call_that_fails_tells_its_client(monkeypatch: pytest.MonkeyPatc
 async def test_nobody_acts_for_a_user_who_comes_after_the_decision(tmp_path: Path) -> None:
     """The decision was about a user without an id, for whom a policy about that user does not count."""
     routes = load_routes()
-    rights = Rights(tmp_path / "policies", {"admin": ["ann"]}, rights_of(routes.values()))
+    rights = Rights(tmp_path / "policies", {"admin": ("ann",)}, rights_of(routes.values()))
 
     def record(event: Mapping[str, Any], *, urgent: bool = False) -> None:
         assert (event["action"], event["verdict"], urgent) == ("impersonate", "permit", False)

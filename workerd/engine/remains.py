@@ -122,8 +122,13 @@ async def kill_remains(remains: Remains, looking: Threads) -> None:
     if remains.cgroup is not None:
         cgroup.kill(remains.cgroup)
     else:
-        for handle in await looking.run(tree.kill_marked, remains.variable):
-            os.close(handle)
+        await looking.run(_kill_marked, remains.variable)
+
+
+def _kill_marked(variable: str) -> None:
+    """Send SIGKILL as `tree.kill_marked` does, and close the handles, also if the caller waits no more."""
+    for handle in tree.kill_marked(variable):
+        os.close(handle)
 
 
 def continue_supervisor(journal: Journal) -> None:
