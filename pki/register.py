@@ -83,13 +83,13 @@ class PkiRegister(PkiLayout):
         }
 
     def copy_list(self) -> list[Path]:
-        """Copy the authority's list of revoked certificates to the folders of its daemons, where it is another.
+        """Copy the authority's list of revoked certificates to the folders of its daemons.
 
         Returns:
-            The folders that have the list: none if no daemon is known.
+            The folders that have the list; none if no daemon is known.
 
         Raises:
-            ListNotCopied: the list cannot be written to one of them; the others have it.
+            ListNotCopied: it cannot be written to one of them. The others have it.
         """
         own = [self.path] if self.elsewhere is None and self.is_initialized() else []
         failed: ListNotCopied | None = None

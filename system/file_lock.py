@@ -1,4 +1,4 @@
-"""Locks on files (flock(2)) that are waited for within a limit, with an error that names the process that holds one."""
+"""Waiting for locks on files (flock(2)) within a limit, with an error that names the process that holds the lock."""
 
 import errno
 import fcntl

@@ -1,7 +1,7 @@
 """The users that a daemon has seen: what their ids are called.
 
-A user is an id, and the name in a certificate is for people. A caller may call another user by name if the daemon has
-seen exactly one user with that name. Whether it has is told only to callers who may act for any user.
+A user is an id, and the name in a certificate is for people. A caller may refer to another user by name if the daemon
+has seen exactly one user with that name. Only callers who may act for any user learn whether it has.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ _TICK_NS = 1_000_000_000  # the coarsest that a file system keeps times in (inod
 
 
 def known_by(user: User) -> tuple[str, ...]:
-    """Return by what the configuration may mean a user: the id first, then the name.
+    """Return how the configuration may refer to a user: by the id, then by the name.
 
-    A name that looks like an id is left out: an id means one person, and no other user who is called so.
+    A name that looks like an id is left out, so that it never refers to another user than the one with the id.
     """
     return (user.id,) if is_user_id(user.name) else (user.id, user.name)
 

@@ -35,7 +35,7 @@ from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old, read_
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
-HELD_SECONDS = 20.0  # how long the folder is waited for
+HELD_SECONDS = 20.0  # how long to wait for another process that holds the folder
 _LONGEST_JOURNAL = 64 << 20  # nothing that the kernel would execute takes as much
 _SHARES = 2**63  # what their checksum has in the place of an offset in the journal
 # Made once, where the zygote is started: every supervisor shares them.
@@ -342,7 +342,7 @@ class JobFolder:
         if descriptor is None:
             return False
         try:
-            # BlockingIOError: hundreds of orders wait for a supervisor that was stopped; it takes them when it goes on.
+            # BlockingIOError: the pipe is full of orders, which a stopped supervisor takes when it is continued.
             with contextlib.suppress(BlockingIOError):
                 os.write(descriptor, msgspec.json.encode(order) + b"\n")  # atomic below PIPE_BUF (pipe(7))
         finally:

@@ -132,10 +132,10 @@ def _kill_marked(variable: str) -> None:
 
 
 def continue_supervisor(journal: Journal) -> None:
-    """Have a job's supervisor go on (SIGCONT), if it was stopped.
+    """Continue a job's supervisor (SIGCONT).
 
     Args:
-        journal: the job's, which is no copy.
+        journal: the job's, and not that of a copied state directory.
     """
     supervisor = journal.supervisor
     if supervisor is None or supervisor.boot != boot_id():

@@ -44,7 +44,7 @@ def set_rights(
 
     Args:
         folder: the job's.
-        user: who. It takes the place of what is there with the same id or the same name.
+        user: who. A share with the same id or the same name is replaced.
         rights: all that the user is to have; none takes everything back.
         bind: return shares with the ids of users who had none.
 
@@ -71,7 +71,7 @@ def set_rights(
 
 
 def grantees_of(shares: Collection[Share]) -> list[str]:
-    """Return whom the catalogue is to know a job to be shared with: the ids, or the names of users without one."""
+    """Return the users of shares as the catalogue has them: the ids, or the names of users without an id."""
     return [share.user.id or share.user.name for share in shares]
 
 
@@ -82,14 +82,14 @@ def find_shared(jobs: Path) -> list[tuple[str, list[str]]]:
         jobs: the directory of the jobs' folders.
 
     Returns:
-        The id of each, and whom it is shared with, as `grantees_of` has them.
+        The id of each, and the users that it is shared with, as `grantees_of` returns them.
     """
     found = []
     with os.scandir(jobs) as entries:
         for entry in entries:
             folder = JobFolder(Path(entry.path))
             if os.path.exists(folder.shares):
-                with contextlib.suppress(OSError, SpoolCorrupt):  # removed, or damaged: they count for nobody
+                with contextlib.suppress(OSError, SpoolCorrupt):  # removed, or damaged: the shares have no effect
                     found.append((entry.name, grantees_of(folder.read_shares())))
     return found
 

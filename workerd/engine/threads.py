@@ -54,7 +54,7 @@ class Threads:
         untaken = [True]
 
         def take() -> bool:
-            """Return whether the caller has the call: of the thread and `give_up`, the first (pop() is atomic)."""
+            """Return True to the first caller only: the thread or `give_up` (pop() is atomic)."""
             with contextlib.suppress(IndexError):
                 return untaken.pop()
             return False

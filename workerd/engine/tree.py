@@ -12,7 +12,7 @@ from pathlib import Path
 
 from system import pidfd
 
-MOST_HELD = 8  # a job may have any number of processes, and this process may not have any number of descriptors
+MOST_HELD = 8  # a job may have more processes than the daemon has descriptors
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
