@@ -66,6 +66,7 @@ WITHOUT_LIMIT = {
     "workerd/engine/launcher.py Launcher._request: with self._sending": _CALLER,
     "workerd/engine/launcher.py _receive: readable.wait": _CALLER,
     "workerd/engine/launcher.py _receive: there.recv": _READY,
+    "workerd/engine/launcher.py _wait_started: asyncio.wait": _OWN,
     "workerd/engine/launcher.py _wait_writable: writable.wait": _CALLER,
     "workerd/engine/process_end.py wait_end: ended.wait": _CALLER,
     "workerd/engine/program.py start: open": "the engine has a limit for the word that the program runs",

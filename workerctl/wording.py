@@ -45,9 +45,7 @@ _RPCS = {
     "List": _Rpc("list", {"all_owners": "--all-owners", "name": "--name", "states": "--state"}),
     "Share": _Rpc("share", _JOB | {"rights": "--allow", "user": "--with"}),
     "IssueCredential": _Rpc("credential issue", {"lifetime": "--ttl", "rights": "--allow"}),
-    "ExplainDecision": _Rpc(
-        "policy test", {"job_id": "--job", "policies": "FILE", "right": "--action", "target": "--on", "user": "--as"}
-    ),
+    "ExplainDecision": _Rpc("policy test", {"job_id": "--job", "right": "--action", "target": "--on", "user": "--as"}),
     "WhoAmI": _Rpc("whoami"),
 }
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from urllib.parse import unquote
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -43,7 +42,8 @@ from workerd.failures import containing, tell_failure
 from workerd.handler import Call, Daemon, to_resource
 from workerd.limits import Meter
 from workerd.network.codec import Encoded
-from workerd.network.transport import bound_request, connection_of, encode, has_gone, room_of, send, wait_for_room
+from workerd.network.receiving import receive
+from workerd.network.transport import connection_of, encode, has_gone, has_room, room_of, send, wait_for_room
 from workerd.notices import Notices
 from workerd.pace import Pace
 from workerd.registry import Route
@@ -52,6 +52,7 @@ log = structlog.get_logger()
 _USERNAME = "workerd-username"
 _AT_ONCE = 8  # calls of one user and RPC
 _SMALL_BYTES = 1 << 14  # of an answer that a client may leave unread without keeping its turn
+_STREAMS_BYTES = 16 << 20  # that are held for all streams of a user
 
 
 class Gate:
@@ -140,7 +141,10 @@ class Gate:
                 raise
             if call.cancelled():
                 raise to_grpc(ShuttingDown())
-            call.result()
+            try:
+                call.result()
+            finally:
+                del call  # whose error has this frame
 
         return Method(serve, route.method.cardinality, route.method.request_type, route.method.reply_type)
 
@@ -159,7 +163,10 @@ class Gate:
         except Exception as error:
             answer = to_grpc(error)
             tell_failure(self._notices, error, answer, route.path, caller)
-            raise answer from error
+            try:
+                raise answer from error
+            finally:
+                del answer  # which has this frame
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
         pace = self._paces.setdefault(holder.user.id, Pace())
@@ -182,7 +189,19 @@ class Gate:
 
     async def _answer_with_stream(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> None:
         call, request = await self._begin(route, stream, holder, pace)
-        started = route.handler.function(replace(call, room=partial(room_of, stream)), request)
+
+        async def pause() -> None:
+            """Wait for a step in which the client takes something: many streams may be waiting for the same room."""
+            await pace.step()
+            while not has_room(stream):
+                await wait_for_room(stream)
+                await pace.step()
+
+        def room() -> int:
+            """Return how much to prepare next: what is prepared for all of a user's streams is held at a time."""
+            return min(room_of(stream), _STREAMS_BYTES // self._meter.streams_of(holder.user.id))
+
+        started = route.handler.function(replace(call, room=room, pause=pause), request)
         call = replace(call, job=None)  # which may be large, and the stream long
 
         def check() -> None:
@@ -285,18 +304,14 @@ class Gate:
             raise InvalidArgument(_USERNAME, problem)
         if name in (caller.user.id, caller.user.name):
             return caller
-        user, unknown = User("", name), None
+        user = User("", name)
         if caller.has(IMPERSONATE):
-            try:
+            with contextlib.suppress(UserUnknown):  # told only to those who might act for any user
                 user = self._daemon.users.find(name)
-            except UserUnknown as error:  # told only to those who might act for any user
-                unknown = error
         resource = self._as_resource(user)
         if not caller.decide(IMPERSONATE, resource, {"name": name}):
             raise caller.refusal(IMPERSONATE, resource, name)
-        if unknown is not None:
-            raise unknown
-        return caller.acting_for(user)
+        return caller.acting_for(user if user.id else self._daemon.users.find(name))
 
     def _as_resource(self, user: User) -> Resource:
         return Resource(On.USER, user.id, owner=user, roles=self._rights.roles_of(user))
@@ -333,9 +348,8 @@ class Gate:
             return None
 
     async def _receive(self, stream: Stream[Any, Any], user_id: str) -> Any:
-        bound_request(stream, self._meter, user_id)
         try:
-            return await stream.recv_message()
+            return await receive(stream, self._meter, user_id)
         except (GRPCError, StreamTerminatedError, MemoryError, DaemonError, InvalidArgument):
             raise
         except Exception as error:  # whatever betterproto2 and grpclib raise for bytes that are no message

@@ -190,6 +190,10 @@ class Meter:
             usage.streams -= 1
             self._streams -= 1
 
+    def streams_of(self, user_id: str) -> int:
+        """Return how many calls of a user are answered with a stream."""
+        return self._of(user_id).streams
+
     @contextlib.contextmanager
     def receiving(self, user_id: str, size_bytes: int) -> Iterator[None]:
         """Count the bytes of a request for as long as they are on their way.

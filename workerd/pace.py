@@ -1,21 +1,25 @@
-"""Dividing the event loop's time among users: of what is done for one, only a few steps are in each round of the loop.
+"""Dividing the event loop's time among users: each round of the loop has only so many steps of one user's calls.
 
-A step is what a call does from one `Pace.step` to the next; it is short. While there are few, each is done at once.
+A step is what a call does from one `Pace.step` to the next. While there are few, each is done at once. How many a round
+may have depends on how much time of the processor rounds take, so that they stay short whatever the steps are.
 """
 
 import asyncio
+import time
 from collections import deque
 
-_STEPS = 2  # in a round
+_ROUND_SECONDS = 0.006  # of the processor
+_FIRST_STEPS, _MOST_STEPS = 4, 8  # in a round
 
 
 class Pace:
     """The pace of one user's calls."""
 
     def __init__(self) -> None:
-        self._left = _STEPS  # in this round
+        self._steps = self._left = _FIRST_STEPS  # in this round
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._next_round: asyncio.Handle | None = None
+        self._began = 0.0
 
     async def step(self) -> None:
         """Wait, behind the user's other calls, until the next step may be done. It may be at once."""
@@ -29,11 +33,16 @@ class Pace:
     def _count_step(self) -> None:
         self._left -= 1
         if self._next_round is None:
+            self._began = time.thread_time()
             self._next_round = asyncio.get_running_loop().call_soon(self._start_round)
 
     def _start_round(self) -> None:
         self._next_round = None
-        self._left = _STEPS
+        if time.thread_time() - self._began > _ROUND_SECONDS:
+            self._steps = max(1, self._steps // 2)
+        elif self._waiting:
+            self._steps = min(_MOST_STEPS, self._steps + 1)
+        self._left = self._steps
         while self._left and self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():  # as it is once its call is cancelled

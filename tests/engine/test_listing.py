@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.logs import ME
+from tests.engine.logs import ME, run, shell
 from workerd.engine.engine import Engine
 from workerd.engine.job import (
     DamagedJob,
@@ -22,6 +22,7 @@ from workerd.engine.job import (
 )
 from workerd.engine.listing import ARGUMENT_BYTES, PAGE_BYTES, row_bytes, shorten
 from workerd.engine.request import SpawnRequest
+from workerd.engine.standing import Found
 from workerd.translate import to_row
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
@@ -103,3 +104,32 @@ async def test_a_page_is_bounded_in_bytes_and_the_next_goes_on(engine: Engine) -
             break
     assert [job_id for page in pages for job_id in page] == ids[::-1]
     assert len(pages) == 2
+
+
+async def test_a_page_that_looks_long_for_jobs_in_a_state_ends_and_the_next_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty perhaps, and each job is looked at once."""
+    running = await engine.spawn(shell("sleep 1000"))
+    for _ in range(4):
+        await run(engine, shell("true"))
+    monkeypatch.setattr("workerd.engine.engine.PAGE_SECONDS", 0.0)
+    looked: list[str] = []
+    pages: list[list[str]] = []
+    after = None
+    find = Engine.find
+
+    def note(self: Engine, job_id: str) -> Found:
+        looked.append(job_id)
+        return find(self, job_id)
+
+    monkeypatch.setattr(Engine, "find", note)
+    while True:
+        states = (JobState.RUNNING, JobState.DAMAGED)
+        page = await engine.list_jobs(ME.id, states=states, name="", size=10, after=after)
+        pages.append([job.id for job in page.jobs])
+        after = page.next
+        if after is None:
+            break
+    assert pages == [[], [], [], [], [running]]
+    assert len(looked) == len({*looked}) == 5

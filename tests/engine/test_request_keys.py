@@ -110,6 +110,11 @@ def flip(path: Path) -> None:
     path.write_bytes(data.replace(data[20:21], b"0" if data[20:21] != b"0" else b"1", 1))
 
 
+def replace_by_a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def lose_a_digit(path: Path) -> None:
     content = json.loads(path.read_bytes())
     path.write_text(json.dumps(content | {"secret": content["secret"][2:]}))
@@ -117,8 +122,8 @@ def lose_a_digit(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "lose",
-    [Path.unlink, flip, lose_a_digit, lambda path: path.write_bytes(b"")],
-    ids=["removed", "a bit", "a digit", "cut"],
+    [Path.unlink, flip, lose_a_digit, lambda path: path.write_bytes(b""), replace_by_a_directory],
+    ids=["removed", "a bit", "a digit", "cut", "a directory"],
 )
 async def test_no_job_is_run_twice_when_the_secret_is_lost(
     tmp_path: Path, lose: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch

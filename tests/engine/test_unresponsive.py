@@ -139,6 +139,12 @@ async def test_a_start_that_is_not_confirmed_in_time_is_an_answer_and_may_still_
     assert (await read_log(engine, job)).stdout == b"ran\n"
 
 
+async def test_a_supervisor_that_its_job_stopped_at_once_is_continued_to_confirm_the_start(engine: Engine) -> None:
+    async with asyncio.timeout(30):
+        job_id = await engine.spawn(shell("kill -STOP $PPID; echo after"))
+        assert (await read_log(engine, job_id)).stdout == b"after\n"
+
+
 async def test_a_supervisor_that_was_stopped_is_continued_to_take_an_order(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -170,10 +176,19 @@ async def test_a_supervisor_that_sees_the_end_before_the_order_that_brought_it_a
     engine: Engine, tmp_path: Path
 ) -> None:
     job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
-    folder = engine._shelf.folder(job_id)
-    assert folder.order_stop(StopOrder(ME, 1000.0))
-    assert folder.order_stop(StopOrder(ME, 0.0, kills=True))
+    for order in (StopOrder(ME, 1000.0), StopOrder(ME, 0.0, kills=True)):
+        assert engine._shelf.folder(job_id).order_stop(order)
     os.kill(engine.status(job_id).status.pid, signal.SIGKILL)
+    os.kill(supervisor_of(engine, job_id), signal.SIGCONT)
+    log = await read_log(engine, job_id)
+    assert log.end is not None
+    assert log.end.cause == Stopped(ME, signal.SIGKILL, Killed(signal.SIGKILL))
+
+
+async def test_any_number_of_orders_may_wait_for_a_supervisor_that_was_stopped(engine: Engine, tmp_path: Path) -> None:
+    job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
+    for _ in range(2000):
+        assert engine._shelf.folder(job_id).order_stop(StopOrder(ME, 0.0))
     os.kill(supervisor_of(engine, job_id), signal.SIGCONT)
     log = await read_log(engine, job_id)
     assert log.end is not None
@@ -185,9 +200,8 @@ async def test_an_order_that_comes_after_a_jobs_own_end_does_not_change_how_it_e
 ) -> None:
     """Also one whose giver kills what there may be."""
     job_id = await spawn_stopped(engine, tmp_path, f"{STOPS_ITS_SUPERVISOR.removesuffix('exec sleep 1000')} exit 3")
-    folder = engine._shelf.folder(job_id)
     await eventually(lambda: _is_true(has_ended(engine.status(job_id).status.pid)))
-    assert folder.order_stop(StopOrder(ME, 0.0, kills=True))
+    assert engine._shelf.folder(job_id).order_stop(StopOrder(ME, 0.0, kills=True))
     os.kill(supervisor_of(engine, job_id), signal.SIGCONT)
     log = await read_log(engine, job_id)
     assert log.end is not None
@@ -231,7 +245,7 @@ async def test_a_stop_that_cannot_be_carried_out_is_an_answer(
 ) -> None:
     monkeypatch.setattr(stopping, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(stopping, "_LIMIT_SECONDS", 0.5)
-    monkeypatch.setattr(engine._stopper, "_continue_supervisor", lambda _: None)  # as if it hung in the kernel
+    monkeypatch.setattr(stopping, "continue_supervisor", lambda _: None)  # as if it hung in the kernel
     job_id = await spawn_stopped(engine, tmp_path, STOPS_ITS_SUPERVISOR)
     supervisor = supervisor_of(engine, job_id)
     with pytest.raises(StopUnconfirmed, match=job_id):

@@ -25,6 +25,7 @@ from worker_api.worker.v1 import (
     SpawnRequest,
     StatusRequest,
     StopRequest,
+    StreamLogRequest,
     WhoAmIRequest,
 )
 
@@ -128,6 +129,12 @@ def stops(job_ids: Sequence[str]) -> Iterator[Request]:
     """Stop jobs whose supervisors do not take the order."""
     for job_id in itertools.cycle(job_ids):
         yield request_headers("Stop"), bytes(StopRequest(job_id=job_id, grace=timedelta(0)))
+
+
+def logs(job_ids: Sequence[str]) -> Iterator[Request]:
+    """Read a long log."""
+    while True:
+        yield request_headers("StreamLog"), bytes(StreamLogRequest(job_id=job_ids[0]))
 
 
 def mixed(job_ids: Sequence[str]) -> Iterator[Request]:
@@ -256,6 +263,7 @@ CASES = {
     "unknown_jobs": Case(unknown_jobs, 4, 500),
     "large_spawns": Case(large_spawns, 4, 4),
     "spawns": Case(spawns, 4, 50),
+    "long_logs": Case(logs, 4, 240),
     "handshakes": Case(small_calls, 8, 0, shake_hands),
     "many_connections": Case(mixed, 150, 10),
 }

@@ -32,7 +32,12 @@ _LIMIT_SECONDS, _TIMES_IDLE = 0.25, 5
 _MEMORY_BYTES = 256 << 20
 _ROOT = Path(__file__).parents[2]
 _FREEZER = Path("/sys/fs/cgroup/freezer")
-_STOPS_ITS_SUPERVISOR = "sleep 0.3; while kill -STOP $PPID; do sleep 0.05; done"
+_SCRIPTS = {
+    "stopped_supervisors": ("sleep 0.3; while kill -STOP $PPID; do sleep 0.05; done", 20),
+    "frozen_jobs": ("exec sleep 1000", 20),
+    "long_logs": ("exec head -c 50000000 /dev/zero", 1),
+}
+"""What the attacker's jobs do that a case is about, and how many there are."""
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +105,14 @@ async def _measure(client: Client, job_id: str, seconds: float) -> Taken:
 @contextlib.asynccontextmanager
 async def _jobs_of(case: str, daemon: Daemon, large: str) -> AsyncIterator[Sequence[str]]:
     """Yield the ids of the attacker's jobs that a case is about."""
+    if case not in _SCRIPTS:
+        yield [large]
+        return
+    script, count = _SCRIPTS[case]
     async with contextlib.AsyncExitStack() as stack:
-        if case not in ("stopped_supervisors", "frozen_jobs"):
-            yield [large]
-            return
         freezer = stack.enter_context(_freezer()) if case == "frozen_jobs" else None
         client = await stack.enter_async_context(daemon.client(_ATTACKER))
-        script = _STOPS_ITS_SUPERVISOR if freezer is None else "exec sleep 1000"
-        job_ids = [await client.spawn(SpawnRequest(program="sh", args=["-c", script])) for _ in range(20)]
+        job_ids = [await client.spawn(SpawnRequest(program="sh", args=["-c", script])) for _ in range(count)]
         if freezer is not None:
             for job_id in job_ids:
                 (freezer / "cgroup.procs").write_text(str((await client.status(job_id)).pid))

@@ -5,11 +5,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from grpclib.const import Status
+from worker_api.worker.v1 import ErrorDetail, ErrorReason
 
 from pki import files
 from pki.store import PkiFolder
 from system.file_lock import LockHeld, find_holder, lock_within
 from tests.locks import held_by_another
+from workerd.errors import to_grpc
 
 
 def _name(pid: int) -> str:
@@ -57,3 +60,10 @@ def test_an_authority_for_which_a_stopped_process_acts_is_an_error(
         with pytest.raises(LockHeld, match=f"process {holder}"):
             pki.revoke("acrimon")
     pki.issue_client("bob")
+
+
+def test_a_lock_that_another_program_holds_is_no_fault_of_the_daemons_and_names_the_program() -> None:
+    answer = to_grpc(LockHeld(Path("folder"), 20.0, os.getpid()))
+    assert answer.status is Status.DEADLINE_EXCEEDED
+    assert answer.details == [ErrorDetail(reason=ErrorReason.NO_ANSWER)]
+    assert f"process {os.getpid()} (" in str(answer.message)

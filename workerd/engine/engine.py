@@ -5,6 +5,7 @@ It holds no job: everything about one is in its folder, where its supervisor wri
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from workerd.engine.job import (
 from workerd.engine.journal import Journal
 from workerd.engine.keeper import Keeper
 from workerd.engine.launcher import Launcher
-from workerd.engine.listing import PAGE_BYTES, Page, row_bytes, shorten
+from workerd.engine.listing import PAGE_BYTES, PAGE_SECONDS, Page, row_bytes, shorten
 from workerd.engine.old_format import read_old_owner
 from workerd.engine.reader import CHUNK_BYTES, Gap, LogReader, Output
 from workerd.engine.request import SpawnRequest
@@ -334,10 +335,11 @@ class Engine:
                 if not follow and reader.position >= limit:
                     return
                 if not reader.exhausted:
-                    continue
-                if job.ended:  # which was complete when this began
+                    await asyncio.sleep(0)  # meanwhile the client may make room for more
+                elif job.ended:  # which was complete when this began
                     raise SpoolCorrupt(folder.index, f"the log goes on to byte {limit}, and nothing checks there")
-                await changed.wait()
+                else:
+                    await changed.wait()
         after = self.status(job_id)
         if after.spec.created_ns != job.spec.created_ns:  # it was removed, and its key has made it again
             raise JobNotFound(job.id)
@@ -362,14 +364,14 @@ class Engine:
             owner: only those of the owner with this id, or within this reach; None for everybody's.
             states: only jobs in these states; empty for any.
             name: only jobs with this label; empty for any.
-            size: the most jobs to return. There are fewer where they take more than `PAGE_BYTES`.
+            size: the most jobs to return. There are fewer where they take more than `PAGE_BYTES` or `PAGE_SECONDS`.
             after: `Page.next` of the page before.
             is_visible: whether a job may be in the list.
             pause: awaited before each job is looked at.
         """
         await self.wait_scanned()
         rows: list[Job | DamagedJob] = []
-        position, left = after, PAGE_BYTES
+        position, left, ends = after, PAGE_BYTES, time.monotonic() + PAGE_SECONDS
         only_unended = bool(states) and not {JobState.ENDED, JobState.DAMAGED}.intersection(states)
         for place in self._shelf.catalog.newest(owner, before=after, name=name, only_unended=only_unended):
             await pause()
@@ -382,7 +384,10 @@ class Engine:
             except JobNotFound:  # being made, or being removed
                 continue
             if states and (JobState.DAMAGED if isinstance(row, DamagedJob) else row.status.state) not in states:
-                continue
+                position = place
+                if time.monotonic() < ends:
+                    continue
+                return Page(tuple(rows), position)
             left -= row_bytes(row)
             if len(rows) == size or (rows and left < 0):
                 return Page(tuple(rows), position)

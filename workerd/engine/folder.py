@@ -342,7 +342,9 @@ class JobFolder:
         if descriptor is None:
             return False
         try:
-            os.write(descriptor, msgspec.json.encode(order) + b"\n")  # atomic below PIPE_BUF (pipe(7))
+            # BlockingIOError: hundreds of orders wait for a supervisor that was stopped; it takes them when it goes on.
+            with contextlib.suppress(BlockingIOError):
+                os.write(descriptor, msgspec.json.encode(order) + b"\n")  # atomic below PIPE_BUF (pipe(7))
         finally:
             os.close(descriptor)
         return True

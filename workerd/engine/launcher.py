@@ -16,8 +16,9 @@ import structlog
 
 from system import environment, pidfd
 from workerd.engine import linux
-from workerd.engine.errors import LauncherFailed, SpawnGivenUp, StartUnconfirmed
+from workerd.engine.errors import LauncherFailed, SpawnGivenUp, SpoolCorrupt, StartUnconfirmed
 from workerd.engine.folder import JobFolder
+from workerd.engine.remains import continue_supervisor
 from workerd.engine.reply import GO, LONGEST, READY, STARTED, decode_failure
 
 log = structlog.get_logger()
@@ -25,6 +26,7 @@ _ATTEMPTS = 3
 _ENDED = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ECONNREFUSED)  # of a send: nobody is there any more
 _STOP_SECONDS = 1.0
 _STUCK_SECONDS = 10.0
+_LOOK_SECONDS = 2.0  # a program that runs is confirmed at once, unless its disk is slow or its supervisor was stopped
 _READY_SECONDS = 60.0  # for a supervisor to be made, on a machine that is overloaded
 START_SECONDS = 60.0  # for a program to run: its file may be on another machine, and the journal is forced to the disk
 
@@ -99,12 +101,9 @@ class Launcher:
                 raise SpawnGivenUp(folder.job_id)
             try:
                 reply.send(GO)
-                async with asyncio.timeout(START_SECONDS):
-                    return await _receive(reply)
             except BrokenPipeError:
                 return b""
-            except TimeoutError:
-                raise StartUnconfirmed(folder.job_id, START_SECONDS) from None
+            return await _wait_started(folder, reply)
 
     async def _request(self, folder: JobFolder, lock: int) -> tuple[socket.socket, bytes]:
         """Ask the zygote for a supervisor, and wait for the first that is heard of it."""
@@ -188,6 +187,26 @@ class Launcher:
     def _restart(self) -> None:
         self._stop()
         self._start()
+
+
+async def _wait_started(folder: JobFolder, reply: socket.socket) -> bytes:
+    """Wait for a supervisor's word that the program runs, which may have stopped its supervisor before.
+
+    Raises:
+        StartUnconfirmed: it does not come in time.
+    """
+    receiving, deadline = asyncio.ensure_future(_receive(reply)), time.monotonic() + START_SECONDS
+    try:
+        while not (await asyncio.wait([receiving], timeout=min(_LOOK_SECONDS, START_SECONDS)))[0]:
+            if time.monotonic() >= deadline:
+                raise StartUnconfirmed(folder.job_id, START_SECONDS)
+            with contextlib.suppress(SpoolCorrupt, FileNotFoundError):
+                continue_supervisor(folder.read())
+    finally:
+        if not receiving.done():
+            receiving.cancel()
+            await asyncio.wait([receiving])
+    return receiving.result()
 
 
 def _wait_or_kill(pid: int) -> None:

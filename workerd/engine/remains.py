@@ -6,6 +6,7 @@ Nothing here blocks: a process that not even SIGKILL ends, as in an uninterrupti
 import asyncio
 import contextlib
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +124,21 @@ async def kill_remains(remains: Remains, looking: Threads) -> None:
     else:
         for handle in await looking.run(tree.kill_marked, remains.variable):
             os.close(handle)
+
+
+def continue_supervisor(journal: Journal) -> None:
+    """Have a job's supervisor go on (SIGCONT), if it was stopped.
+
+    Args:
+        journal: the job's, which is no copy.
+    """
+    supervisor = journal.supervisor
+    if supervisor is None or supervisor.boot != boot_id():
+        return
+    # PermissionError: where another account's supervisor has the id now, which the second look finds out.
+    with contextlib.suppress(ProcessLookupError, PermissionError), pidfd.hold(supervisor.pid) as handle:
+        if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
+            signal.pidfd_send_signal(handle, signal.SIGCONT)
 
 
 async def _wait_empty(directory: Path, watcher: Watcher) -> None:

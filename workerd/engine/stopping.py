@@ -11,20 +11,16 @@ import asyncio
 import contextlib
 import math
 import os
-import signal
 import time
 from collections.abc import Callable
 
 import structlog
 
-from system import pidfd
 from workerd.engine import tree
 from workerd.engine.errors import EngineError, FormatTooNew, SpoolCorrupt, StopUnconfirmed
 from workerd.engine.folder import JobFolder
-from workerd.engine.identity import boot_id
 from workerd.engine.job import Job, JobState, StopOrder
-from workerd.engine.journal import Journal
-from workerd.engine.remains import find_processes, kill_remains
+from workerd.engine.remains import continue_supervisor, find_processes, kill_remains
 from workerd.engine.shelf import Shelf
 from workerd.engine.threads import Threads
 
@@ -138,16 +134,8 @@ class Stopper:
                 log.warning("a supervisor does not take an order: its job is killed", job=folder.job_id)
                 folder.order_stop(StopOrder(order.by, 0.0, kills=True))
                 await kill_remains(processes, self._looking)
-            self._continue_supervisor(journal)
-
-    def _continue_supervisor(self, journal: Journal) -> None:
-        supervisor = journal.supervisor
-        if supervisor is None or supervisor.boot != boot_id() or journal.spool != self._shelf.spool:
-            return
-        # PermissionError: where another account's supervisor has the id now, which the second look finds out.
-        with contextlib.suppress(ProcessLookupError, PermissionError), pidfd.hold(supervisor.pid) as handle:
-            if tree.start_ticks(supervisor.pid) == supervisor.start_ticks:
-                signal.pidfd_send_signal(handle, signal.SIGCONT)
+            if journal.spool == self._shelf.spool:
+                continue_supervisor(journal)
 
 
 def _try_order(folder: JobFolder, order: StopOrder) -> bool:

@@ -32,12 +32,12 @@ async def encode_status(job: Job, *, with_envs: bool, pause: Callable[[], Awaita
     for start in range(0, len(args), _AT_ONCE):
         if start:
             await pause()
-        parts += _texts(_ARGS, args[start : start + _AT_ONCE])
+        parts.append(_texts(_ARGS, args[start : start + _AT_ONCE]))
     if with_envs:
         envs = [*job.spec.envs.items()]
         for start in range(0, len(envs), _AT_ONCE):
             await pause()
-            parts += _entries(_ENVS, envs[start : start + _AT_ONCE])
+            parts.append(_entries(_ENVS, envs[start : start + _AT_ONCE]))
     size = sum(map(len, parts))
     return Encoded(b"".join(frame(_RESPONSE_JOB, varint(size), *parts)))
 
@@ -46,14 +46,14 @@ def encode_row(row: Job | DamagedJob) -> bytes:
     """Encode a job of a list."""
     if not isinstance(row, Job):
         return bytes(to_row(row))
-    return b"".join((bytes(to_row(_without_args(row))), *_texts(_ARGS, row.spec.args)))
+    return bytes(to_row(_without_args(row))) + _texts(_ARGS, row.spec.args)
 
 
 def encode_list(rows: Iterable[bytes], next_page_token: str) -> Encoded:
     """Encode a ListResponse of jobs that `encode_row` has encoded."""
     parts = [part for row in rows for part in (_RESPONSE_JOBS, varint(len(row)), row)]
     if next_page_token:
-        parts += _texts(_NEXT_PAGE_TOKEN, (next_page_token,))
+        parts.append(_texts(_NEXT_PAGE_TOKEN, (next_page_token,)))
     return Encoded(b"".join(frame(*parts)))
 
 
@@ -61,17 +61,19 @@ def _without_args(job: Job) -> Job:
     return msgspec.structs.replace(job, spec=msgspec.structs.replace(job.spec, args=()))
 
 
-def _texts(tag: bytes, texts: Iterable[str]) -> list[bytes]:
-    parts: list[bytes] = []
+def _texts(tag: bytes, texts: Iterable[str]) -> bytes:
+    data = bytearray()
     for text in texts:
-        data = text.encode()
-        parts.append(tag + varint(len(data)) + data)
-    return parts
+        encoded = text.encode()
+        data += tag
+        data += varint(len(encoded))
+        data += encoded
+    return bytes(data)
 
 
-def _entries(tag: bytes, texts: Iterable[tuple[str, str]]) -> list[bytes]:
+def _entries(tag: bytes, texts: Iterable[tuple[str, str]]) -> bytes:
     parts: list[bytes] = []
     for name, value in texts:
-        entry = b"".join((*_texts(_KEY, (name,)), *_texts(_VALUE, (value,))))
+        entry = _texts(_KEY, (name,)) + _texts(_VALUE, (value,))
         parts += (tag, varint(len(entry)), entry)
-    return parts
+    return b"".join(parts)

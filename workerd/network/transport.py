@@ -9,7 +9,6 @@ What reaches into the inside of grpclib and h2 stands in this room (`workerd.net
 """
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections.abc import Callable
@@ -23,13 +22,11 @@ from grpclib.server import Server, Stream
 from h2.exceptions import ProtocolError
 
 from workerd.errors import Unsupported, to_grpc
-from workerd.limits import Meter
 from workerd.network.acceptor import Acceptor
 from workerd.network.codec import Encoded
 from workerd.network.connection import Surroundings, WorkerProtocol
 from workerd.network.encoding import frame
 from workerd.network.http2 import Calls
-from workerd.network.receiving import receive
 from workerd.network.request_buffer import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES
 
 _ROOM_BYTES = 1 << 13  # what is worth reading for
@@ -39,15 +36,6 @@ _SHOWN = 200
 def connection_of(stream: Stream[Any, Any]) -> Connection:
     """Give the connection that a stream is one of."""
     return stream._stream.connection
-
-
-def bound_request(stream: Stream[Any, Any], meter: Meter, user_id: str) -> None:
-    """Have `recv_message` of a stream take requests as `workerd.network.receiving` does.
-
-    Args:
-        user_id: of the user who sends it.
-    """
-    stream.recv_message = functools.partial(receive, stream, meter, user_id)  # type: ignore[method-assign]
 
 
 def has_gone(stream: Stream[Any, Any]) -> bool:
@@ -89,21 +77,26 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
         raise StreamTerminatedError("the client has gone") from error
 
 
+def has_room(stream: Stream[Any, Any]) -> bool:
+    """Return whether a client takes something now, or the call was reset and is about to be told."""
+    raw = stream._stream
+    h2 = raw._h2_connection
+    return raw.connection.write_ready.is_set() and (
+        raw.id not in h2.streams or h2.local_flow_control_window(raw.id) > 0
+    )
+
+
 async def wait_for_room(stream: Stream[Any, Any]) -> None:
     """Wait until a client takes some of what there is to send, so that nothing is read for one that takes nothing.
 
     A client may have very many streams, and each holds what was read for it until it takes that.
     """
     raw = stream._stream
-    h2 = raw._h2_connection
-    while True:
+    while not has_room(stream):
+        if raw.connection.write_ready.is_set():
+            raw.window_updated.clear()
+            await raw.window_updated.wait()
         await raw.connection.write_ready.wait()
-        if raw.id not in h2.streams:  # it was reset, and the call is about to be told
-            return
-        if h2.local_flow_control_window(raw.id) > 0:
-            return
-        raw.window_updated.clear()
-        await raw.window_updated.wait()
 
 
 def room_of(stream: Stream[Any, Any]) -> int:

@@ -861,7 +861,8 @@ class ListRequest(betterproto2.Message):
 
     page_size: "int" = betterproto2.field(3, betterproto2.TYPE_INT32)
     """
-    The most jobs to send, 1 to 1000. Zero: 50. There are fewer where they would take more than 1 MiB.
+    The most jobs to send, 1 to 1000. Zero: 50. There are fewer, none perhaps, where they would take more than 1 MiB, or
+    where few are in one of the states and looking for more would take long.
     """
 
     page_token: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
