@@ -51,7 +51,7 @@ from workerd.registry import Route
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
 _AT_ONCE = 8  # calls of one user and RPC
-_CHANGES_AT_ONCE = 32  # of those that mostly wait, for a supervisor or the disk
+_CHANGES_AT_ONCE = 16  # of those that mostly wait, for a supervisor or the disk
 _SMALL_BYTES = 1 << 14  # of an answer that a client may leave unread without keeping its turn
 _STREAMS_BYTES = 16 << 20  # that are held for all streams of a user
 
