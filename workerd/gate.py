@@ -51,6 +51,7 @@ from workerd.registry import Route
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
 _AT_ONCE = 8  # calls of one user and RPC
+_CHANGES_AT_ONCE = 16  # of calls that change something, which mostly wait for a supervisor or the disk
 _SMALL_BYTES = 1 << 14  # a smaller answer keeps no turn until the client takes it
 _STREAMS_BYTES = 16 << 20  # in memory for all streams of a user
 
@@ -91,7 +92,7 @@ class Gate:
         self._changing: set[asyncio.Task[Any]] = set()
         self._unheard: set[asyncio.Task[Any]] = set()
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
-        self._queues = Queues(_AT_ONCE)
+        self._queues = {True: Queues(_AT_ONCE), False: Queues(_CHANGES_AT_ONCE)}  # by whether the calls only read
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self._closing = False
 
@@ -173,7 +174,7 @@ class Gate:
         if route.method.cardinality.server_streaming:
             await self._answer_with_stream(route, stream, holder, pace)
             return
-        async with self._queues.turn((holder.user.id, route.path)):
+        async with self._queues[route.handler.reads].turn((holder.user.id, route.path)):
             response = await self._respond(route, stream, holder, pace)
             if len(response.data) > _SMALL_BYTES:  # in memory until the client takes it
                 await send(stream, response)

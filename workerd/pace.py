@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections import deque
 
-_ROUND_SECONDS = 0.006  # of the processor
+_ROUND_SECONDS = 0.004  # of the processor
 _FIRST_STEPS, _MOST_STEPS = 4, 8  # in a round
 
 

@@ -45,7 +45,7 @@ from workerd.waiting import meanwhile, stop_signals, wait_first
 
 log = structlog.get_logger()
 _CLOSE_SECONDS = 5.0
-_COLLECTIONS = (700, 10, 200)
+_COLLECTIONS = (700, 10, 50)
 LAST_READERS_SECONDS = 30.0
 
 

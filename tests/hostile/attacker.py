@@ -6,6 +6,7 @@ It is synchronous: it runs in a thread, beside whoever is not to be disturbed, i
 import socket
 import ssl
 import time
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
@@ -20,6 +21,7 @@ WAIT_SECONDS = 30.0
 SERVICE = "/worker.v1.WorkerService/"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 _END_STREAM, _ACK = 1, 1
+_INITIAL_WINDOW_BYTES, _PIECE_BYTES = 65_535, 16_384  # RFC 9113 §6.9.2, §4.2
 _HEAD_BYTES = 9
 _GONE = (ConnectionError, ssl.SSLError)
 
@@ -94,6 +96,9 @@ class Connection:
         self._decoder = Decoder()
         self._buffer = bytearray()
         self._next_stream = 1
+        self._windows: defaultdict[int, int] = defaultdict(lambda: _INITIAL_WINDOW_BYTES)
+        self._reset: set[int] = set()
+        self._kept: deque[Received] = deque()  # what came while there was no room to send
 
     def __enter__(self) -> Self:
         return self
@@ -139,13 +144,32 @@ class Connection:
     def call(self, headers: Headers, data: bytes, *, end: bool = True) -> Answer:
         """Make a call, with headers and data of one's own, and wait for what becomes of it."""
         stream_id = self.take_stream()
-        pieces = [data[start : start + 16384] for start in range(0, len(data), 16384)] or [b""]
-        frames = [
-            data_frame(stream_id, piece, end=end and number == len(pieces)) for number, piece in enumerate(pieces, 1)
-        ]
-        if not self.send(self.headers(stream_id, headers) + b"".join(frames)):
+        if not (self.send(self.headers(stream_id, headers)) and self.upload(stream_id, data, end=end)):
             return Answer(closed=True)
         return self.answer(stream_id)
+
+    def upload(self, stream_id: int, data: bytes, *, end: bool = True) -> bool:
+        """Send a request, as much at a time as the daemon's windows let through, or until it resets the stream.
+
+        Returns:
+            Whether the connection is still there.
+        """
+        while True:
+            size = min(len(data), self._windows[0], self._windows[stream_id], _PIECE_BYTES)
+            if size or not data:
+                for window in (0, stream_id):
+                    self._windows[window] -= size
+                piece, data = data[:size], data[size:]
+                if not self.send(data_frame(stream_id, piece, end=end and not data)):
+                    return False
+                if not data:
+                    return True
+            elif stream_id in self._reset:
+                return True
+            elif (frame := self._next_frame()) is None:
+                return False
+            else:
+                self._kept.append(frame)
 
     def answer(self, stream_id: int) -> Answer:
         """Wait for what becomes of a call."""
@@ -190,22 +214,30 @@ class Connection:
             TimeoutError: for a long time nothing came, and the daemon has not closed.
         """
         limit = time.monotonic() + WAIT_SECONDS
-        while True:
-            while (frame := self._cut_frame()) is not None:
-                if frame.kind == SETTINGS and not frame.flags & _ACK:
-                    self.send(raw_frame(SETTINGS, _ACK, 0, b""))
-                yield frame
+        while (frame := self._kept.popleft() if self._kept else self._next_frame()) is not None:
+            yield frame
             if time.monotonic() > limit:
                 raise TimeoutError("what is waited for does not come, though other things do")
+
+    def _next_frame(self) -> Received | None:
+        """Wait for a frame; return None when the daemon closes."""
+        while (frame := self._cut_frame()) is None:
             try:
                 data = self.socket.recv(1 << 16)
             except TimeoutError:
                 raise
             except (*_GONE, OSError):
-                return
+                return None
             if not data:
-                return
+                return None
             self._buffer += data
+        if frame.kind == SETTINGS and not frame.flags & _ACK:
+            self.send(raw_frame(SETTINGS, _ACK, 0, b""))
+        if frame.kind == RST_STREAM:
+            self._reset.add(frame.stream_id)
+        if frame.kind == WINDOW_UPDATE:
+            self._windows[frame.stream_id] += int.from_bytes(frame.payload)
+        return frame
 
     def _cut_frame(self) -> Received | None:
         if len(self._buffer) < _HEAD_BYTES:

@@ -14,7 +14,6 @@ from tests.hostile.attacker import (
     HEADERS,
     PING_HEAD,
     WAIT_SECONDS,
-    WINDOW_UPDATE,
     Connection,
     data_frame,
     message,
@@ -192,20 +191,13 @@ def begun_requests(attack: Attack) -> None:
         size = (1 << 23) - 1
         for stream_id in streams:
             connection.send(connection.headers(stream_id, request_headers("Spawn")))
-            connection.send(data_frame(stream_id, b"\0" + size.to_bytes(4), end=False))
-        piece = b"".join(data_frame(stream_id, b"\x0a" * 16_384, end=False) for stream_id in streams)
-        window, left = (1 << 22), len(streams) * size // (16_384 * len(streams))
-        received = connection.received()
-        for _ in range(left):
-            while window < 16_384 * len(streams):
-                frame = next(received, None)
-                if frame is None:
+            connection.upload(stream_id, b"\0" + size.to_bytes(4), end=False)
+        piece, left = b"\x0a" * 16_384, size - 16_384
+        while left > 0:
+            for stream_id in streams:
+                if not connection.upload(stream_id, piece, end=False):
                     return
-                if frame.kind == WINDOW_UPDATE and frame.stream_id == 0:
-                    window += int.from_bytes(frame.payload)
-            if not connection.send(piece):
-                return
-            window -= 16_384 * len(streams)
+            left -= len(piece)
         connection.is_alive(b"begun!!!")
 
 

@@ -115,7 +115,7 @@ def test_a_connection_is_closed_when_its_certificate_counts_no_more(
     any_daemon: Daemon, *, expires: bool, reason: bytes
 ) -> None:
     """A call that is under way is answered before, with what a new one would be answered with."""
-    lifetime = timedelta(seconds=4) if expires else timedelta(days=1)
+    lifetime = timedelta(seconds=6) if expires else timedelta(days=1)
     credential = issue_client(load_pair(any_daemon.pki.client_ca), OTHER, USER_ID, lifetime)
     write_pair(any_daemon.pki.client_certificate(OTHER), credential)
     with peer(any_daemon, OTHER) as idle, peer(any_daemon, OTHER) as calling:

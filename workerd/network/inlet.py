@@ -10,7 +10,7 @@ import time
 from typing import Protocol
 
 _PIECE_BYTES = 512  # some thirty calls at most
-_ROUND_SECONDS = 0.002
+_ROUND_SECONDS = 0.001
 
 
 class Source(Protocol):
