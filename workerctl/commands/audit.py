@@ -39,9 +39,7 @@ def verify(
     /,
     *,
     expect: Annotated[str | None, Parameter(help="The head, SEQ:HASH, that an earlier verification showed.")] = None,
-    witness: Annotated[
-        str | None, Parameter(help="A file elsewhere to which the daemon wrote the trail's heads.")
-    ] = None,
+    witness: Annotated[str | None, Parameter(help="A file to which the daemon wrote the trail's heads.")] = None,
     from_seq: Annotated[int, Parameter(help="Begin at this line, whatever is before it.", show_default=False)] = 0,
     output: Output = "text",
 ) -> int:
