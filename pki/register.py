@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pki.checks import LEAST_UNKNOWN_SERIAL, read_serial
-from pki.errors import InvalidName, ListNotCopied, Missing, NotRevocable, NotTrusted
+from pki.errors import InvalidName, ListNotCopied, Missing, NotRevocable, PkiError
 from pki.files import REPLACED, has_content, load_certificate, load_pair, locked, read_bytes, replace_file
 from pki.layout import PkiLayout
 
@@ -99,7 +99,7 @@ class PkiRegister(PkiLayout):
                 copy = folder / self.client_crl.name
                 try:
                     replace_file(copy, read_bytes(self.authority_crl, "revoke once more"))
-                except (OSError, Missing, NotTrusted) as error:
+                except (OSError, PkiError) as error:
                     failed = ListNotCopied(self.authority_crl, copy, str(error))
         if failed is not None:
             raise failed
