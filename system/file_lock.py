@@ -19,11 +19,13 @@ class LockHeld(TimeoutError):
         holder: the process that holds it, as `find_holder` returns it.
 
     Attributes:
+        holder: that process.
         problem: who holds the lock.
         advice: what to do.
     """
 
     def __init__(self, path: Path, seconds: float, holder: int | None) -> None:
+        self.holder = holder
         self.problem = f"{_describe(holder)} has held its lock for more than {seconds:g} s"
         self.advice = _advise(holder)
         super().__init__(errno.ETIMEDOUT, f"{self.problem}: {self.advice}", str(path))

@@ -17,7 +17,7 @@ from tests.engine.logs import ME, has_ended, read_log, shell, wait_for_output
 from tests.freezing import Freezer
 from tests.locks import held_by_another
 from tests.waiting import eventually
-from workerd.engine import folder, launcher, shelf, stopping, threads
+from workerd.engine import launcher, sharing, shelf, stopping, threads
 from workerd.engine.engine import Engine
 from workerd.engine.errors import LauncherFailed, NoAnswer, SpawnGivenUp, StartUnconfirmed, StopUnconfirmed
 from workerd.engine.job import Exited, JobState, Killed, Lost, StopOrder, Stopped, Stream
@@ -341,7 +341,7 @@ asyncio.run(main())
 async def test_changes_of_one_jobs_shares_hold_up_no_other_job(engine: Engine) -> None:
     """The changes of one job wait for each other, and none of another job or another kind for them."""
     one, other = await engine.spawn(shell("true")), await engine.spawn(shell("true"))
-    with engine._shelf.folder(one).wait_held():
+    with engine._shelf.folder(one).wait_held(0):
         waiting = [asyncio.create_task(engine.share(one, ME, ["status"])) for _ in range(100)]
         async with asyncio.timeout(10):
             assert len(await engine.share(other, ME, ["status"])) == 1
@@ -355,7 +355,7 @@ async def test_folders_that_other_programs_lock_hold_up_no_other_job(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As jobs of the daemon's account can lock their own: more of them than there are threads for it."""
-    for module in (folder, shelf):
+    for module in (sharing, shelf):
         monkeypatch.setattr(module, "HELD_SECONDS", 0.3)
     ids = [await engine.spawn(shell("true")) for _ in range(13)]
     for job_id in ids:
@@ -373,6 +373,20 @@ async def test_folders_that_other_programs_lock_hold_up_no_other_job(
                 assert len(await engine.share(other, ME, ["status"])) == 1
     for job_id in ids:
         await engine.remove(job_id)
+
+
+async def test_changes_of_jobs_that_other_programs_lock_take_no_thread(engine: Engine) -> None:
+    """More of them than there are threads for shares."""
+    *locked, other = [await engine.spawn(shell("true")) for _ in range(13)]
+    with contextlib.ExitStack() as stack:
+        for each in locked:
+            stack.enter_context(held_by_another(engine._shelf.folder(each).path))
+        waiting = [asyncio.create_task(engine.share(each, ME, ["status"])) for each in locked]
+        await asyncio.wait(waiting, timeout=0.2)
+        async with asyncio.timeout(5):
+            assert len(await engine.share(other, ME, ["status"])) == 1
+    async with asyncio.timeout(20):
+        assert [len(shares) for shares in await asyncio.gather(*waiting)] == [1] * len(locked)
 
 
 async def test_removals_that_wait_for_a_locked_folder_leave_nothing_open(

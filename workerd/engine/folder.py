@@ -251,16 +251,19 @@ class JobFolder:
             raise SpoolCorrupt(self.shares, str(error)) from error
 
     @contextlib.contextmanager
-    def wait_held(self) -> Iterator[None]:
+    def wait_held(self, seconds: float) -> Iterator[None]:
         """Hold the folder, so that it is not taken away and no other process changes `shares`. Blocks the thread.
+
+        Args:
+            seconds: how long to wait at most.
 
         Raises:
             FileNotFoundError: it is not there, or was taken away while it was waited for.
-            LockHeld: another process holds it for too long.
+            LockHeld: another process holds it for longer.
         """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            lock_within(descriptor, self.path, HELD_SECONDS)
+            lock_within(descriptor, self.path, seconds)
             if not os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(self.path))
             yield
