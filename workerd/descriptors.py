@@ -84,7 +84,7 @@ def warn_of_lowered(wanted: Limits, fitting: Limits, most: int) -> None:
     }
     if lowered:
         log.warning(
-            "limits are lowered to what the descriptors suffice for: raise the hard limit RLIMIT_NOFILE, with"
+            "limits are lowered, as there are too few descriptors: raise the hard limit RLIMIT_NOFILE, with"
             " `ulimit -n` in the shell or LimitNOFILE= in the unit, and start the daemon again",
             descriptors=most,
             needed=needed(wanted),

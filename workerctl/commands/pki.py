@@ -62,7 +62,7 @@ def init(
 
 @app.command
 def move_authority(
-    folder: Annotated[str, Parameter(help="The folder to move to, as on a disk that is taken away afterwards.")],
+    folder: Annotated[str, Parameter(help="The folder to move to, such as one on a removable disk.")],
     /,
     *,
     context: Injected,

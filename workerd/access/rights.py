@@ -131,6 +131,6 @@ class Rights:
         may_spawn = self.policies.decide(anybody, SPAWN, DAEMON).permitted
         if may_spawn and not self.policies.decide(anybody, RUN_AS, default_account).permitted:
             log.warning(
-                "policies permit spawn to everybody, and run-as on the account that jobs run as to nobody without a"
-                " role: permit it where resource.isDefault"
+                "policies permit spawn to everybody, but not run-as on the default account: permit it where"
+                " resource.isDefault"
             )

@@ -39,7 +39,7 @@ class RememberedHead:
             if head is not None:
                 return head
             problem = "it was changed"
-        log.error("cannot tell whether the audit trail is the one of before", file=str(self._path), problem=problem)
+        log.error("the remembered head of the audit trail cannot be used", file=str(self._path), problem=problem)
         return None
 
     def keep(self, head: Head) -> None:

@@ -279,7 +279,7 @@ async def test_what_is_in_force_is_told_and_roles_that_nobody_has(
         assert "[warning  ] the configuration gives roles that no policy names roles=['operator']\n" in said
 
 
-NO_JOB_RUNS = "policies permit spawn to everybody, and run-as on the account that jobs run as to nobody"
+NO_JOB_RUNS = "policies permit spawn to everybody, but not run-as on the default account"
 
 
 @pytest.mark.parametrize(
