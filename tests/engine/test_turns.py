@@ -102,6 +102,17 @@ async def test_lost_jobs_wait_for_their_turn_with_nothing_open(
     assert gathering.most == LIMITS.max_ending
 
 
+async def test_a_job_with_an_end_waits_for_no_lost_job(limited: Engine) -> None:
+    assert limited.keeper is not None
+    async with limited.keeper._turns:  # as lost jobs keep them whose processes no signal ends
+        job_id = await limited.spawn(shell("true"))
+
+        async def is_entered() -> bool:
+            return job_id in {job.id for job in limited._shelf.catalog.ended()}
+
+        await eventually(is_entered)
+
+
 def test_of_many_processes_that_are_killed_few_are_held() -> None:
     environment = {**os.environ, "MARK": "of this test"}
     many = [subprocess.Popen(["sleep", "1000"], env=environment) for _ in range(2 * tree.MOST_HELD)]

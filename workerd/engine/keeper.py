@@ -235,23 +235,28 @@ class Keeper:
             FileNotFoundError: it was removed.
             SpoolCorrupt: it is damaged, and no process watches over it.
         """
-        while True:
+        is_ended = False
+        while not is_ended:
             await self._shelf.wait_unlocked(folder)
-            async with self._turns:  # not before: a job that waits for its turn has nothing open
-                if (lock := folder.try_lock()) is not None:
-                    await self._end_unwatched(folder, lock)
-                    return
+            if self._read_whole(folder) is not None:  # done at once, so it waits for no lost job
+                is_ended = await self._end_unwatched(folder)
+            else:
+                async with self._turns:  # not before: a job that waits for its turn has nothing open
+                    is_ended = await self._end_unwatched(folder)
 
-    async def _end_unwatched(self, folder: JobFolder, lock: int) -> None:
-        """End a job that no supervisor watches over, and close its lock."""
+    async def _end_unwatched(self, folder: JobFolder) -> bool:
+        """End a job that no supervisor watches over; return False if another process has locked it."""
+        if (lock := folder.try_lock()) is None:
+            return False
         try:
             journal = self._read_whole(folder) or await self._recover(folder, lock)
             if journal is None:
-                return
+                return True
             self._shelf.tell_end(folder, lock, journal)
         finally:
             os.close(lock)
         self._enter_ended(folder, journal)
+        return True
 
     def _read_whole(self, folder: JobFolder) -> Journal | None:
         """Return the journal of a job whose supervisor has come to the end, and whose log has all that it said."""
