@@ -1,4 +1,4 @@
-"""Every wait has a limit, or stands here with the reason why it has none. docs/security.md has the limits."""
+"""Every wait has a limit, or an entry here with the reason why not. docs/security.md has the limits."""
 
 from pathlib import Path
 

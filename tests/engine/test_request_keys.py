@@ -24,7 +24,7 @@ def id_of_an_earlier_version(key: str) -> str:
 
 
 async def spawn_as_an_earlier_version(state: Path, key: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Spawn a job whose id is what versions without a secret gave it, and leave no file with a secret."""
+    """Spawn a job with the id that versions without a secret give it, and remove the file with the secret."""
     with monkeypatch.context() as patch:
         patch.setattr(RequestKeys, "job_id", lambda _, __, key: id_of_an_earlier_version(key))
         async with Engine(state) as engine:

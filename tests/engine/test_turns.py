@@ -1,4 +1,4 @@
-"""Only so many jobs are started, or brought to their end, at once: those that wait have nothing open."""
+"""A limited number of jobs is started, or ended, at once: those that wait have nothing open."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ JOBS = 7
 
 @pytest.fixture
 async def limited(tmp_path: Path) -> AsyncIterator[Engine]:
-    """An engine that starts two jobs at once, and brings one to its end."""
+    """An engine that starts two jobs and ends one lost job at once."""
     async with Engine(tmp_path, limits=LIMITS) as engine:
         yield engine
     end_jobs(tmp_path)

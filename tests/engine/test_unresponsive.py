@@ -198,7 +198,7 @@ async def test_any_number_of_orders_may_wait_for_a_supervisor_that_was_stopped(e
 async def test_an_order_that_comes_after_a_jobs_own_end_does_not_change_how_it_ended(
     engine: Engine, tmp_path: Path
 ) -> None:
-    """Also one whose giver kills what there may be."""
+    """Also an order that announces that the daemon kills the job."""
     job_id = await spawn_stopped(engine, tmp_path, f"{STOPS_ITS_SUPERVISOR.removesuffix('exec sleep 1000')} exit 3")
     await eventually(lambda: _is_true(has_ended(engine.status(job_id).status.pid)))
     assert engine._shelf.folder(job_id).order_stop(StopOrder(ME, 0.0, kills=True))
@@ -298,7 +298,7 @@ async def test_a_call_that_hangs_is_an_answer_and_holds_up_no_other_kind() -> No
 
 
 async def test_a_thread_that_never_begins_is_an_error_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that gets no memory to begin with: the call is not made, and the next has its turn."""
+    """As if the thread got no memory to begin with: the call is not made, and the next has its turn."""
     monkeypatch.setattr(threads, "_BEGIN_SECONDS", 0.2)
     begin, kept = _thread.start_new_thread, []
     alone = Threads("working", most=1, limit_seconds=None)
