@@ -1,5 +1,6 @@
 """Authorities in a folder of their own: the content of a daemon's folder, its updates, and moving authorities."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_a_move_that_was_interrupted_is_finished_by_the_next(
         else:
             break
     steps = 10**6
+    check_moved(whole, before, to)
+
+
+def test_a_move_that_was_interrupted_while_it_removed_files_is_finished_by_the_next(
+    whole: PkiFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, to, unlink = names(whole.path), tmp_path / "authority", Path.unlink
+    left = 0
+
+    def counted_unlink(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if path.suffix != ".new":
+            left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", counted_unlink)
+    for number in range(100):
+        left = number
+        with contextlib.suppress(KeyboardInterrupt):
+            move_authority(whole, to)
+            break
     check_moved(whole, before, to)
 
 
