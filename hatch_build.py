@@ -1,4 +1,4 @@
-"""What hatchling loads before it reads the project's metadata."""
+"""A metadata hook that hatchling runs before it reads the dependencies."""
 
 import re
 import sys
@@ -12,8 +12,8 @@ from packaging.specifiers import SpecifierSet
 class RequirePython(MetadataHookInterface):
     """End with one line under a Python that is too old.
 
-    pip may look for the dependencies first, and then names one that has no version for such a Python. This file must be
-    read by old ones, too.
+    pip may look for the dependencies first, and then names one that has no version for such a Python. This file must
+    also run under old ones.
     """
 
     def __init__(self, root: str, config: Dict[str, Any]) -> None:  # noqa: UP006

@@ -146,7 +146,7 @@ def read_released(line: bytes) -> Head:
 
 
 def read_resumed(line: bytes) -> Head | None:
-    """Return which line one with the event `RESUMED` says it follows; None where it does not know.
+    """Return the head that a line with the event `RESUMED` follows; None if it names none.
 
     Raises:
         LineInvalid: it does not say.

@@ -11,11 +11,11 @@ _RELEASED = b'"event":"%s"' % RELEASED.encode()
 
 
 def continues(folder: Path | int, head: Head) -> bool:
-    """Return whether a trail has the line of a head, or says that this line was removed to make room.
+    """Return whether a trail has the line of a head, or has a `released` line for it.
 
     Args:
-        folder: a path, or a descriptor. Nobody may append meanwhile.
-        head: the line, as it was kept elsewhere.
+        folder: a path, or a descriptor. No process may append at the same time.
+        head: a head that was kept elsewhere.
 
     Raises:
         OSError: a file cannot be read.
@@ -34,7 +34,7 @@ def continues(folder: Path | int, head: Head) -> bool:
 
 
 def _was_released(folder: Path | int, files: list[TrailFile]) -> bool:
-    """Return whether a trail says that the lines before its first one were removed to make room."""
+    """Return whether a trail has a `released` line for the lines before its first one."""
     try:
         first = read_line(next((line for file in files[:1] for line in _lines(folder, file)), b""))
         before = Head(first.seq - 1, first.prev)

@@ -142,7 +142,7 @@ class Walk:
             self._fail(link.seq, "lines before this one had been removed or changed: the daemon found that and says so")
 
     def _follows(self, link: Link, line: bytes) -> bool:
-        """Return whether the line before one with the event `RESUMED` is here, put back by somebody who had kept it."""
+        """Return whether the line that one with the event `RESUMED` names is here: it was restored from a copy."""
         try:
             return link is not self._first and read_resumed(line) == Head(link.seq - 1, link.prev)
         except LineInvalid as error:

@@ -55,7 +55,7 @@ class Missing(PkiError):
 
 
 class AuthorityMissing(PkiError):
-    """The folder that should have the authorities' keys has none."""
+    """There are no authorities in the folder that should have their keys."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
@@ -65,7 +65,7 @@ class AuthorityMissing(PkiError):
 
 
 class AuthorityDiffers(PkiError):
-    """The authorities in a folder are not those that a daemon's folder has the certificates of."""
+    """A folder has other authorities than those whose certificates a daemon's folder has."""
 
     def __init__(self, own: Path, theirs: Path) -> None:
         super().__init__(
@@ -74,7 +74,7 @@ class AuthorityDiffers(PkiError):
 
 
 class ListNotCopied(PkiError):
-    """The authority's list of revoked certificates did not reach the daemon."""
+    """The list of revoked certificates could not be copied to a daemon's folder."""
 
     def __init__(self, crl: Path, copy: Path, problem: str) -> None:
         command = shlex.join(["install", "-m", "644", str(crl), str(copy)])
@@ -129,7 +129,7 @@ class InvalidName(InputInvalid):
 
 
 class InvalidAuthority(InputInvalid):
-    """A folder for the authorities that is not apart from the daemon's."""
+    """A folder for the authorities within the daemon's."""
 
     def __init__(self, authority: Path, folder: Path) -> None:
         super().__init__(f"{authority} is within {folder}, which the daemon reads: choose a folder outside of it")

@@ -31,7 +31,7 @@ REPLACED = "replaced"
 OF_OTHERS = ("clients", "servers")
 """The folders within an authority's that hold what others take away."""
 _KEY_MODE = 0o600
-_LOCK_SECONDS = 20.0  # what takes long, such as making a key, is done before or fast
+_LOCK_SECONDS = 20.0  # nothing slow is done with the lock
 _PUBLIC_MODE = 0o644
 
 
@@ -83,7 +83,7 @@ def read_bytes(path: Path, advice: str) -> bytes:
 
 
 def has_content(path: Path, data: bytes) -> bool:
-    """Return whether a file has some content, as far as this account can tell."""
+    """Return whether a file has this content; True if this account cannot read it."""
     try:
         return path.read_bytes() == data
     except (FileNotFoundError, NotADirectoryError):
@@ -200,12 +200,12 @@ def write_pair(certificate: Path, credential: "Credential") -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file, with who may read it, into a folder that is made if it is not there.
+    """Copy a file and its mode to a folder, which is made if it does not exist.
 
-    One process at a time may do this to a file.
+    Only one process at a time may copy to a target.
 
     Raises:
-        AlreadyExists: the target is there, and has another content.
+        AlreadyExists: the target exists with other content.
         Missing: the source cannot be read.
     """
     make_folder(target.parent)
@@ -292,14 +292,14 @@ def locked(certificate: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_folder(folder: Path, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Keep other processes that ask for it from changing a folder meanwhile.
+    """Hold the lock of a folder, so that only one process at a time changes it.
 
     Args:
         folder: the folder.
-        seconds: how long to wait for another process that has asked for it.
+        seconds: how long to wait for another process that holds the lock.
 
     Raises:
-        LockHeld: the other one changes the folder for too long.
+        LockHeld: it holds the lock for longer.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

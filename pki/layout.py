@@ -48,7 +48,7 @@ class PkiLayout:
     elsewhere: Path | None = None
 
     def with_authority(self, given: Path | None = None) -> Self:
-        """Return the same files, with the authorities' folder that is given, or that `location` names.
+        """Return this layout with the authorities' folder that is given, or else that the file `location` names.
 
         Raises:
             AuthorityMissing: the folder has no authority.
@@ -83,7 +83,7 @@ class PkiLayout:
 
     @property
     def location(self) -> Path:
-        """The file with the path of the authorities' folder, if that is another."""
+        """The file with the path of the authorities' folder, if that is another folder."""
         return self.path / "authority"
 
     @property
@@ -200,7 +200,7 @@ class PkiLayout:
         return [*filter(Path.exists, own), *found]
 
     def is_of_user(self, path: Path) -> bool:
-        """Return whether a certificate that is here is a user's."""
+        """Return whether the path of a certificate is that of a user's."""
         return any(path.is_relative_to(folder / "clients") for folder in (self.authority, self.path))
 
     def users(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Authorities in a folder of their own: giving a daemon's folder what it needs of them, and moving them there."""
+"""Authorities in a folder of their own: copying to a daemon's folder what it needs, and moving them there."""
 
 import os
 from collections.abc import Iterable
@@ -30,9 +30,9 @@ def require_apart(folder: Path, authority: Path) -> None:
 
 
 def copy_public(files: PkiLayout) -> None:
-    """Give a daemon's folder what it needs of the authorities', and each folder the path of the other.
+    """Copy the authorities' public files to a daemon's folder, and write the path of each folder into the other.
 
-    One process at a time may do this.
+    Only one process at a time may do this.
     """
     make_folder(files.path)
     copies = {
@@ -49,15 +49,15 @@ def copy_public(files: PkiLayout) -> None:
 def move_authority(files: PkiLayout, authority: Path) -> None:
     """Move the authorities' keys, their inventory, and the pairs of users and of other daemons to another folder.
 
-    The daemon's own pair stays, with copies of the authorities' certificates and of the list of revoked ones. A move
-    that was interrupted is finished by the next one to the same folder.
+    The daemon's own pair stays, with copies of the authorities' certificates and of the list of revoked certificates. A
+    move that was interrupted is finished by the next one to the same folder.
 
     Args:
         files: the files of a folder with authorities.
-        authority: the folder to move them to, which must not have others.
+        authority: the folder to move them to, which must not have other authorities.
 
     Raises:
-        AlreadyExists: one of the files is there already, with another content; nothing has been removed then.
+        AlreadyExists: one of the files exists there with other content; nothing is removed then.
         InvalidAuthority: it is within the daemon's folder.
         Missing: there is no authority to move, or a file cannot be read.
     """
@@ -83,7 +83,7 @@ def move_authority(files: PkiLayout, authority: Path) -> None:
 
 
 def _introduce(files: PkiLayout, others: Iterable[Path] = ()) -> None:
-    """Write the path of each folder into the other, and those of further daemons' folders."""
+    """Write the path of each folder into the other, with the paths of further daemons' folders."""
     folders = dict.fromkeys((*files.daemons_named(), *others, files.path.absolute()))
     replace_file(files.daemons, b"".join(os.fsencode(folder) + b"\n" for folder in folders))
     replace_file(files.location, os.fsencode(files.authority) + b"\n")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pki.checks import LEAST_UNKNOWN_SERIAL, read_serial
-from pki.errors import InvalidName, ListNotCopied, Missing, NotRevocable, NotTrusted
+from pki.errors import InvalidName, ListNotCopied, Missing, NotRevocable, PkiError
 from pki.files import REPLACED, has_content, load_certificate, load_pair, locked, read_bytes, replace_file
 from pki.layout import PkiLayout
 
@@ -83,13 +83,13 @@ class PkiRegister(PkiLayout):
         }
 
     def copy_list(self) -> list[Path]:
-        """Copy the authority's list of revoked certificates to the folders of its daemons, where it is another.
+        """Copy the authority's list of revoked certificates to the folders of its daemons.
 
         Returns:
-            The folders that have the list: none if no daemon is known.
+            The folders that have the list; none if no daemon is known.
 
         Raises:
-            ListNotCopied: the list cannot be written to one of them; the others have it.
+            ListNotCopied: it cannot be written to one of them. The others have it.
         """
         own = [self.path] if self.elsewhere is None and self.is_initialized() else []
         failed: ListNotCopied | None = None
@@ -99,7 +99,7 @@ class PkiRegister(PkiLayout):
                 copy = folder / self.client_crl.name
                 try:
                     replace_file(copy, read_bytes(self.authority_crl, "revoke once more"))
-                except (OSError, Missing, NotTrusted) as error:
+                except (OSError, PkiError) as error:
                     failed = ListNotCopied(self.authority_crl, copy, str(error))
         if failed is not None:
             raise failed

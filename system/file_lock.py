@@ -1,9 +1,10 @@
-"""Locks on files (flock(2)) that are waited for within a limit, with an error that names the process that holds one."""
+"""Waiting for locks on files (flock(2)) within a limit, with an error that names the process that holds the lock."""
 
 import errno
 import fcntl
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.0002, 0.05
@@ -18,11 +19,13 @@ class LockHeld(TimeoutError):
         holder: the process that holds it, as `find_holder` returns it.
 
     Attributes:
+        holder: that process.
         problem: who holds the lock.
         advice: what to do.
     """
 
     def __init__(self, path: Path, seconds: float, holder: int | None) -> None:
+        self.holder = holder
         self.problem = f"{_describe(holder)} has held its lock for more than {seconds:g} s"
         self.advice = _advise(holder)
         super().__init__(errno.ETIMEDOUT, f"{self.problem}: {self.advice}", str(path))
@@ -42,6 +45,16 @@ def lock_within(descriptor: int, path: Path, seconds: float) -> None:
     Raises:
         LockHeld: another process holds it for longer.
     """
+    for pause_seconds in try_to_lock(descriptor, path, seconds):
+        time.sleep(pause_seconds)
+
+
+def try_to_lock(descriptor: int, path: Path, seconds: float) -> Iterator[float]:
+    """Take the lock as `lock_within` does, for callers that wait in another way than with their thread.
+
+    Yields:
+        How long to wait before the next attempt. The lock is taken when the iteration ends.
+    """
     deadline, pause = time.monotonic() + seconds, _FIRST_PAUSE_SECONDS
     while True:
         try:
@@ -50,7 +63,7 @@ def lock_within(descriptor: int, path: Path, seconds: float) -> None:
             if (left := deadline - time.monotonic()) <= 0:
                 raise LockHeld(path, seconds, find_holder(descriptor)) from None
         # flock(2) takes no limit, and the signal that would interrupt it belongs to the whole process.
-        time.sleep(min(pause, left))
+        yield min(pause, left)
         pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 

@@ -28,7 +28,7 @@ class Freezer:
         wait_until(lambda: state.read_text() == "FROZEN\n", "the processes are not frozen")
 
     def thaw(self) -> None:
-        """Have them go on, and act on the signals that they were sent."""
+        """Thaw the processes, which then act on their signals."""
         (self._directory / "freezer.state").write_text("THAWED")
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""A process of another program that holds a lock, as a job of the daemon's account may, or one that was stopped."""
+"""Processes of other programs that hold locks, as jobs of the daemon's account may."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def held_by_another(path: Path, *, stopped: bool = False) -> Iterator[int]:
-    """Have another process hold the lock on a file or a folder (flock(1)).
+    """Run another process that holds the lock on a file or a folder (flock(1)).
 
     Args:
         path: of the file, made if it does not exist, or of the folder.

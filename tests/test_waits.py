@@ -1,4 +1,4 @@
-"""Every wait has a limit, or stands here with the reason why it has none. docs/security.md has the limits."""
+"""Every wait has a limit, or an entry here with the reason why not. docs/security.md has the limits."""
 
 from pathlib import Path
 
@@ -47,6 +47,7 @@ WITHOUT_LIMIT = {
     "workerd/access/following.py _follow: asyncio.wait_for": _NEWS,
     "workerd/access/following.py _follow: changed.wait": _NEWS,
     "workerd/access/lasting.py _watch: changed.wait": _NEWS,
+    "workerd/access/users.py Users._refresh: with self._refreshing": "another thread reads small files of the daemon's",
     "workerd/api_process.py _serve: drained.wait": _WORK,
     "workerd/api_process.py _serve: stop.wait": _WORK,
     "workerd/drain.py _wait: select.select": "as long as jobs run; Ctrl-C leaves it",

@@ -120,8 +120,8 @@ class CallFailed(ClientError):
         message: the daemon's sentence.
 
     Attributes:
-        command: the command that made the call, for the words of `sentence`; empty where it is not known.
-        subject: what the failure is about, such as a field of the request; empty for nothing in particular.
+        command: the command that made the call, for `sentence`; empty if it is not known.
+        subject: what the failure is about, such as a field of the request; empty for none.
     """
 
     command = ""
@@ -235,7 +235,7 @@ def from_grpc(error: GRPCError) -> CallFailed:
 def sentence(error: Exception) -> str:
     """Describe what went wrong in one line for people.
 
-    An error of the system's names the file, if it is about one. The daemon's is put into the words of the command.
+    An error of the system's names the file, if it is about one. The daemon's names options of the command.
     """
     if isinstance(error, CallFailed):
         return to_command_line(str(error), error.command, error.subject)

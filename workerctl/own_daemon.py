@@ -170,7 +170,7 @@ def _start(directory: Path) -> int:
 
 
 def _read_line(descriptor: int, seconds: float) -> bytes | None:
-    """Read a line from a pipe, or what comes before its end; return None if neither comes in time."""
+    """Read a line from a pipe, or what precedes its end; return None if neither arrives in time."""
     deadline, line = time.monotonic() + seconds, b""
     readable = select.poll()
     readable.register(descriptor, select.POLLIN)

@@ -1,7 +1,6 @@
-"""The daemon's words in those of the command line.
+"""Translating the daemon's errors, which name fields and RPCs, into options and commands of the command line.
 
-A daemon serves clients of any kind, so its errors speak of the contract: they begin with the field that they are about,
-and have other fields, and calls such as `List(all_owners=true)`, in backquotes. Here these become options and commands.
+An error about a field begins with its name. Other fields, and calls such as `List(all_owners=true)`, are in backquotes.
 """
 
 import re
@@ -25,11 +24,11 @@ _CALL = re.compile(r"`([A-Z][A-Za-z]*)\(([^`)]*)\)`")
 
 @dataclass(frozen=True, slots=True)
 class _Rpc:
-    """How a call is made on the command line.
+    """The command for an RPC.
 
     Attributes:
         command: the words after `workerctl`.
-        options: those that give fields of the request, by field.
+        options: the options, by the request's fields.
     """
 
     command: str
@@ -51,12 +50,12 @@ _RPCS = {
 
 
 def to_command_line(message: str, command: str = "", subject: str = "") -> str:
-    """Put what a daemon says into the words of a command.
+    """Return an error of the daemon's with options and commands in the place of fields and RPCs.
 
     Args:
-        message: what it says.
-        command: the command that it says it to, such as "policy test"; empty where that is not known.
-        subject: the field of the request that it is about.
+        message: the error.
+        command: the command that was given, such as "policy test"; empty if it is not known.
+        subject: the field of the request that the error is about; empty for none.
     """
     options = _options_of(command)
     if subject in options and message.startswith(f"{subject} "):

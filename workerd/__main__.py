@@ -94,7 +94,7 @@ def workerd(
     audit_witness: Annotated[
         str,
         Parameter(
-            help="What is told the audit trail's heads: journal, the system's, or a file. [default: nothing]",
+            help="Where to copy the audit trail's heads: journal (the system's), or a file. [default: nowhere]",
             show_default=False,
         ),
     ] = "",
@@ -197,10 +197,10 @@ def with_configuration(
 
 
 def _quote_users(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the table of accounts as cyclopts takes it where a user's name has a dot: as JSON.
+    """Return the table of accounts as JSON, in which a user's name may have a dot.
 
     Raises:
-        ConfigurationInvalid: it is not a table of texts.
+        ConfigurationInvalid: it is not a table of strings.
     """
     if (table := settings.get("accounts")) is None:
         return {}
@@ -214,7 +214,7 @@ def _quote_users(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_file(error: str, tokens: Sequence[str], settings: Mapping[str, Any], file: str) -> str:
-    """Name the file in an error about a setting that comes from it, and the setting as it stands there."""
+    """Return an error about a setting of the file with the file's name, and the setting as the file names it."""
     option, _, problem = error.partition(" ")
     name = option.removeprefix("--").rstrip(":").partition(".")[0]
     variable = f"WORKERD_{name.upper().replace('-', '_')}"

@@ -1,8 +1,7 @@
-"""How many descriptors a process of the daemon needs at most, so that it never lacks one (getrlimit(2), RLIMIT_NOFILE).
+"""Fitting the limits to the descriptors of a process, so that it never runs out of them (getrlimit(2), RLIMIT_NOFILE).
 
-Everything of which there may be very many has a limit: connections, streams, jobs that are being started. The rest has
-a fixed size, and `RESERVED` for it. Limits that do not fit are lowered at the start, so no code has to deal with the
-lack of a descriptor in one place of the daemon because of what was permitted in another.
+What can be numerous has a limit: connections, streams, jobs that are being started. `RESERVED` is for all else. Limits
+that permit too much are lowered at the start, so no other code handles a lack of descriptors.
 """
 
 import dataclasses
@@ -17,23 +16,23 @@ from workerd.limits import Limits
 log = structlog.get_logger()
 
 RESERVED = 192
-"""What a process has open besides: some 45 at rest, three or so for each of its threads, and those of single steps."""
+"""For what has no limit: a process at rest, its threads, and files that are open for a moment."""
 
 LEAST = 256
-"""With fewer, the limits would be too low for two users."""
+"""With fewer descriptors, the limits would be too low for two users."""
 
-_PART_OF_ONE_USER = 4  # of a limit that was lowered, one user has at most so great a part
+_PART_OF_ONE_USER = 4  # one user gets at most this fraction of a lowered limit
 
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """What one of something needs.
+    """A limit that bounds a number of descriptors.
 
     Attributes:
         limit: the field of `Limits`.
-        descriptors: how many each takes.
-        weight: the share of the descriptors that it is left, where there are not enough for all.
-        of_user: the field of `Limits` for one user.
+        descriptors: how many each takes that the limit counts.
+        weight: its share of the descriptors if there are too few for all limits.
+        of_user: the field of `Limits` for one user; empty if there is none.
     """
 
     limit: str
@@ -46,17 +45,17 @@ _USES = (
     _Use("max_connections", 1, 4, of_user="max_connections_per_user"),
     _Use("max_handshakes", 1, 1),
     _Use("max_streams", 2, 8, of_user="max_streams_per_user"),  # the index of a log, and its output
-    # The lock and the supervisor's answer; and for a quarter of so many jobs, that are lost and brought to their end,
-    # the lock, and handles of processes that were killed (`workerd.engine.tree.MOST_HELD`).
+    # A job's lock and its supervisor's answer. A quarter as many lost jobs are being ended (`JobLimits.max_ending`),
+    # each with a lock and up to `workerd.engine.tree.MOST_HELD` handles of killed processes.
     _Use("max_starting", 5, 2),
 )
 
 
 def fit(limits: Limits, most: int) -> Limits:
-    """Lower limits until all that they permit fits into a number of descriptors.
+    """Return limits that are lowered until all that they permit fits into the descriptors of one process.
 
     Args:
-        most: that number, for one process.
+        most: how many descriptors the process may have.
 
     Raises:
         TooFewDescriptors: the daemon cannot work with so few.
@@ -85,7 +84,7 @@ def warn_of_lowered(wanted: Limits, fitting: Limits, most: int) -> None:
     }
     if lowered:
         log.warning(
-            "limits are lowered to what the descriptors suffice for: raise the hard limit RLIMIT_NOFILE, with"
+            "limits are lowered, as there are too few descriptors: raise the hard limit RLIMIT_NOFILE, with"
             " `ulimit -n` in the shell or LimitNOFILE= in the unit, and start the daemon again",
             descriptors=most,
             needed=needed(wanted),
@@ -94,12 +93,12 @@ def warn_of_lowered(wanted: Limits, fitting: Limits, most: int) -> None:
 
 
 def needed(limits: Limits) -> int:
-    """Return how many descriptors a process needs for all that limits permit, those without a limit left aside."""
+    """Return how many descriptors a process needs for all that limits permit; a limit of zero counts as none."""
     return RESERVED + sum(int(getattr(limits, use.limit)) * use.descriptors for use in _USES)
 
 
 def _share_out(limits: Limits, left: int) -> dict[_Use, int]:
-    """Return how many of each there can be: as many as wanted, or a share of what the others leave."""
+    """Return the fitting limits: as wanted, or a share of the descriptors that the others leave."""
     fitting: dict[_Use, int] = {}
     open_uses = list(_USES)
     while open_uses:

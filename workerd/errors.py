@@ -98,11 +98,11 @@ class LimitReached(DaemonError):
 
 
 class Unsupported(DaemonError):
-    """There is no such RPC, or none that takes its request in this form."""
+    """The RPC is unknown, or does not take a request in this form."""
 
 
 class FramingInvalid(DaemonError):
-    """What was sent is not framed as gRPC frames messages."""
+    """The request does not have the framing of a gRPC message."""
 
 
 class ConfigurationInvalid(DaemonError):
@@ -142,11 +142,11 @@ class FileSizeLimited(DaemonError):
 
 
 class TooFewDescriptors(DaemonError):
-    """A process of the daemon may open too few files.
+    """The limit on descriptors is too low for a process of the daemon.
 
     Args:
-        limit: how many it may.
-        least: how many it needs.
+        limit: the limit.
+        least: the number that a process needs.
     """
 
     def __init__(self, limit: int, least: int) -> None:
@@ -161,9 +161,15 @@ class DrainFailed(DaemonError):
 
 
 class UserUnknown(DaemonError):
-    """A name does not lead to one user."""
+    """A name is that of no user, or of several.
+
+    Args:
+        name: the name.
+        ids: of the users who have it.
+    """
 
     def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
+        self.ids = ids
         problem = f"names several users ({', '.join(ids)})" if ids else "names no user that has been here yet"
         super().__init__(f"{name!r} {problem}: give the id, as `WhoAmI()` shows it to them")
 

@@ -60,7 +60,7 @@ def tell_failure(notices: Notices, error: Exception, answer: GRPCError, rpc: str
                 with contextlib.suppress(AuditFailed):  # the call is refused anyway
                     caller.note_refused(answer.message or "")
         case FramingInvalid():
-            pass  # the client's mistake, for all that it is INTERNAL
+            pass  # the client's mistake, although gRPC says INTERNAL
         case _ if answer.status is Status.INTERNAL:
             log.exception("a call failed", rpc=rpc)
         case _ if answer.status is Status.RESOURCE_EXHAUSTED:

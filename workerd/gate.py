@@ -51,9 +51,9 @@ from workerd.registry import Route
 log = structlog.get_logger()
 _USERNAME = "workerd-username"
 _AT_ONCE = 8  # calls of one user and RPC
-_CHANGES_AT_ONCE = 16  # of those that mostly wait, for a supervisor or the disk
-_SMALL_BYTES = 1 << 14  # of an answer that a client may leave unread without keeping its turn
-_STREAMS_BYTES = 16 << 20  # that are held for all streams of a user
+_CHANGES_AT_ONCE = 16  # of calls that change something, which mostly wait for a supervisor or the disk
+_SMALL_BYTES = 1 << 14  # a smaller answer keeps no turn until the client takes it
+_STREAMS_BYTES = 16 << 20  # in memory for all streams of a user
 
 
 class Gate:
@@ -145,7 +145,7 @@ class Gate:
             try:
                 call.result()
             finally:
-                del call  # whose error has this frame
+                del call  # its exception refers to this frame, which would be a cycle
 
         return Method(serve, route.method.cardinality, route.method.request_type, route.method.reply_type)
 
@@ -167,7 +167,7 @@ class Gate:
             try:
                 raise answer from error
             finally:
-                del answer  # which has this frame
+                del answer  # it refers to this frame, which would be a cycle
 
     async def _answer(self, route: Route, stream: Stream[Any, Any], holder: Caller) -> None:
         pace = self._paces.setdefault(holder.user.id, Pace())
@@ -176,7 +176,7 @@ class Gate:
             return
         async with self._queues[route.handler.reads].turn((holder.user.id, route.path)):
             response = await self._respond(route, stream, holder, pace)
-            if len(response.data) > _SMALL_BYTES:  # which is held until the client takes it
+            if len(response.data) > _SMALL_BYTES:  # in memory until the client takes it
                 await send(stream, response)
                 return
         await send(stream, response)
@@ -192,18 +192,18 @@ class Gate:
         call, request = await self._begin(route, stream, holder, pace)
 
         async def pause() -> None:
-            """Wait for a step in which the client takes something: many streams may be waiting for the same room."""
+            """Wait for a step and for room: many streams may wait for the same room in the connection's window."""
             await pace.step()
             while not has_room(stream):
                 await wait_for_room(stream)
                 await pace.step()
 
         def room() -> int:
-            """Return how much to prepare next: what is prepared for all of a user's streams is held at a time."""
+            """Return how many bytes to prepare next, such that all streams of a user together stay within a limit."""
             return min(room_of(stream), _STREAMS_BYTES // self._meter.streams_of(holder.user.id))
 
         started = route.handler.function(replace(call, room=room, pause=pause), request)
-        call = replace(call, job=None)  # which may be large, and the stream long
+        call = replace(call, job=None)  # a large job is not kept for as long as the stream
 
         def check() -> None:
             if call.job_id is not None and changed.is_gone:
@@ -219,7 +219,7 @@ class Gate:
                     await wait_for_room(stream)
 
     async def _begin(self, route: Route, stream: Stream[Any, Any], holder: Caller, pace: Pace) -> tuple[Call, Any]:
-        """Take a request, and decide on it."""
+        """Receive a request and decide on it."""
         await pace.step()
         caller = self._act(holder, stream)
         request = await self._receive(stream, holder.user.id)
@@ -305,14 +305,18 @@ class Gate:
             raise InvalidArgument(_USERNAME, problem)
         if name in (caller.user.id, caller.user.name):
             return caller
-        user = User("", name)
+        user, ids = User("", name), list[str]()
         if caller.has(IMPERSONATE):
-            with contextlib.suppress(UserUnknown):  # told only to those who might act for any user
+            try:
                 user = self._daemon.users.find(name)
+            except UserUnknown as error:  # raised below, for callers who may act for any user
+                ids = [*error.ids]
         resource = self._as_resource(user)
         if not caller.decide(IMPERSONATE, resource, {"name": name}):
             raise caller.refusal(IMPERSONATE, resource, name)
-        return caller.acting_for(user if user.id else self._daemon.users.find(name))
+        if not user.id:  # not looked up again: the decision would not be about a user who is found now
+            raise UserUnknown(name, ids)
+        return caller.acting_for(user)
 
     def _as_resource(self, user: User) -> Resource:
         return Resource(On.USER, user.id, owner=user, roles=self._rights.roles_of(user))

@@ -83,8 +83,8 @@ class Call:
         resource: the same for further decisions: that job, or the daemon.
         room: tells how many bytes are worth preparing next for a client that is answered with a stream.
         is_heard: return whether the client still waits for the answer.
-        further: what further rights were asked for on.
-        pause: awaited between the parts of what takes long, so that other users' calls are answered meanwhile.
+        further: the resources of further decisions.
+        pause: awaited between the parts of long work, so that other users' calls are answered.
     """
 
     daemon: Daemon
@@ -100,7 +100,7 @@ class Call:
 
     @property
     def decided_on(self) -> Iterator[Resource]:
-        """Iterate over all that the call concerns, as far as it has been decided on."""
+        """Iterate over the resources that were decided on."""
         yield self.resource
         yield from self.further
 
@@ -147,7 +147,7 @@ class Call:
         self.caller.authorize(right, resource)
 
     def authorize_account(self, named: str = "") -> str:
-        """Go on only if a job of the caller may run as the account that it would run as; return that account's name.
+        """Require `run-as` on the account that a job of the caller would run as, and return that account's name.
 
         Args:
             named: the account that the request names; empty for the caller's default one.

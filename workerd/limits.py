@@ -191,7 +191,7 @@ class Meter:
             self._streams -= 1
 
     def streams_of(self, user_id: str) -> int:
-        """Return how many calls of a user are answered with a stream."""
+        """Return how many calls of a user are being answered with a stream."""
         return self._of(user_id).streams
 
     @contextlib.contextmanager
@@ -219,7 +219,7 @@ class Meter:
         return not self._of(user_id).resets.take(self._clock())
 
     def may_be_told(self, user_id: str) -> bool:
-        """Return whether a user may be told why a connection is closed, for which it stays for some seconds."""
+        """Return whether to tell a user why a connection is closed, which keeps it open for some seconds more."""
         return not self._of(user_id).goodbyes.take(self._clock())
 
     def may_send(self, user_id: str, frames: float) -> bool:

@@ -12,7 +12,7 @@ from workerd.errors import CannotListen
 from workerd.settings import Settings
 
 _BACKLOG = 512
-_LOCK_SECONDS = 2.0  # of a file that was made just now
+_LOCK_SECONDS = 2.0  # the file was made just now
 _NOTIFY_SECONDS = 2.0
 
 

@@ -1,7 +1,7 @@
-"""Dividing the event loop's time among users: each round of the loop has only so many steps of one user's calls.
+"""Dividing the event loop's time among users: one user's calls get a limited number of steps in each round of the loop.
 
-A step is what a call does from one `Pace.step` to the next. While there are few, each is done at once. How many a round
-may have depends on how much time of the processor rounds take, so that they stay short whatever the steps are.
+A step is what a call does from one `Pace.step` to the next. Steps within the limit are done at once. The limit follows
+the processor time of the rounds, so that rounds stay short whatever a step costs.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Pace:
         self._began = 0.0
 
     async def step(self) -> None:
-        """Wait, behind the user's other calls, until the next step may be done. It may be at once."""
+        """Wait, behind the user's other calls, until the next step may be done, which may be at once."""
         if self._left == 0 or self._waiting:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
@@ -45,6 +45,6 @@ class Pace:
         self._left = self._steps
         while self._left and self._waiting:
             waiter = self._waiting.popleft()
-            if not waiter.done():  # as it is once its call is cancelled
+            if not waiter.done():  # it is done if its call was cancelled
                 waiter.set_result(None)
                 self._count_step()

@@ -152,7 +152,7 @@ class ApiProcesses:
     async def end(self, number: signal.Signals, timeout_seconds: float) -> None:
         """Tell all processes to end, and wait until they have; those that do not in time are killed.
 
-        One that not even SIGKILL ends, as in an uninterruptible sleep, is left.
+        A process that SIGKILL does not end, as in an uninterruptible sleep, is left.
         """
         self._tell(number)
         async with self._changed:
@@ -184,7 +184,7 @@ class ApiProcesses:
         while not self._ending.is_set():
             try:
                 process, report = self._start()
-            except OSError as error:  # no process, or no memory: that may pass
+            except OSError as error:  # no process or no memory, perhaps only for now
                 deaths += 1
                 log.error("an API process cannot be started yet", error=str(error))
                 await self._pause(_pause_seconds(deaths))

@@ -48,7 +48,7 @@ def raise_soft_limits() -> None:
 
 
 def max_descriptors() -> int:
-    """Return how many descriptors this process, and each that it starts, may have."""
+    """Return how many descriptors this process may have, and each process that it starts."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft
 

@@ -142,7 +142,7 @@ async def answering(
 def _short_collections() -> Iterator[None]:
     """Keep the garbage collector from stopping the loop for long.
 
-    It seldom looks through all objects, and never through those that are there from the beginning (gc.freeze).
+    Full collections are rare, and never look at the objects that exist at the start (gc.freeze).
     """
     before = gc.get_threshold()
     gc.set_threshold(*_COLLECTIONS)

@@ -44,7 +44,7 @@ class Settings:
         processes: how many processes answer calls; one does it by itself.
         roles: the names or ids of the users who have each role.
         run_as: the account that jobs run as when a spawn names none; empty for the daemon's own.
-        accounts: by the name or id of a user, the account that takes the place of `run_as` for that user.
+        accounts: the accounts that replace `run_as` for single users, by the user's name or id.
         limits: how much users may have of it.
         max_audit_bytes: how much the audit trail may take of the disk; zero for any amount.
         audit_witness: what is told the audit trail's heads: `journal`, a file's path, or empty for nothing.
@@ -181,7 +181,7 @@ def _read_users(role: str, users: Sequence[str]) -> Iterator[str]:
 
 
 def _read_accounts(accounts: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Read which account each user's jobs run as. Whether there is such an account is not looked at here."""
+    """Check the accounts of single users. Whether the machine has the accounts is not checked here."""
     known: set[str] = set()
     for user, account in accounts.items():
         if not is_name(user):

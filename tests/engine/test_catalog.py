@@ -121,7 +121,7 @@ def test_one_that_is_held_cannot_be_opened_either(tmp_path: Path) -> None:
 def test_one_whose_lock_another_program_holds_is_an_error_that_names_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is waited for where the catalogue is opened, or made again, or left after that."""
+    """The lock is needed to open the catalogue, to make it again, and to close it after that."""
     monkeypatch.setattr(database, "_LOCK_SECONDS", 0.2)
     path = tmp_path / "catalog.sqlite"
     with Catalog(path) as catalog, held_by_another(path.with_suffix(".lock")) as holder:

@@ -270,7 +270,7 @@ def test_a_job_that_takes_every_process_there_is_keeps_its_supervisor(folder: Jo
 
 @pytest.mark.parametrize("fault", [THREADS_THAT_NEVER_BEGIN, HANG_MEANWHILE], ids=["never begins", "hangs"])
 def test_a_thread_that_forces_the_log_to_the_disk_is_not_waited_for_for_ever(folder: JobFolder, fault: str) -> None:
-    """It may get no memory to begin with, or its call never return: the end is forced to the disk without it."""
+    """It may get no memory to begin with, or its call may not return: the end is forced to the disk without it."""
     calls = supervise(folder, "for i in 1 2 3; do echo $i; sleep 0.2; done", Durability.INTERVAL, fault)
     assert calls[-1].name == "journal"
     status = folder.read_status()

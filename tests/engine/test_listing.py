@@ -109,7 +109,7 @@ async def test_a_page_is_bounded_in_bytes_and_the_next_goes_on(engine: Engine) -
 async def test_a_page_that_looks_long_for_jobs_in_a_state_ends_and_the_next_goes_on(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Empty perhaps, and each job is looked at once."""
+    """A page may be empty, and each job is looked at once."""
     running = await engine.spawn(shell("sleep 1000"))
     for _ in range(4):
         await run(engine, shell("true"))

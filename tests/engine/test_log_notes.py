@@ -1,4 +1,4 @@
-"""How often a job's journal says that its log waits for room, or does not."""
+"""How often a job's journal gets a record that its log waits for room, or does not."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ DAY_SECONDS = 86_400
 
 @dataclass
 class Log:
-    """What a `LogNotes` looks at."""
+    """The part of a capture that `LogNotes` reads."""
 
     waits_for_room: bool = False
     ended_early: str = ""
 
 
 def test_a_log_that_waits_for_room_each_other_second_is_seldom_recorded_in_the_long_run() -> None:
-    """The journal is read as a whole, and may have 64 MiB; a record takes some three hundred bytes."""
+    """A journal is read as a whole, and may have 64 MiB; a record takes some three hundred bytes."""
     log = Log()
     notes = LogNotes(log)  # type: ignore[arg-type]
     status, records = JobStatus(state=JobState.RUNNING), []

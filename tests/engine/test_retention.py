@@ -291,7 +291,7 @@ async def test_what_was_left_half_removed_is_removed_at_the_next_start(tmp_path:
 async def test_on_a_disk_that_running_jobs_filled_the_oldest_results_go_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though the catalogue cannot note there what the running jobs take."""
+    """Although the catalogue cannot record there what running jobs take."""
     monkeypatch.setattr(retention, "_GROWTH_SECONDS", 1.0)
     monkeypatch.setattr(retention, "_RETRY_SECONDS", 1.0)
     with small_disk(tmp_path / "disk", 64 << 20, 0):

@@ -239,7 +239,7 @@ async def test_a_key_finds_its_job_though_the_account_is_gone(engine: Engine) ->
 
 
 def test_an_account_is_taken_by_its_first_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy about the account would be passed by under another name."""
+    """Otherwise a policy about the account could be evaded under another name."""
     root = pwd.getpwuid(0)
     second = pwd.struct_passwd(("toor", *root[1:]))
     monkeypatch.setattr(pwd, "getpwnam", {"root": root, "toor": second}.__getitem__)

@@ -1,4 +1,4 @@
-"""Only so many jobs are started, or brought to their end, at once: those that wait have nothing open."""
+"""A limited number of jobs is started, or ended, at once: those that wait have nothing open."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ JOBS = 7
 
 @pytest.fixture
 async def limited(tmp_path: Path) -> AsyncIterator[Engine]:
-    """An engine that starts two jobs at once, and brings one to its end."""
+    """An engine that starts two jobs and ends one lost job at once."""
     async with Engine(tmp_path, limits=LIMITS) as engine:
         yield engine
     end_jobs(tmp_path)
@@ -102,6 +102,17 @@ async def test_lost_jobs_wait_for_their_turn_with_nothing_open(
     assert gathering.most == LIMITS.max_ending
 
 
+async def test_a_job_with_an_end_waits_for_no_lost_job(limited: Engine) -> None:
+    assert limited.keeper is not None
+    async with limited.keeper._turns:  # as lost jobs keep them whose processes no signal ends
+        job_id = await limited.spawn(shell("true"))
+
+        async def is_entered() -> bool:
+            return job_id in {job.id for job in limited._shelf.catalog.ended()}
+
+        await eventually(is_entered)
+
+
 def test_of_many_processes_that_are_killed_few_are_held() -> None:
     environment = {**os.environ, "MARK": "of this test"}
     many = [subprocess.Popen(["sleep", "1000"], env=environment) for _ in range(2 * tree.MOST_HELD)]
@@ -110,3 +121,17 @@ def test_of_many_processes_that_are_killed_few_are_held() -> None:
         os.close(handle)
     assert len(handles) == tree.MOST_HELD
     assert {process.wait(LIMIT_SECONDS) for process in many} == {-signal.SIGKILL}
+
+
+def test_a_process_that_ends_just_when_it_is_killed_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(handle: int, number: int) -> None:
+        raise ProcessLookupError(handle, number)
+
+    with subprocess.Popen(["sleep", "1000"], env={**os.environ, "MARK": "of another test"}) as process:
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(signal, "pidfd_send_signal", end)
+            handles = tree.kill_marked("MARK=of another test")
+        after = len(os.listdir("/proc/self/fd"))
+        process.kill()
+    assert (handles, after) == ([], before)

@@ -17,7 +17,7 @@ from tests.engine.logs import ME, has_ended, read_log, shell, wait_for_output
 from tests.freezing import Freezer
 from tests.locks import held_by_another
 from tests.waiting import eventually
-from workerd.engine import folder, launcher, shelf, stopping, threads
+from workerd.engine import launcher, sharing, shelf, stopping, threads
 from workerd.engine.engine import Engine
 from workerd.engine.errors import LauncherFailed, NoAnswer, SpawnGivenUp, StartUnconfirmed, StopUnconfirmed
 from workerd.engine.job import Exited, JobState, Killed, Lost, StopOrder, Stopped, Stream
@@ -198,7 +198,7 @@ async def test_any_number_of_orders_may_wait_for_a_supervisor_that_was_stopped(e
 async def test_an_order_that_comes_after_a_jobs_own_end_does_not_change_how_it_ended(
     engine: Engine, tmp_path: Path
 ) -> None:
-    """Also one whose giver kills what there may be."""
+    """Also an order that announces that the daemon kills the job."""
     job_id = await spawn_stopped(engine, tmp_path, f"{STOPS_ITS_SUPERVISOR.removesuffix('exec sleep 1000')} exit 3")
     await eventually(lambda: _is_true(has_ended(engine.status(job_id).status.pid)))
     assert engine._shelf.folder(job_id).order_stop(StopOrder(ME, 0.0, kills=True))
@@ -298,7 +298,7 @@ async def test_a_call_that_hangs_is_an_answer_and_holds_up_no_other_kind() -> No
 
 
 async def test_a_thread_that_never_begins_is_an_error_and_takes_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that gets no memory to begin with: the call is not made, and the next has its turn."""
+    """As if the thread got no memory to begin with: the call is not made, and the next has its turn."""
     monkeypatch.setattr(threads, "_BEGIN_SECONDS", 0.2)
     begin, kept = _thread.start_new_thread, []
     alone = Threads("working", most=1, limit_seconds=None)
@@ -341,7 +341,7 @@ asyncio.run(main())
 async def test_changes_of_one_jobs_shares_hold_up_no_other_job(engine: Engine) -> None:
     """The changes of one job wait for each other, and none of another job or another kind for them."""
     one, other = await engine.spawn(shell("true")), await engine.spawn(shell("true"))
-    with engine._shelf.folder(one).wait_held():
+    with engine._shelf.folder(one).wait_held(0):
         waiting = [asyncio.create_task(engine.share(one, ME, ["status"])) for _ in range(100)]
         async with asyncio.timeout(10):
             assert len(await engine.share(other, ME, ["status"])) == 1
@@ -355,7 +355,7 @@ async def test_folders_that_other_programs_lock_hold_up_no_other_job(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As jobs of the daemon's account can lock their own: more of them than there are threads for it."""
-    for module in (folder, shelf):
+    for module in (sharing, shelf):
         monkeypatch.setattr(module, "HELD_SECONDS", 0.3)
     ids = [await engine.spawn(shell("true")) for _ in range(13)]
     for job_id in ids:
@@ -373,6 +373,44 @@ async def test_folders_that_other_programs_lock_hold_up_no_other_job(
                 assert len(await engine.share(other, ME, ["status"])) == 1
     for job_id in ids:
         await engine.remove(job_id)
+
+
+async def test_changes_of_jobs_that_other_programs_lock_take_no_thread(engine: Engine) -> None:
+    """More of them than there are threads for shares."""
+    *locked, other = [await engine.spawn(shell("true")) for _ in range(13)]
+    with contextlib.ExitStack() as stack:
+        for each in locked:
+            stack.enter_context(held_by_another(engine._shelf.folder(each).path))
+        waiting = [asyncio.create_task(engine.share(each, ME, ["status"])) for each in locked]
+        await asyncio.wait(waiting, timeout=0.2)
+        async with asyncio.timeout(5):
+            assert len(await engine.share(other, ME, ["status"])) == 1
+    async with asyncio.timeout(20):
+        assert [len(shares) for shares in await asyncio.gather(*waiting)] == [1] * len(locked)
+
+
+async def test_removals_that_wait_for_a_locked_folder_leave_nothing_open(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shelf, "HELD_SECONDS", 0.5)
+    monkeypatch.setattr(engine._shelf._removing, "_limit_seconds", 0.1)
+    job_id = await engine.spawn(shell("true"))
+    await read_log(engine, job_id)
+    with held_by_another(engine._shelf.folder(job_id).path):
+        before = len(os.listdir("/proc/self/fd"))
+        async with asyncio.timeout(20):
+            errors = await asyncio.gather(*(engine.remove(job_id) for _ in range(6)), return_exceptions=True)
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert {type(error) for error in errors} == {LockHeld}
+
+
+async def test_a_job_that_was_removed_has_ended(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    job_id = await engine.spawn(shell("true"))
+    await read_log(engine, job_id)
+    folder = engine._shelf.folder(job_id)
+    await engine.remove(job_id)
+    await engine._stopper._see_to_end(folder, StopOrder(ME, 0.0))
+    assert "it is not known whether" not in capsys.readouterr().out
 
 
 def _fail() -> None:

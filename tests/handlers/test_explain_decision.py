@@ -49,7 +49,7 @@ async def test_it_decides_as_a_call_would_be_decided(ruled: Daemon) -> None:
 
 
 async def test_nobody_is_told_of_another_user_without_the_right_to_explain(ruled: Daemon) -> None:
-    """Neither id, nor roles, nor whether there is such a user: the answer is the same word for word."""
+    """Neither the id, nor the roles, nor whether the user exists: the answers are equal."""
     async with ruled.client() as owner, ruled.client(ADMIN) as admin, ruled.client("bob") as bob:
         job_id = await owner.spawn(TRUE)
         known = [each.user for each in (await admin.whoami(), await bob.whoami())]

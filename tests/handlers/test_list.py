@@ -213,7 +213,7 @@ async def test_a_shared_job_is_listed_after_a_restart_and_without_the_catalogue(
 
 
 def processor_seconds(daemon: Daemon) -> float:
-    """Return how much processor time a daemon has had: of time, a busy machine takes more (proc_pid_stat(5))."""
+    """Return a daemon's processor time, which other programs do not lengthen (proc_pid_stat(5))."""
     assert daemon.process is not None
     fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -221,7 +221,7 @@ def processor_seconds(daemon: Daemon) -> float:
 
 @pytest.mark.parametrize("all_owners", [False, True])
 async def test_a_list_takes_no_longer_for_jobs_that_the_caller_may_not_see(tmp_path: Path, all_owners: bool) -> None:
-    """Nor does its token say anything of them."""
+    """Nor does its token contain anything about them."""
     with running_daemon(tmp_path / "state") as daemon:
         async with daemon.client() as client:
             for _ in range(10):

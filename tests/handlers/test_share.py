@@ -51,7 +51,7 @@ async def test_rights_are_set_and_not_added(shared_daemon: Daemon, other: Client
 
 @pytest.mark.parametrize("first", ["name", "id"])
 async def test_what_a_user_has_by_name_and_by_id_is_one(shared_daemon: Daemon, other: Client, first: str) -> None:
-    """What is taken back by one does not stay by the other."""
+    """A right that is taken back by one does not remain by the other."""
     me = (await other.whoami()).user
     assert me is not None
     one, another = (me.name, me.id) if first == "name" else (me.id, me.name)
@@ -67,7 +67,7 @@ async def test_what_a_user_has_by_name_and_by_id_is_one(shared_daemon: Daemon, o
 
 
 async def test_sharing_is_answered_alike_whoever_has_a_name(shared_daemon: Daemon, other: Client) -> None:
-    """One user, none, or two: nothing of it is told, neither an id nor whether there is anybody."""
+    """The answer tells neither an id nor whether no user, one or two have the name."""
     twice = f"twice{next(_numbers)}"
     for _ in range(2):
         shared_daemon.pki.issue_client(twice, new_user=True)

@@ -295,7 +295,7 @@ def _repeat(how: Callable[[Press], None], press: Press) -> None:
 
 
 def main(name: str, endpoint: str, user: str, pki: str, *job_ids: str) -> None:
-    """Press the daemon until standard input is closed."""
+    """Make calls until standard input is closed."""
     case, target, answers = CASES[name], Target(endpoint, user, Path(pki)), list[int]()
     context = target.tls()
     for _ in range(case.connections):

@@ -42,7 +42,7 @@ _SCRIPTS = {
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Daemon, str]]:
-    """A daemon with many users, and with large jobs of the attacker from when it was set to take them; one's id."""
+    """A daemon with many users, and with large jobs of the attacker, which it was set to take before; the id of one."""
     state = tmp_path_factory.mktemp("daemon") / "state"
     with running_daemon(state, "--max-arguments", "0", "--max-argument-bytes", "0") as daemon:
         daemon.pki.issue_client(_ATTACKER)
@@ -84,7 +84,7 @@ class Taken:
 
 
 async def _measure(client: Client, job_id: str, seconds: float) -> Taken:
-    """Ask for the status of a job over and over, and spawn once amid that."""
+    """Ask for the status of a job again and again, and spawn once in between."""
     taken, end = Taken(), time.monotonic() + seconds
 
     async def time_call(call: Awaitable[object]) -> float:
@@ -143,7 +143,7 @@ def _freezer() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def _greed(case: str, daemon: Daemon, job_ids: Sequence[str], answers: list[int]) -> AsyncIterator[None]:
-    """Press the daemon meanwhile; add the number of answers."""
+    """Run the attackers during the context; add the number of their answers."""
     attacker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.hostile.greed", case, daemon.endpoint, _ATTACKER, str(daemon.pki.path)),
         *job_ids,

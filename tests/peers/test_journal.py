@@ -1,4 +1,4 @@
-"""What systemd's journal makes of the heads that it is told, and `workerctl` of what the journal shows."""
+"""Heads in systemd's journal, and their comparison with a trail by `workerctl`."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Authorities in a folder of their own: what a daemon's folder has then, how it is kept up to date, and moving."""
+"""Authorities in a folder of their own: the content of a daemon's folder, its updates, and moving authorities."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def names(path: Path) -> set[str]:
 
 
 def as_daemon(folder: PkiFolder) -> PkiFolder:
-    """Return the folder as a daemon has it, which knows of no other."""
+    """Return the folder as a daemon reads it, without the authorities' folder."""
     return PkiFolder(folder.path)
 
 
@@ -172,7 +172,7 @@ def test_moving_leaves_the_daemon_what_it_reads(whole: PkiFolder, tmp_path: Path
 def test_a_move_that_was_interrupted_is_finished_by_the_next(
     whole: PkiFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever it is interrupted, no file is in neither folder."""
+    """Wherever it is interrupted, each file is in one of the folders at least."""
     before, to = names(whole.path), tmp_path / "authority"
     steps, fsync, rename = 0, os.fsync, os.rename
 

@@ -1,4 +1,4 @@
-"""The account that a job runs as is decided on and written down, whether or not the spawn names it."""
+"""The account that a job runs as is decided on and audited, whether or not the spawn names it."""
 
 import asyncio
 import json
@@ -139,7 +139,7 @@ def test_a_user_is_told_which_account_their_jobs_run_as_if_they_may_start_any(tm
 @as_root
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_jobs_run_as_the_account_of_their_owner(tmp_path: Path, processes: str) -> None:
-    """By name, by id, or else as the account for all; of whoever acts for somebody that of the owner."""
+    """By name, by id, or else as the default account; in a call for another user, as the account of that user."""
     for_all, by_name, by_id, by_dotted = other_accounts(4)
     daemon = Daemon(tmp_path / "state")
     for user in (ADMIN, DOTTED, "bob"):

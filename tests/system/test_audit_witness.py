@@ -1,4 +1,4 @@
-"""A trail that is taken away from a real daemon, and witnesses that it is told to."""
+"""A real daemon whose trail is removed, and witnesses of the trail."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def events(daemon: Daemon) -> list[dict[str, Any]]:
 
 
 def verify(daemon: Daemon, *options: str, code: ExitCode = ExitCode.OK) -> str:
-    """Verify the daemon's trail, and return what is said of it."""
+    """Verify the daemon's trail, and return the output."""
     result = daemon.workerctl("audit", "verify", str(daemon.state), *options)
     assert result.returncode == code, result
     return (result.stdout + result.stderr).decode()
@@ -63,7 +63,7 @@ def test_a_trail_that_is_removed_while_the_daemon_is_stopped_is_missed(any_daemo
 
 
 def test_a_daemon_that_is_killed_misses_nothing(any_daemon: Daemon) -> None:
-    """Whatever was not yet remembered."""
+    """Also if the last lines were not remembered yet."""
     any_daemon.stop()
     any_daemon.start()
     for _ in range(2):
@@ -83,7 +83,7 @@ def witness(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def witnessed(tmp_path: Path, witness: Path) -> Iterator[Daemon]:
-    """A daemon that tells a file its heads."""
+    """A daemon with a file as witness."""
     witness.parent.mkdir()
     with running_daemon(tmp_path / "state", "--audit-witness", str(witness)) as daemon:
         yield daemon

@@ -1,4 +1,4 @@
-"""Authorities out of the daemon's reach, with the programs as operators have them."""
+"""Authorities out of the daemon's reach, with the real programs."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def daemon(tmp_path: Path, authority: Path) -> Daemon:
 
 
 def test_a_daemon_serves_without_any_key_of_the_authorities(daemon: Daemon, authority: Path, tmp_path: Path) -> None:
-    """Users are issued, renewed and revoked where the keys are; what the daemon would need one for is refused."""
+    """Users are issued, renewed and revoked where the keys are; calls for which the daemon needs a key are refused."""
     folder = daemon.pki.path
     assert {path.name for path in folder.rglob("*.key")} == {"server.key"}
     daemon.start()

@@ -1,4 +1,4 @@
-"""Descriptors never lack: users who open all that they may, under a low limit, keep nobody from anything."""
+"""The daemon does not run out of descriptors when users open all that they may, under a low limit."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ LIMIT_SECONDS = 60
 
 @contextlib.contextmanager
 def counting_open_files(pid: int) -> Iterator[list[int]]:
-    """Count all the time how many files a process has open, and keep the most that there were."""
+    """Count a process's open files again and again, and keep the highest number."""
     most, ended = [0], threading.Event()
 
     def count() -> None:
@@ -58,7 +58,7 @@ async def connect_beyond(daemon: Daemon, user: str, stack: contextlib.AsyncExitS
 
 
 async def follow_beyond(client: Client) -> list[asyncio.Task[None]]:
-    """Follow a job more often than is let, and return the followers that were let once the others were refused."""
+    """Follow a job more often than is permitted, and return the followers that were not refused."""
     job_id = await client.spawn(SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"]))
     ready = asyncio.Queue[bool]()
 
@@ -78,7 +78,7 @@ async def follow_beyond(client: Client) -> list[asyncio.Task[None]]:
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 async def test_no_user_can_use_up_the_descriptors(tmp_path: Path, processes: str) -> None:
-    """Two users open all that they may, and start and end very much meanwhile; strangers connect and say nothing."""
+    """Two users open all that they may, and start and end many jobs; other clients connect and send nothing."""
     prefix = ("prlimit", f"--nofile={LIMIT}:{LIMIT}")
     with running_daemon(tmp_path / "state", "--processes", processes, prefix=prefix) as daemon:
         assert "RLIMIT_NOFILE" in daemon.errors() and "LimitNOFILE=" in daemon.errors()
@@ -135,7 +135,7 @@ def test_a_daemon_with_too_few_descriptors_says_how_to_get_more(tmp_path: Path) 
 
 
 def test_connections_beyond_the_limit_of_a_user_take_no_room_from_others(tmp_path: Path) -> None:
-    """Who is told why a connection is closed may leave it unread for as long as the daemon waits."""
+    """A client may leave the reason for the end of its connection unread for as long as the daemon waits."""
     with running_daemon(tmp_path / "state", prefix=("prlimit", f"--nofile={LIMIT}:{LIMIT}")) as daemon:
         daemon.pki.issue_client(BOB)
         context, target = daemon.target().tls(), ("127.0.0.1", daemon.port)

@@ -156,7 +156,7 @@ def test_where_no_daemon_runs_there_is_nothing_to_drain(tmp_path: Path, name: st
 def test_a_daemon_that_does_not_end_though_no_job_is_left_is_told_with_what_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the daemon's place is a process that was stopped once it had said that no job was left."""
+    """A process stands in for the daemon, and is stopped after it has reported that no job is left."""
     monkeypatch.setattr(draining_from_outside, "_DRAINED_SECONDS", 0.2)
     tmp_path.chmod(0o700)
     marker = tmp_path / "drain"

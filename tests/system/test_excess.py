@@ -1,4 +1,4 @@
-"""Clients that send more than their request: their calls are refused and reset, and what they send is not kept."""
+"""Clients that send more than their request: the calls are refused and reset, and the excess is not kept."""
 
 import asyncio
 import contextlib

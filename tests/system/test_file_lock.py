@@ -1,4 +1,4 @@
-"""Locks that are waited for within a limit, and what is known of those who hold them."""
+"""Waiting for locks within a limit, and the errors that name the processes that hold them."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What calls leave to the garbage collector, which stops the whole daemon while it looks."""
+"""Calls leave nothing to the garbage collector, which stops the whole daemon while it works."""
 
 import asyncio
 import gc

@@ -1,4 +1,4 @@
-"""Calls that gRPC has an answer to before they reach a handler.
+"""Calls that are answered with gRPC's own status before they reach a handler.
 
 The answers are those of doc/PROTOCOL-HTTP2.md, doc/compression.md and doc/statuscodes.md in
 https://github.com/grpc/grpc.

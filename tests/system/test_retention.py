@@ -1,4 +1,4 @@
-"""How much all jobs together may take of the disk when nothing is set."""
+"""The default of how much all jobs together may take of the disk."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ PRINTED_BYTES = 16 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of the test's own, of which nothing is taken."""
+    """A small, empty disk of the test's own."""
     with small_disk(tmp_path / "disk", DISK_BYTES, 0):
         yield tmp_path / "disk"
 

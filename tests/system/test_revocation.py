@@ -37,7 +37,7 @@ SOON_SECONDS = 10
 
 
 async def wait_refused(client: Client) -> ClientError:
-    """Call until that is refused, over the connection that is there or a new one."""
+    """Call until a call is refused, over the same connection or a new one."""
     async with asyncio.timeout(SOON_SECONDS):
         while True:
             try:
@@ -114,7 +114,7 @@ async def test_who_called_before_is_refused_when_calling_again(any_daemon: Daemo
 def test_a_connection_is_closed_when_its_certificate_counts_no_more(
     any_daemon: Daemon, *, expires: bool, reason: bytes
 ) -> None:
-    """A call that is under way is answered before, with what a new one would be answered with."""
+    """A call that is under way is answered first, with the same error as a new one."""
     lifetime = timedelta(seconds=6) if expires else timedelta(days=1)
     credential = issue_client(load_pair(any_daemon.pki.client_ca), OTHER, USER_ID, lifetime)
     write_pair(any_daemon.pki.client_certificate(OTHER), credential)

@@ -39,7 +39,7 @@ def verify(
     /,
     *,
     expect: Annotated[str | None, Parameter(help="The head, SEQ:HASH, that an earlier verification showed.")] = None,
-    witness: Annotated[str | None, Parameter(help="A file that a daemon has told the trail's heads.")] = None,
+    witness: Annotated[str | None, Parameter(help="A file to which the daemon wrote the trail's heads.")] = None,
     from_seq: Annotated[int, Parameter(help="Begin at this line, whatever is before it.", show_default=False)] = 0,
     output: Output = "text",
 ) -> int:
@@ -114,7 +114,7 @@ def _trail(directory: str | None) -> Path:
 
 
 def _remembered(directory: str | None) -> list[Head]:
-    """Return the head that the daemon remembers beside its trail, if it is its state directory that is given."""
+    """Return the head that the daemon remembers, if the directory is its state directory."""
     path = (Path(directory) if directory else state_directory()) / REMEMBERED
     try:
         head = parse_head(path.read_bytes()) if path.is_file() else None
@@ -126,7 +126,7 @@ def _remembered(directory: str | None) -> list[Head]:
 
 
 def _read_witness(path: Path) -> set[Head]:
-    """Read the heads that a witness was told, with whatever else its lines have."""
+    """Read the heads in a witness's file, whatever else its lines have."""
     with path.open(errors="replace") as file:
         found = {Head(int(match[1]), match[2]) for line in file for match in _WITNESSED.finditer(line)}
     if not found:

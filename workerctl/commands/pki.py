@@ -62,7 +62,7 @@ def init(
 
 @app.command
 def move_authority(
-    folder: Annotated[str, Parameter(help="The folder to move to, as on a disk that is taken away afterwards.")],
+    folder: Annotated[str, Parameter(help="The folder to move to, such as one on a removable disk.")],
     /,
     *,
     context: Injected,
@@ -230,12 +230,12 @@ def revoke(
 
 
 def _folder(context: Context, authority: str | None) -> PkiFolder:
-    """Return the folder that is meant, with its authorities' folder."""
+    """Return the folder of `--pki-dir` with its authorities' folder."""
     return context.target.pki().with_authority(Path(authority) if authority else None)
 
 
 def _folder_to_look_at(context: Context, authority: str | None) -> PkiFolder:
-    """Return the folder that is meant, with its authorities' folder unless that is out of reach."""
+    """Return the folder of `--pki-dir`, with its authorities' folder if that is there."""
     try:
         return _folder(context, authority)
     except AuthorityMissing as error:
@@ -246,7 +246,7 @@ def _folder_to_look_at(context: Context, authority: str | None) -> PkiFolder:
 
 
 def _shown(path: Path, folder: PkiFolder) -> Path:
-    """Return a path as it is shown: within the folder, if it is there."""
+    """Return a path to show, relative to the folder if it is within."""
     return path.relative_to(folder.path) if path.is_relative_to(folder.path) else path
 
 

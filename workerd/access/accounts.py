@@ -14,8 +14,8 @@ class Accounts:
 
     Attributes:
         own: the name of the daemon's account.
-        default: the account for users who have none of their own; empty for the daemon's.
-        of_users: the accounts of single users, by the user's name or id. An id wins over a name.
+        default: the account of users who are not in `of_users`; empty for the daemon's.
+        of_users: accounts of single users, by the user's name or id. An id takes precedence over a name.
     """
 
     own: str
@@ -28,7 +28,7 @@ class Accounts:
         return next(mapped, self.default or self.own)
 
     def effective(self, user: User, named: str = "") -> Resource:
-        """Return the account that a user's job would run as, to decide on.
+        """Return the account that a job of a user would run as, to decide on.
 
         Args:
             named: the account that the spawn names; empty for none.
@@ -37,5 +37,5 @@ class Accounts:
         return Resource(On.ACCOUNT, named or default, is_default=named in ("", default))
 
     def to_take_on(self, name: str) -> str:
-        """Return an account as the engine takes it: empty for the daemon's own, which nothing has to change to."""
+        """Return an account in the engine's form: empty for the daemon's own account."""
         return "" if name == self.own else name

@@ -59,7 +59,7 @@ class Caller:
     def has(self, right: str, resource: Resource = DAEMON) -> bool:
         """Return whether the certificate is good for a right, whatever the policies say.
 
-        One that is good for spawning is so for the account that jobs run as when no other is named.
+        A certificate that is good for `spawn` is good for `run-as` on the default account.
         """
         needed = SPAWN if right == RUN_AS and resource.is_default else right
         return self.identity.rights is None or not self.identity.rights.isdisjoint((needed, right))
@@ -71,7 +71,7 @@ class Caller:
         return self.rights.decide(self.user, right, resource, acted_for=self.actor is not None)
 
     def may_reach_any(self, right: str) -> bool:
-        """Return whether the caller might have a right on jobs of others that are neither shared nor named."""
+        """Return whether the caller might have a right as `Rights.may_reach_any` does."""
         return self.has(right) and self.rights.may_reach_any(self.user, right, acted_for=self.actor is not None)
 
     def decide(
@@ -156,10 +156,10 @@ class Caller:
 
     @contextlib.contextmanager
     def noting_failure(self, right: str, resources: Iterable[Resource]) -> Iterator[None]:
-        """Write down if what was permitted fails: by what, and nothing of what was asked for.
+        """Audit the failure of a permitted call: its status and reason, and nothing of the request.
 
         Args:
-            resources: what was decided on by then.
+            resources: those that were decided on; they are read when the call fails.
 
         Raises:
             AuditFailed: it could not be written.

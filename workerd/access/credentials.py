@@ -39,11 +39,11 @@ class _Loaded:
 
 @dataclass(eq=False, slots=True)
 class _Use:
-    """A connection or a call that lasts only as long as a certificate counts.
+    """A connection or a call that ends when its certificate is revoked or expires.
 
     Attributes:
-        end: called once, with the reason, when it does not count any more.
-        refusal: that reason.
+        end: called once, with the reason.
+        refusal: the reason, once `end` was called.
         timer: of the next check.
     """
 
@@ -85,7 +85,7 @@ class Credentials:
         return self._loaded.trust_domain
 
     def identify(self, certificate: Mapping[str, Any]) -> Identity:
-        """Return whose certificate it is, whether or not it still counts.
+        """Return the user of a certificate, whether or not it is still valid.
 
         Args:
             certificate: as `ssl.SSLSocket.getpeercert` returns it.
@@ -99,7 +99,7 @@ class Credentials:
         """Call a function once the caller's certificate is revoked or has expired, at once if it already is.
 
         Args:
-            end: that function, which is given the reason.
+            end: the function; it takes the reason.
 
         Returns:
             A function that ends the watch.
@@ -145,7 +145,7 @@ class Credentials:
             release()
 
     def _look_at(self, use: _Use) -> None:
-        """End a use of a certificate that does not count any more; otherwise look again in time."""
+        """End a use of a certificate that is not valid any more; otherwise schedule the next check."""
         if use.timer is not None:
             use.timer.cancel()
         try:

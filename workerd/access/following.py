@@ -27,8 +27,8 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
 
     Args:
         folder: it need not be there; a link that it is is followed once.
-        look: reads what is there, one file at a time, and tells whether nothing was lacking for that, as memory;
-            if something was, it is called again some seconds later, also without a change.
+        look: reads the folder, one file at a time, and returns False if the machine lacked something for that, such as
+            memory. It is called again some seconds later then, also without a change.
         unfinished: is kept up to date with the names of files that were made and not written and closed since.
     """
     names: set[str] = set() if unfinished is None else unfinished
@@ -63,7 +63,7 @@ async def follow_folder(folder: Path, look: Callable[[], bool], unfinished: set[
 
 
 class _Look:
-    """Look, such that one failure does not keep later changes from being noticed, and a lasting one is logged once."""
+    """Looks, and goes on after a failure. A failure that lasts is logged once."""
 
     def __init__(self, folder: Path, look: Callable[[], bool]) -> None:
         self._folder = folder

@@ -10,7 +10,7 @@ from pki.errors import ListOutdated, Missing
 from pki.files import locked_folder, read_bytes, replace_file
 from pki.revocation import CrlVersion, key_digest, version_of
 
-_LOCK_SECONDS = 2.0  # the event loop waits with it, as with the audit trail
+_LOCK_SECONDS = 2.0  # blocks the event loop
 
 
 class _Kept(msgspec.Struct, frozen=True):

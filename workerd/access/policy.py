@@ -74,7 +74,7 @@ class Resource:
         owner: a job's owner, or the user who is meant; None for what has none.
         shares: who was given which right on a job: pairs of a user's id and a right. Policies see those of who asks.
         roles: those of the user who is meant.
-        is_default: whether this is the account that jobs of whoever asks run as when a spawn names none.
+        is_default: whether jobs of the user who asks run as this account when a spawn names none.
     """
 
     on: On
@@ -146,9 +146,9 @@ class Policies:
         return decide(principal, right, replace(resource, id=identifier, shares=shares))
 
     def may_reach_any(self, principal: Principal, right: str) -> bool:
-        """Return whether somebody might have a right on a job that is not theirs, not shared with them and not named.
+        """Return whether a user might have a right on another user's job, not shared with them and named by no policy.
 
-        False is certain. True is not where policies look at the owner of a job.
+        False is certain. True may be wrong if a policy tests something else of the job, such as its owner's name.
         """
         return self._remembered_reach(principal, right)
 

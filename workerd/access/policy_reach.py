@@ -1,4 +1,4 @@
-"""Policies on jobs of which nothing is known: so that a list need not look at every job that its caller may not see."""
+"""Policies that decide without the job, so that a list need not read each job that its caller may not see."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ _PRINCIPAL: dict[str, Any] = {"Var": "principal"}
 
 
 def loosen(policies: Mapping[str, Any]) -> dict[str, Any]:
-    """Return policies that decide alike on all jobs that are another user's, not shared, and not named by a policy.
+    """Return policies with one decision for all jobs of other users that are not shared and that no policy names.
 
-    They permit all that the given ones permit on any such job, and perhaps more: conditions that depend on the job in
-    another way are left out of policies that permit, and policies that forbid with such a condition are left out.
+    They permit at least what the given ones permit on any such job. Conditions that may differ between such jobs are
+    left out of `permit` policies, and `forbid` policies with such a condition are left out.
 
     Args:
-        policies: in Cedar's JSON, by their names.
+        policies: in Cedar's JSON, by name.
     """
     loosened = {}
     for name, policy in policies.items():

@@ -65,7 +65,7 @@ class Rights:
         return self.policies.decide(Principal(user, self.roles_of(user), acted_for), right, resource)
 
     def may_reach_any(self, user: User, right: str, *, acted_for: bool) -> bool:
-        """Return whether a user might have a right on jobs that are another's, not shared with them and not named."""
+        """Return whether a user might have a right on other users' jobs, as `Policies.may_reach_any` does."""
         return self.policies.may_reach_any(Principal(user, self.roles_of(user), acted_for), right)
 
     @contextlib.contextmanager
@@ -121,7 +121,7 @@ class Rights:
             raise PolicyInvalid(str(self._folder / error.file), error.problem) from error
 
     def _warn(self) -> None:
-        """Warn of roles that may be misspelt, and of policies that let nobody run the jobs that they may spawn."""
+        """Warn of roles that may be misspelt, and of policies that permit `spawn` but not `run-as`."""
         if unused := sorted(self._roles.keys() - self.policies.roles):
             log.warning("the configuration gives roles that no policy names", roles=unused)
         if unknown := sorted(self.policies.roles.difference(self._roles, _OF_THE_DAEMON)):
@@ -131,6 +131,6 @@ class Rights:
         may_spawn = self.policies.decide(anybody, SPAWN, DAEMON).permitted
         if may_spawn and not self.policies.decide(anybody, RUN_AS, default_account).permitted:
             log.warning(
-                "policies permit spawn to everybody, and run-as on the account that jobs run as to nobody without a"
-                " role: permit it where resource.isDefault"
+                "policies permit spawn to everybody, but not run-as on the default account: permit it where"
+                " resource.isDefault"
             )

@@ -1,11 +1,12 @@
 """The users that a daemon has seen: what their ids are called.
 
-A user is an id, and the name in a certificate is for people. A caller may call another user by name if the daemon has
-seen exactly one user with that name. Whether it has is told only to callers who may act for any user.
+A user is an id, and the name in a certificate is for people. A caller may refer to another user by name if the daemon
+has seen exactly one user with that name. Only callers who may act for any user learn whether it has.
 """
 
 import contextlib
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ _TICK_NS = 1_000_000_000  # the coarsest that a file system keeps times in (inod
 
 
 def known_by(user: User) -> tuple[str, ...]:
-    """Return by what the configuration may mean a user: the id first, then the name.
+    """Return how the configuration may refer to a user: by the id, then by the name.
 
-    A name that looks like an id is left out: an id means one person, and no other user who is called so.
+    A name that looks like an id is left out, so that it never refers to another user than the one with the id.
     """
     return (user.id,) if is_user_id(user.name) else (user.id, user.name)
 
@@ -41,6 +42,7 @@ class Users:
     """Remembers users in a folder, one file for each: the id is the file's name, and the user's name is in it.
 
     All names are held in memory. Other processes add users to the same folder: its modification time tells when.
+    Several threads may use it: those that change shares call `bind`.
 
     Args:
         folder: made when the first user comes.
@@ -52,6 +54,7 @@ class Users:
         self._files: dict[str, _File] = {}
         self._ids: dict[bytes, set[str]] = {}
         self._changed_ns = -1
+        self._refreshing = threading.Lock()
         self._refresh()
 
     def note(self, user: User) -> None:
@@ -122,6 +125,11 @@ class Users:
             return
         if changed_ns == self._changed_ns:
             return
+        with self._refreshing:
+            self._read(changed_ns)
+
+    def _read(self, changed_ns: int) -> None:
+        """Read the files that are new or were replaced; the folder was changed at this time, or since."""
         # The clock of the file system ticks slowly: what changes again within a tick leaves the same time.
         settled = abs(time.time_ns() - changed_ns) > _TICK_NS
         gone = set(self._files)

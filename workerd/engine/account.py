@@ -12,7 +12,7 @@ from workerd.engine.job import Account
 
 @functools.cache
 def own_name() -> str:
-    """Return the name of the daemon's account, which stays the same."""
+    """Return the name of the daemon's account."""
     return own_account().name
 
 
@@ -20,7 +20,7 @@ def own_name() -> str:
 def own_account() -> Account:
     """Look up the daemon's account; one without an entry, as in some containers, is called by its number.
 
-    It is looked up once: a service that the C library asks (nsswitch.conf(5)) may hang later.
+    The result is cached, because a service that the C library asks (nsswitch.conf(5)) may hang later.
     """
     uid = os.geteuid()
     try:
@@ -47,7 +47,7 @@ def find_account(name: str) -> Account | None:
     if entry.pw_name != name:  # where names are looked up loosely: what was decided on is the name that was given
         raise AccountUnusable(name, f"its name on the daemon's machine is {entry.pw_name}: give that")
     with contextlib.suppress(KeyError):
-        if (first := pwd.getpwuid(entry.pw_uid).pw_name) != name:  # or what is forbidden had a second name
+        if (first := pwd.getpwuid(entry.pw_uid).pw_name) != name:  # otherwise a policy could be evaded by a second name
             raise AccountUnusable(name, f"it is the account {first} on the daemon's machine: give that name")
     if entry.pw_uid == os.geteuid():
         return None

@@ -24,7 +24,7 @@ class JobLimits:
         max_spawns_per_second: how many an owner may start per second in the long run; ten times as many at once.
         max_arguments: how many arguments and variables a job may be given together.
         max_argument_bytes: how many bytes these may have together, counted as the kernel does (execve(2)).
-        max_starting: how many jobs are being started at once. The others wait.
+        max_starting: how many jobs are started at once. The others wait.
     """
 
     max_jobs: int = 0
@@ -36,7 +36,7 @@ class JobLimits:
 
     @property
     def max_ending(self) -> int:
-        """How many lost jobs are brought to their end at once; zero is any amount. The others wait."""
+        """How many lost jobs are ended at once; zero for any number. The others wait."""
         return -(-self.max_starting // 4)
 
 

@@ -31,7 +31,7 @@ ROOM_SECONDS = 1.0  # between two looks for room: no file system tells when ther
 _PIPE_SIZE = 1 << 18
 _READ_SIZE = 1 << 20
 _SYNC_SECONDS = 5.0
-_BEGIN_SECONDS, _DISK_SECONDS = 1.0, 30.0  # how long what forces the log to the disk is waited for at its end
+_BEGIN_SECONDS, _DISK_SECONDS = 1.0, 30.0  # how long to wait at the end for the thread that forces the log to the disk
 _SYNC_BYTES = 64 << 20  # so that the end of a job that prints much has little left to wait for
 
 
@@ -116,7 +116,7 @@ class Capture:
     def finish(self) -> LogTail | None:
         """Force the drained log to the disk: all of it, or all but a short tail that the journal is to hold.
 
-        Waits for room, and for the disk: no end is told that is not there.
+        Wait for room, and for the disk: no end is reported before it is on the disk.
 
         Returns:
             The tail, which only the caller has for certain; None when everything is on the disk.

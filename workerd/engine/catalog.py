@@ -76,11 +76,11 @@ class EndedJob:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where to look for the jobs that a user may see, of those of all owners.
+    """Where to look for the jobs of all owners that a user may see.
 
     Attributes:
-        owner: the id of an owner.
-        grantees: the id and the name with which jobs are shared.
+        owner: the user's id.
+        grantees: the user's id and name, which jobs may be shared with.
         ids: of further jobs.
     """
 
@@ -197,7 +197,7 @@ class Catalog:
         self._execute(_NOTE_SIZES, (json.dumps(disk_bytes),))
 
     def unnoted_bytes(self, disk_bytes: Mapping[str, int]) -> int:
-        """Return by how much `total_bytes` would grow if `note_sizes` noted these."""
+        """Return by how much `note_sizes` would increase `total_bytes`."""
         rows = self._read(_UNNOTED, (json.dumps(disk_bytes),), _is_integer)
         return sum(size for (size,) in rows)
 
@@ -207,7 +207,7 @@ class Catalog:
         return sum(size for (size,) in rows)
 
     def add_shares(self, job_id: str, grantees: Collection[str]) -> None:
-        """Note with whom a job that is entered is shared, by id or name. What is noted already stays."""
+        """Add the users, by id or name, that a job in the catalogue is shared with. None is taken out."""
         self._execute(_SHARE, {"id": job_id, "grantees": json.dumps([*grantees])})
 
     def remove(self, job_id: str) -> None:
@@ -269,7 +269,7 @@ class Catalog:
     def newest(
         self, owner: str | Reach | None, *, before: tuple[int, str] | None, name: str, only_unended: bool
     ) -> Iterator[tuple[int, str]]:
-        """Walk the jobs of a complete catalogue, newest first. Other owners' jobs cost a walk of one owner's no time.
+        """Walk the jobs of a complete catalogue, newest first. A walk does not read the rows of other owners.
 
         Args:
             owner: only those of the owner with this id, or within this reach; None for everybody's.

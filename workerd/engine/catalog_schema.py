@@ -6,7 +6,7 @@ find what belongs together in the same pages.
 
 The bytes of all jobs together are kept in a table of one row, by triggers.
 
-A row of `shares` may outlive the share that it stands for, but not the job: it says where to look, not what is so.
+A row of `shares` may outlive its share, but not its job: it says where to look, and the job's folder what holds.
 """
 
 BUILDING, COMPLETE = 8, 9  # PRAGMA user_version; any other is not ours, or older

@@ -1,4 +1,4 @@
-"""The FIFO on which a supervisor takes orders (`workerd.engine.job.StopOrder`)."""
+"""The FIFO on which a supervisor receives orders (`workerd.engine.job.StopOrder`)."""
 
 import os
 import select
@@ -11,11 +11,11 @@ from workerd.engine.job import StopOrder
 
 
 class Control:
-    """The supervisor's end of it.
+    """The supervisor's end of the FIFO, which is made.
 
     Args:
         folder: the job's.
-        report: is given what is not understood, for people.
+        report: called with a sentence about each order that cannot be decoded.
 
     Attributes:
         descriptor: readable when there are orders.
@@ -30,7 +30,7 @@ class Control:
         self.descriptor = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def read(self) -> list[StopOrder]:
-        """Return the orders that have come, in their order."""
+        """Return the orders that have arrived, the oldest first."""
         try:
             lines = os.read(self.descriptor, select.PIPE_BUF * 16).splitlines()
         except BlockingIOError:
@@ -44,9 +44,9 @@ class Control:
         return orders
 
     def close(self) -> None:
-        """Take no more orders."""
+        """Close the supervisor's end."""
         os.close(self.descriptor)
 
     def remove(self) -> None:
-        """Remove it: the job has ended."""
+        """Remove the FIFO."""
         self._path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 Values = Sequence[str | int] | Mapping[str, str | int]
 """The parameters of a statement: in their order, or by name."""
 _BUSY_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
-_LOCK_SECONDS = 2 * _BUSY_SECONDS  # another process may be waiting for SQLite with the lock in its hands
+_LOCK_SECONDS = 2 * _BUSY_SECONDS  # another process may wait for SQLite while it holds the lock
 _SOUND = {  # what the machine or another program keeps SQLite from doing (sqlite.org/rescode.html)
     sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_BUSY,
@@ -167,7 +167,7 @@ class Database:
         """Keep the other processes from opening or replacing the file.
 
         Raises:
-            CatalogBusy: another process keeps this one from it.
+            CatalogBusy: another process holds the lock for too long.
         """
         path = self._path.with_suffix(".lock")
         if path.is_dir():

@@ -302,7 +302,7 @@ class Engine:
             streams: which streams; the others are passed over.
             follow: whether to go on with what is yet to come.
             room: tells how many bytes of output are wanted next at most, so that nothing is held that nobody takes yet.
-            pause: awaited before each piece is read.
+            pause: awaited before each read.
 
         Yields:
             Events in the order in which the output arrived, one or more at a time. The end comes last, and only when
@@ -335,7 +335,7 @@ class Engine:
                 if not follow and reader.position >= limit:
                     return
                 if not reader.exhausted:
-                    await asyncio.sleep(0)  # meanwhile the client may make room for more
+                    await asyncio.sleep(0)  # lets the client make room for more
                 elif job.ended:  # which was complete when this began
                     raise SpoolCorrupt(folder.index, f"the log goes on to byte {limit}, and nothing checks there")
                 else:

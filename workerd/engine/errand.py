@@ -1,4 +1,4 @@
-"""A call in a thread of its own, for code without an event loop."""
+"""A call in a thread of its own, for code without an event loop (`workerd.engine.threads` is for code with one)."""
 
 import _thread
 import contextlib
@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 
 class Errand:
-    """A call in a thread of its own, which is waited for within a limit.
+    """Starts a call in a thread of its own, and waits for it within a limit.
 
-    Not threading.Thread, whose start() waits until the thread has begun: for ever if it gets no memory to begin with.
+    Not threading.Thread, whose start() waits for the thread without a limit, also if that gets no memory to begin with.
 
     Args:
-        work: what to call. What it raises is dropped.
+        work: the call. Its exceptions are dropped.
 
     Raises:
-        RuntimeError, MemoryError: the system gives no thread.
+        RuntimeError, MemoryError: the system provides no thread.
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
@@ -26,18 +26,18 @@ class Errand:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether the thread has begun and is not done."""
+        """Whether the call has begun and not returned."""
         return self._done.locked() and not self._begun.locked()
 
     def wait(self, begin_seconds: float, seconds: float) -> bool:
-        """Wait until the thread is done.
+        """Wait until the call has returned.
 
         Args:
-            begin_seconds: how long to wait for its begin at most.
-            seconds: how long from then on at most.
+            begin_seconds: how long to wait at most until it begins.
+            seconds: how long to wait at most from then on.
 
         Returns:
-            Whether it is done. One that has not begun may still do so.
+            Whether it has returned. Otherwise it may still do so, or begin.
         """
         return _wait_released(self._begun, begin_seconds) and _wait_released(self._done, seconds)
 

@@ -35,7 +35,7 @@ from workerd.engine.old_format import NEWEST_OLD, mark_old_told, read_old, read_
 from workerd.engine.record import CheckedCodec, Codec, OldCodec
 
 _LOOKS = 20
-HELD_SECONDS = 20.0  # how long the folder is waited for
+HELD_SECONDS = 20.0  # how long to wait for another process that holds the folder
 _LONGEST_JOURNAL = 64 << 20  # nothing that the kernel would execute takes as much
 _SHARES = 2**63  # what their checksum has in the place of an offset in the journal
 # Made once, where the zygote is started: every supervisor shares them.
@@ -251,16 +251,19 @@ class JobFolder:
             raise SpoolCorrupt(self.shares, str(error)) from error
 
     @contextlib.contextmanager
-    def wait_held(self) -> Iterator[None]:
+    def wait_held(self, seconds: float) -> Iterator[None]:
         """Hold the folder, so that it is not taken away and no other process changes `shares`. Blocks the thread.
+
+        Args:
+            seconds: how long to wait at most.
 
         Raises:
             FileNotFoundError: it is not there, or was taken away while it was waited for.
-            LockHeld: another process holds it for too long.
+            LockHeld: another process holds it for longer.
         """
         descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            lock_within(descriptor, self.path, HELD_SECONDS)
+            lock_within(descriptor, self.path, seconds)
             if not os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
                 raise FileNotFoundError(errno.ENOENT, "was removed and made again", str(self.path))
             yield
@@ -342,7 +345,7 @@ class JobFolder:
         if descriptor is None:
             return False
         try:
-            # BlockingIOError: hundreds of orders wait for a supervisor that was stopped; it takes them when it goes on.
+            # BlockingIOError: the pipe is full of orders, which a stopped supervisor takes when it is continued.
             with contextlib.suppress(BlockingIOError):
                 os.write(descriptor, msgspec.json.encode(order) + b"\n")  # atomic below PIPE_BUF (pipe(7))
         finally:

@@ -244,7 +244,7 @@ class StopOrder(msgspec.Struct, frozen=True):
     """What is written to a supervisor's control pipe. `grace_seconds` of zero is SIGKILL at once.
 
     Attributes:
-        kills: whether the daemon itself is about to kill the job's processes, because the supervisor does not act.
+        kills: whether the daemon kills the job's processes next, because the supervisor does not act.
     """
 
     by: User

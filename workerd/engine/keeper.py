@@ -66,7 +66,7 @@ class Keeper:
             process is killed just then. If it raises, it is told later.
         on_remove: told the id of each job that is removed because jobs are too old or too much. That goes on if it
             raises: what it lacks may be the room that this makes.
-        max_ending: how many jobs are brought to their end at once, which takes descriptors; zero is any amount.
+        max_ending: how many lost jobs are ended at once, which takes descriptors; zero for any number.
 
     Attributes:
         hold: the descriptor that holds the state directory. A process that inherits it keeps the next keeper waiting.
@@ -235,23 +235,28 @@ class Keeper:
             FileNotFoundError: it was removed.
             SpoolCorrupt: it is damaged, and no process watches over it.
         """
-        while True:
+        is_ended = False
+        while not is_ended:
             await self._shelf.wait_unlocked(folder)
-            async with self._turns:  # not before: a job that waits for its turn has nothing open
-                if (lock := folder.try_lock()) is not None:
-                    await self._end_unwatched(folder, lock)
-                    return
+            if self._read_whole(folder) is not None:  # done at once, so it waits for no lost job
+                is_ended = await self._end_unwatched(folder)
+            else:
+                async with self._turns:  # not before: a job that waits for its turn has nothing open
+                    is_ended = await self._end_unwatched(folder)
 
-    async def _end_unwatched(self, folder: JobFolder, lock: int) -> None:
-        """Bring a job to its end, and close its lock."""
+    async def _end_unwatched(self, folder: JobFolder) -> bool:
+        """End a job that no supervisor watches over; return False if another process has locked it."""
+        if (lock := folder.try_lock()) is None:
+            return False
         try:
             journal = self._read_whole(folder) or await self._recover(folder, lock)
             if journal is None:
-                return
+                return True
             self._shelf.tell_end(folder, lock, journal)
         finally:
             os.close(lock)
         self._enter_ended(folder, journal)
+        return True
 
     def _read_whole(self, folder: JobFolder) -> Journal | None:
         """Return the journal of a job whose supervisor has come to the end, and whose log has all that it said."""
@@ -285,7 +290,7 @@ class Keeper:
         if end.log_ended_early:
             log.warning("a job's log ended before the job", job=folder.path.name, reason=end.log_ended_early)
         self._catalog.mark_ended(spec, end.ended_ns, disk_bytes(folder.path))
-        if os.path.exists(folder.shares):  # it may have been too busy to enter the job at its start
+        if os.path.exists(folder.shares):  # the catalogue may have been too busy at the job's start
             with contextlib.suppress(SpoolCorrupt):
                 self._catalog.add_shares(spec.id, grantees_of(folder.read_shares()))
         self._job_ended.set()
@@ -332,7 +337,7 @@ class Keeper:
         return True
 
     async def _enter_shares(self) -> None:
-        """Enter with whom jobs are shared. A catalogue that was not made again may lack some after a power cut."""
+        """Enter whom jobs are shared with, which a catalogue may lack after a power cut."""
         for job_id, grantees in await self._recovering.run(find_shared, self._shelf.jobs):
             self._catalog.add_shares(job_id, grantees)
             await asyncio.sleep(0)

@@ -36,7 +36,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self._zygote: subprocess.Popen[bytes] | None = None
-        self._unended: list[subprocess.Popen[bytes]] = []  # those that not even SIGKILL has ended yet
+        self._unended: list[subprocess.Popen[bytes]] = []  # zygotes that SIGKILL has not ended yet
         self._requests: socket.socket | None = None
         self._sending = asyncio.Lock()
         self._last_ready = 0.0  # when a supervisor was ready (time.monotonic)
@@ -190,10 +190,10 @@ class Launcher:
 
 
 async def _wait_started(folder: JobFolder, reply: socket.socket) -> bytes:
-    """Wait for a supervisor's word that the program runs, which may have stopped its supervisor before.
+    """Wait for a supervisor's confirmation that the program runs, and continue a supervisor that its job has stopped.
 
     Raises:
-        StartUnconfirmed: it does not come in time.
+        StartUnconfirmed: there is none in time.
     """
     receiving, deadline = asyncio.ensure_future(_receive(reply)), time.monotonic() + START_SECONDS
     try:

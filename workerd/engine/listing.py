@@ -12,7 +12,7 @@ ARGUMENT_BYTES = 4096
 PAGE_BYTES = 1 << 20
 """Of one page, as messages of api.proto, unless a single job takes more."""
 PAGE_SECONDS = 2.0
-"""How long a page may look for jobs in certain states before it goes on in the next one, empty perhaps."""
+"""How long to look for jobs in certain states before a page ends, perhaps empty."""
 _ARGUMENT_COST = 3  # what a message has besides each text: a tag, and a length
 _ROW_COST = 512  # all that is not text, and the tags and lengths of the texts that there is one of
 

@@ -1,4 +1,4 @@
-"""What a job's journal says of its log: that it waits for room, or has ended early."""
+"""When a job's journal gets a record that the log waits for room, or has ended early."""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ _LONGEST_PAUSE_SECONDS = 300.0
 
 
 class LogNotes:
-    """Tells when to record how a log stands.
+    """Decides when to record the state of a log.
 
-    On a full disk that may change each second for as long as the job runs, and each record makes the journal longer:
-    so the first changes are recorded at once, and each further one a second later than the one before.
+    On a full disk the state may change each second, and each record makes the journal longer. So the first change is
+    recorded at once, and the pause after each record is a second longer than the one before.
 
     Attributes:
-        next_time: when there is something to record (time.monotonic); infinity for not as things are.
+        next_time: when a record is due (time.monotonic); infinity if none is.
     """
 
     def __init__(self, capture: Capture) -> None:
@@ -25,14 +25,14 @@ class LogNotes:
         self.next_time = math.inf
 
     def current(self) -> Mapping[str, bool | str]:
-        """Return how the log stands, by the names that `JobStatus` has."""
+        """Return the state of the log as fields of `JobStatus`."""
         return {"waits_for_room": self._capture.waits_for_room, "log_ended_early": self._capture.ended_early}
 
     def due(self, recorded: JobStatus, now: float) -> Mapping[str, bool | str]:
-        """Return what is to be recorded now; nothing if it is as it was recorded, or not yet.
+        """Return the fields to record now; none if the record is up to date, or not due yet.
 
         Args:
-            recorded: what the journal says.
+            recorded: the status in the journal.
             now: the time (time.monotonic).
         """
         current = self.current()

@@ -28,7 +28,7 @@ from workerd.engine.reply import decode_failure, encode_failure
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SEPARATOR = b"\n"
-_EXECUTING_BYTES = 1 << 20  # more than a process takes up between counting its memory and becoming the program
+_EXECUTING_BYTES = 1 << 20  # more than a process allocates between getrusage and execve
 
 
 class _Step(enum.Enum):
@@ -107,8 +107,8 @@ def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_director
         cgroup_directory: the cgroup to run in, if any.
 
     Returns:
-        The program's process id, and how many bytes of memory its process had in use before it became the program: the
-        kernel counts these as the program's (getrusage(2), ru_maxrss; exec_mmap in fs/exec.c).
+        The program's process id, and the peak memory of its process before execve in bytes, which the kernel counts as
+        the program's (getrusage(2), ru_maxrss; exec_mmap in fs/exec.c).
 
     Raises:
         CannotStart: with the reason; nothing is left of the attempt.
@@ -138,11 +138,11 @@ def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_director
 
 
 def peak_memory(usage: resource.struct_rusage, before_bytes: int) -> int:
-    """Return how many bytes of memory a job's processes had in use at most; zero where that is not known.
+    """Return the peak memory of a job's processes in bytes; zero if it is not known.
 
     Args:
         usage: of the processes.
-        before_bytes: as `start` returned it. A peak that is not beyond this is not the program's.
+        before_bytes: as `start` returned it. A peak that is not above this is not the program's.
     """
     counted_bytes = usage.ru_maxrss * 1024
     return counted_bytes if counted_bytes > before_bytes + _EXECUTING_BYTES else 0

@@ -1,4 +1,4 @@
-"""Queues, of which there may be any number: one for each job, or for each user and kind of call."""
+"""Any number of queues: one for each job, or for each user and RPC."""
 
 import asyncio
 import contextlib
@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Hashable
 
 
 class Queues:
-    """Lets only a few through of those that have something in common. It keeps nothing of a queue that is empty.
+    """Bounds how many tasks with the same key are at work at a time. Nothing is kept of a queue that is empty.
 
     Args:
-        at_once: how many of one queue go on at a time. The others wait in the order in which they came.
+        at_once: how many tasks of one queue. The others wait in the order in which they came.
     """
 
     def __init__(self, at_once: int) -> None:

@@ -122,15 +122,20 @@ async def kill_remains(remains: Remains, looking: Threads) -> None:
     if remains.cgroup is not None:
         cgroup.kill(remains.cgroup)
     else:
-        for handle in await looking.run(tree.kill_marked, remains.variable):
-            os.close(handle)
+        await looking.run(_kill_marked, remains.variable)
+
+
+def _kill_marked(variable: str) -> None:
+    """Send SIGKILL as `tree.kill_marked` does, and close the handles, also if the caller waits no more."""
+    for handle in tree.kill_marked(variable):
+        os.close(handle)
 
 
 def continue_supervisor(journal: Journal) -> None:
-    """Have a job's supervisor go on (SIGCONT), if it was stopped.
+    """Continue a job's supervisor (SIGCONT).
 
     Args:
-        journal: the job's, which is no copy.
+        journal: the job's, and not that of a copied state directory.
     """
     supervisor = journal.supervisor
     if supervisor is None or supervisor.boot != boot_id():

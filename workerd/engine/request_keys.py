@@ -1,8 +1,8 @@
-"""The ids of jobs that are spawned with a request key: computed from owner, key and a secret of the state directory.
+"""The ids of jobs with a request key, which are computed from owner, key and a secret of the state directory.
 
-The same key always leads to the same job, in every process and after every restart, and nobody can compute the id. The
-secret is in a file of the state directory, which its keeper makes. Jobs that were spawned before there was a secret,
-or with one that is lost, keep their ids and are still found by their keys.
+A key leads to the same id in every process and after every restart, and only the daemon can compute it. The keeper
+makes the file with the secret. Jobs that were spawned before there was a secret, or with one that is lost, keep their
+ids and are still found by their keys.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import structlog
 from workerd.engine.errors import FormatTooNew, SpoolCorrupt
 from workerd.engine.files import read_whole, replacing
 from workerd.engine.folder import JobFolder
+from workerd.engine.identity import Version
 from workerd.engine.job import JobSpec
 
 log = structlog.get_logger()
@@ -33,7 +34,7 @@ class _Content(msgspec.Struct, frozen=True):
     Attributes:
         secret: in hexadecimal digits.
         earlier: the ids of jobs that were spawned with an earlier secret, by the ids that their keys lead to now.
-        check: the digest of both.
+        check: a digest of both.
     """
 
     format: int
@@ -44,19 +45,19 @@ class _Content(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class RequestKeys:
-    """Finds the ids that request keys lead to."""
+    """Computes the ids that request keys lead to."""
 
     _secret: bytes = field(repr=False)
     _earlier: dict[str, str]
 
     def job_id(self, owner_id: str, key: str) -> str:
         """Return the id of the job that is spawned with a key of an owner's."""
-        text = f"{owner_id} {key}".encode()  # an owner's id has no blank
+        text = f"{owner_id} {key}".encode()  # unambiguous: an owner's id has no space
         digest = hashlib.blake2b(text, digest_size=16, key=self._secret, person=b"workerd job id")
-        return str(uuid.UUID(bytes=digest.digest(), version=4))  # it looks like the id of a job without a key
+        return str(uuid.UUID(bytes=digest.digest(), version=4))  # like the id of a job without a key
 
     def earlier_ids(self, owner_id: str, key: str) -> list[str]:
-        """Return the ids that the job has instead if it was spawned before there was this secret."""
+        """Return the ids that the job may have if it was spawned without this secret."""
         found = self._earlier.get(self.job_id(owner_id, key))
         return [_id_without_secret(owner_id, key), *([] if found is None else [found])]
 
@@ -108,15 +109,17 @@ def read(path: Path) -> RequestKeys:
         SpoolCorrupt: it is damaged.
         FormatTooNew: a newer workerd made it.
     """
+    data = read_whole(path)
     try:
-        content = msgspec.json.decode(read_whole(path), type=_Content)
+        version = msgspec.json.decode(data, type=Version).format
+        if version > _FORMAT:  # first: a newer format may have other fields
+            raise FormatTooNew(path, version)
+        content = msgspec.json.decode(data, type=_Content)
         secret = bytes.fromhex(content.secret)
-    except (ValueError, UnicodeDecodeError) as error:  # MsgspecError is a ValueError
+    except ValueError as error:  # MsgspecError and UnicodeDecodeError, too
         raise SpoolCorrupt(path, str(error)) from error
     if content.check != _check(secret, content.earlier):
-        raise SpoolCorrupt(path, "it does not check")
-    if content.format > _FORMAT:
-        raise FormatTooNew(path, content.format)
+        raise SpoolCorrupt(path, "its checksum is wrong")
     return RequestKeys(secret, content.earlier)
 
 
@@ -131,7 +134,7 @@ def _id_without_secret(owner_id: str, key: str) -> str:
 
 
 def _specs_of_a_lost_secret(jobs: Path) -> Iterator[JobSpec]:
-    """Iterate over what was asked for of each job whose id was computed with an earlier secret."""
+    """Iterate over the specs of the jobs whose ids were computed with an earlier secret."""
     for path in jobs.iterdir() if jobs.is_dir() else ():
         try:
             spec = JobFolder(path).read_spec()

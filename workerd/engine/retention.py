@@ -70,7 +70,7 @@ class Retention:
         self._remove = remove
         self._measuring = Threads("measuring jobs", most=1, limit_seconds=_GROWTH_SECONDS)
         self._measured_at: float | None = None
-        self._unnoted_bytes = 0  # what running jobs take besides what the catalogue could note
+        self._unnoted_bytes = 0  # of running jobs, which the catalogue could not record
         self._retry_at: dict[str, float] = {}  # of the jobs that could not be removed
 
     async def run(self, job_ended: asyncio.Event) -> None:
@@ -139,7 +139,7 @@ class Retention:
             sizes = await self._measuring.run(_measure, [self._shelf.folder(job_id).path for job_id in some])
             try:
                 catalog.note_sizes(sizes)
-            except CatalogFailed:  # the disk is full: what goes now makes room
+            except CatalogFailed:  # the disk is full, and removing jobs makes room
                 self._unnoted_bytes += catalog.unnoted_bytes(sizes)
         self._measured_at = now
 

@@ -3,19 +3,23 @@
 What a right means is not known here. Several processes may share a job at a time: none undoes what another did.
 """
 
+import asyncio
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from system.file_lock import LockHeld
 from workerd.engine.errors import InvalidArgument, SpoolCorrupt
-from workerd.engine.folder import JobFolder
+from workerd.engine.folder import HELD_SECONDS, JobFolder
 from workerd.engine.job import Share, User
 from workerd.engine.queues import Queues
 from workerd.engine.threads import Threads
 
 MAX_USERS = 1000
 _LIMIT_SECONDS = 30.0
+_PAUSE_SECONDS = 0.05  # between two attempts to hold a folder
 Bind = Callable[[tuple[Share, ...]], tuple[Share, ...]]
 """Returns shares with the ids of users who had none when the job was shared with them."""
 
@@ -31,22 +35,35 @@ class Sharer:
         """Set what one user may do with a job from now on, as the function `set_rights` does.
 
         Raises:
-            NoAnswer: that takes too long.
+            LockHeld: another process holds the folder for too long.
+            NoAnswer: the disk takes too long.
         """
         async with self._queues.turn(folder.job_id):
-            return await self._threads.run(set_rights, folder, user, rights, bind)
+            deadline = time.monotonic() + HELD_SECONDS
+            while True:
+                try:
+                    return await self._threads.run(set_rights, folder, user, rights, bind, 0.0)
+                except LockHeld as error:  # not waited for in a thread, which changes of other jobs need
+                    if time.monotonic() > deadline:
+                        raise LockHeld(folder.path, HELD_SECONDS, error.holder) from error
+                await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def set_rights(
-    folder: JobFolder, user: User, rights: Collection[str], bind: Bind = lambda shares: shares
+    folder: JobFolder,
+    user: User,
+    rights: Collection[str],
+    bind: Bind = lambda shares: shares,
+    held_seconds: float = HELD_SECONDS,
 ) -> tuple[Share, ...]:
     """Set what one user may do with a job from now on. Blocks the thread until it is on the disk.
 
     Args:
         folder: the job's.
-        user: who. It takes the place of what is there with the same id or the same name.
+        user: who. A share with the same id or the same name is replaced.
         rights: all that the user is to have; none takes everything back.
         bind: return shares with the ids of users who had none.
+        held_seconds: how long to wait for another process that holds the folder.
 
     Returns:
         With whom the job is shared now, by name.
@@ -56,7 +73,7 @@ def set_rights(
         InvalidArgument: it is shared with too many users.
         SpoolCorrupt: with whom it is shared cannot be read.
     """
-    with folder.wait_held():
+    with folder.wait_held(held_seconds):
         before = folder.read_shares()
         if folder.read_status() is None:  # it has not begun, and may be taken away without being held
             raise FileNotFoundError(folder.path)
@@ -71,7 +88,7 @@ def set_rights(
 
 
 def grantees_of(shares: Collection[Share]) -> list[str]:
-    """Return whom the catalogue is to know a job to be shared with: the ids, or the names of users without one."""
+    """Return the users of shares as the catalogue has them: the ids, or the names of users without an id."""
     return [share.user.id or share.user.name for share in shares]
 
 
@@ -82,14 +99,14 @@ def find_shared(jobs: Path) -> list[tuple[str, list[str]]]:
         jobs: the directory of the jobs' folders.
 
     Returns:
-        The id of each, and whom it is shared with, as `grantees_of` has them.
+        The id of each, and the users that it is shared with, as `grantees_of` returns them.
     """
     found = []
     with os.scandir(jobs) as entries:
         for entry in entries:
             folder = JobFolder(Path(entry.path))
             if os.path.exists(folder.shares):
-                with contextlib.suppress(OSError, SpoolCorrupt):  # removed, or damaged: they count for nobody
+                with contextlib.suppress(OSError, SpoolCorrupt):  # removed, or damaged: the shares have no effect
                     found.append((entry.name, grantees_of(folder.read_shares())))
     return found
 

@@ -8,7 +8,6 @@ already (rename(2)). It is taken away by being renamed again. So no process ever
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -19,7 +18,7 @@ from typing import Self
 
 import structlog
 
-from system.file_lock import lock_within
+from system.file_lock import try_to_lock
 from workerd.engine import identity, request_keys
 from workerd.engine.catalog import Catalog
 from workerd.engine.errors import CatalogFailed, JournalDamaged, NeverForced, NoAnswer, SpoolCorrupt
@@ -205,20 +204,18 @@ class Shelf:
         await self._delete(removed)
         log.warning("a damaged job was removed", job=folder.path.name)
 
+    @staticmethod
     @contextlib.asynccontextmanager
-    async def _held(self, folder: JobFolder) -> AsyncIterator[None]:
-        """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock; only waiting takes a thread.
+    async def _held(folder: JobFolder) -> AsyncIterator[None]:
+        """Hold a folder as `JobFolder.wait_held` does, for the holder of its lock, without blocking the thread.
 
         Raises:
-            LockHeld, NoAnswer: another holds it for too long.
+            LockHeld: another process holds it for too long.
         """
         descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # A copy: the thread may get its turn after this task was cancelled.
-                await self._removing.run(_wait_held, os.dup(descriptor), folder.path)
+            for pause_seconds in try_to_lock(descriptor, folder.path, HELD_SECONDS):
+                await asyncio.sleep(pause_seconds)
             yield
         finally:
             os.close(descriptor)
@@ -321,10 +318,3 @@ def _lock_damaged(folder: JobFolder) -> int | None:
         return folder.try_lock()
     except SpoolCorrupt:
         return None
-
-
-def _wait_held(descriptor: int, folder: Path) -> None:
-    try:
-        lock_within(descriptor, folder, HELD_SECONDS)
-    finally:
-        os.close(descriptor)

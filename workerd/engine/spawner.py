@@ -135,11 +135,11 @@ class Spawner:
             log.error("a job could not be started", job=job_id, error=str(error))  # its caller may have gone
 
     async def _find_earlier(self, owner_id: str, key: str) -> str | None:
-        """Find a job that has another id than its key leads to now. None is ever made with such an id.
+        """Return the id of a job that was spawned with this key without the secret that there is now; None if none was.
 
         Raises:
             SpoolCorrupt: its folder is damaged.
-            StartUnconfirmed: a spawn that an earlier daemon began does not get on.
+            StartUnconfirmed: a spawn that an earlier daemon began makes no progress.
         """
         for job_id in self._shelf.keys.earlier_ids(owner_id, key):
             try:
@@ -174,7 +174,7 @@ class Spawner:
         """Wait until few enough jobs are being started.
 
         Raises:
-            NoAnswer: they do not get on.
+            NoAnswer: they make no progress.
         """
         try:
             async with asyncio.timeout(START_SECONDS):

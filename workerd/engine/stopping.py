@@ -1,10 +1,11 @@
 """Stopping a job: by an order to its supervisor, and past that if it does not act.
 
-A job may stop its own supervisor (SIGSTOP), as may anything else of its account. So a supervisor that does not take an
-order is continued, at last with the job's processes killed first. It then takes the order and writes the end. Before
-they are killed it is told so, or it would take the end that it sees first for the job's own.
+A job may stop its own supervisor (SIGSTOP), as may any other process of its account. So a supervisor that does not take
+an order is continued, in the end after the job's processes were killed. It then takes the order and records the end. An
+order that announces the kill is written first, so that the end is not taken for the job's own.
 
-The job may do the same after the order was taken. So the supervisor is looked at once more when the grace is over.
+The job may stop its supervisor after the order was taken, too. So the supervisor is checked again after the grace
+period.
 """
 
 import asyncio
@@ -40,7 +41,8 @@ class Stopper:
     def __init__(self, shelf: Shelf, status: Callable[[str], Job]) -> None:
         self._shelf = shelf
         self._status = status
-        self._following: dict[str, tuple[float, asyncio.Task[None]]] = {}  # until when the job has to have ended
+        # With the time by which the job must have ended.
+        self._following: dict[str, tuple[float, asyncio.Task[None]]] = {}
         self._looking = Threads("looking for a job's processes", most=2, limit_seconds=_LIMIT_SECONDS)
 
     async def stop(self, folder: JobFolder, order: StopOrder) -> Job:
@@ -76,14 +78,14 @@ class Stopper:
                     await self._insist(folder, order, has_patience=waited < max(_PATIENCE_SECONDS, order.grace_seconds))
 
     async def aclose(self) -> None:
-        """Look at no supervisor any more."""
+        """Cancel the tasks that follow stops."""
         tasks = [task for _, task in self._following.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _follow(self, folder: JobFolder, order: StopOrder) -> None:
-        """See to it that a supervisor carries out an order, unless an earlier one has to be carried out sooner."""
+        """Follow a stop until the job has ended, unless a stop that is due sooner is being followed."""
         due = time.monotonic() + order.grace_seconds + _PATIENCE_SECONDS
         if folder.job_id in self._following:
             earlier, task = self._following[folder.job_id]
@@ -99,7 +101,7 @@ class Stopper:
             del self._following[job_id]
 
     async def _see_to_end(self, folder: JobFolder, order: StopOrder) -> None:
-        """Wait until a job that is being stopped has ended; if its supervisor is stopped then, kill the job."""
+        """Wait until a job has ended that is being stopped; kill it if its supervisor is stopped after the grace."""
         wait, rounds = order.grace_seconds + _PATIENCE_SECONDS, math.ceil(_LIMIT_SECONDS / _LOOK_SECONDS)
         try:
             for _ in range(rounds):
@@ -111,6 +113,8 @@ class Stopper:
                     return None  # it has killed what there was, and waits for the disk, or for what no signal ends
                 await self._insist(folder, order, has_patience=False)
                 wait = _LOOK_SECONDS
+        except FileNotFoundError:
+            return None  # it was removed, after its end
         except (EngineError, OSError) as error:
             log.warning("it is not known whether a job was stopped", job=folder.job_id, error=str(error))
 

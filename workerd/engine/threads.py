@@ -51,16 +51,10 @@ class Threads:
 
     def _start(self, done: "asyncio.Future[T]", function: Callable[[Unpack[Ts]], T], arguments: tuple[*Ts]) -> None:
         loop = asyncio.get_running_loop()
-        untaken = [True]
-
-        def take() -> bool:
-            """Return whether the caller has the call: of the thread and `give_up`, the first (pop() is atomic)."""
-            with contextlib.suppress(IndexError):
-                return untaken.pop()
-            return False
+        taken = _thread.allocate_lock()  # by the thread or by `give_up`, and never released
 
         def give_up() -> None:
-            if take():
+            if taken.acquire(blocking=False):
                 finish(None, RuntimeError(f"a new thread has not begun within {_BEGIN_SECONDS:g} s"))
 
         def finish(result: T | None, error: BaseException | None) -> None:
@@ -73,7 +67,7 @@ class Threads:
                 done.set_result(result)  # type: ignore[arg-type]
 
         def work() -> None:
-            if not take():
+            if not taken.acquire(blocking=False):
                 return
             result, error = None, None
             try:

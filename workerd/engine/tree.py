@@ -12,7 +12,7 @@ from pathlib import Path
 
 from system import pidfd
 
-MOST_HELD = 8  # a job may have any number of processes, and this process may not have any number of descriptors
+MOST_HELD = 8  # a job may have more processes than the daemon has descriptors
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
@@ -64,14 +64,17 @@ def kill_marked(variable: str) -> list[int]:
     for name in os.listdir("/proc"):
         if name.isdecimal() and wanted in _environment(int(name)):
             with contextlib.suppress(ProcessLookupError):
-                handle = os.pidfd_open(int(name))
-                # Held before it is looked at again: an id that was recycled in between would be another's.
-                if is_wanted := wanted in _environment(int(name)):
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
-                if is_wanted and len(handles) < MOST_HELD:
-                    handles.append(handle)
-                else:
-                    os.close(handle)
+                handle, is_kept = os.pidfd_open(int(name)), False
+                try:
+                    # Held before it is looked at again: an id that was recycled in between would be another's.
+                    if wanted in _environment(int(name)):
+                        signal.pidfd_send_signal(handle, signal.SIGKILL)
+                        is_kept = len(handles) < MOST_HELD
+                finally:
+                    if is_kept:
+                        handles.append(handle)
+                    else:
+                        os.close(handle)
     return handles
 
 

@@ -50,7 +50,7 @@ def open_inotify() -> asyncinotify.Inotify:
     try:
         return asyncinotify.Inotify()
     except OSError as error:
-        if error.errno == errno.EMFILE:  # no lack of descriptors, which are limited otherwise (inotify_init(2))
+        if error.errno == errno.EMFILE:  # of inotify instances: the daemon does not run out of descriptors
             raise WatchesExhausted("instance") from error
         raise
 

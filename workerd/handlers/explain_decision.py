@@ -81,14 +81,14 @@ def _to_account_decision(account: Resource, decision: Decision) -> AccountDecisi
 
 
 def _authorize(caller: Caller, what: str) -> None:
-    """Raise an error unless the caller may ask for more than a decision about themselves."""
+    """Raise `NotPermitted` unless the caller may ask for more than a decision about themselves."""
     if not caller.decide("explain", DAEMON):
         advice = "administrators have, by default; about yourself and a job of yours you may ask without it"
         raise NotPermitted("explain", f" {what}", advice=advice)
 
 
 def _find(call: Call, text: str) -> User:
-    """Find a user by name or id. Whether there is another user, and with which roles, is not told to every caller."""
+    """Find a user by name or id. To find another user than the caller takes the right `explain` on the daemon."""
     if text in (call.caller.user.id, call.caller.user.name):
         return call.caller.user
     _authorize(call.caller, "decisions about other users")

@@ -45,9 +45,9 @@ async def list_jobs(call: Call, request: ListRequest) -> Encoded:
 
 
 def _reach(call: Call) -> Reach | None:
-    """Return where jobs can be that the caller may see; None if they can be anybody's.
+    """Return where to look for the jobs that the caller may see; None for everywhere.
 
-    The jobs of others, however many, then cost the caller's list no time.
+    A list within a reach takes no time for jobs that the caller may not see.
     """
     caller = call.caller
     if caller.may_reach_any(SEE):

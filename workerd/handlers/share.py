@@ -45,9 +45,9 @@ async def share(call: Call, request: ShareRequest) -> ShareResponse:
 
 
 def _describe_share(call: Call, share: Share) -> api.Share:
-    """Describe a share with the user as named when it was made, and as known if the caller may act for the user.
+    """Describe a share. Only callers who may act for the user see more than the text that the job was shared with.
 
-    What is done does not depend on whether the user is known, nor does the time that it takes.
+    The same is done whether the user is known or not, so the time that it takes tells nothing.
     """
     caller, given = call.caller, share.user
     known = call.daemon.users.renamed(given)

@@ -50,7 +50,7 @@ async def spawn(call: Call, request: SpawnRequest) -> SpawnResponse:
 
 
 def _account_of(call: Call, job_id: str, decided: str) -> str:
-    """Return the account of a job that the spawn may have found, or the one decided on if the job cannot be read."""
+    """Return the account of a job that an earlier spawn may have started; the decided one if the job cannot be read."""
     try:
         return call.engine.spec(job_id).run_as or call.daemon.accounts.own
     except (JobNotFound, SpoolCorrupt):

@@ -2,8 +2,8 @@
 
 asyncio's servers begin a TLS handshake with whoever connects, any number of them. Here only so many are under way: one
 more ends the oldest of the address that has most of them, so that those who connect and say nothing push each other
-out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, so that their
-number never depends on what a connection is just going through.
+out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, whatever state
+its connection is in.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ class Acceptor:
     Args:
         listening: the socket.
         context: of TLS.
-        make_protocol: makes the protocol of a connection whose handshake begins; given a function for it to call when
-            the connection is closed.
+        make_protocol: makes the protocol of a connection whose handshake begins. It takes a function that the protocol
+            calls when the connection is closed.
         meter: tells the limits, and whether there is room for another connection.
         notices: tells which limits are met.
     """
@@ -60,7 +60,7 @@ class Acceptor:
         self._handshakes: dict[asyncio.Task[None], _Handshake] = {}  # the oldest first
         self._by_address: Counter[str] = Counter()
         self._resuming: asyncio.TimerHandle | None = None
-        self._open: set[_Handshake] = set()  # those of connections that have been made, too
+        self._open: set[_Handshake] = set()  # also of connections whose handshake is done
         listening.setblocking(False)
         self._loop.add_reader(listening.fileno(), self._accept)
 
@@ -147,7 +147,7 @@ class Acceptor:
             task.result()
 
     def _pause(self, error: OSError) -> None:
-        """Leave those who connect waiting for a moment: the machine lacks memory or descriptors (accept(2))."""
+        """Accept no connection for a moment: the machine lacks memory or descriptors (accept(2))."""
         self._notices.warn("connections are left waiting", os.strerror(error.errno or 0))
         self._loop.remove_reader(self._listening.fileno())
         self._resuming = self._loop.call_later(

@@ -1,4 +1,4 @@
-"""One connection, which is closed when its peer is dead, idle, one too many, a flood, or has lost its certificate.
+"""One connection, which is closed when its peer is dead, idle, one too many or a flood, or its certificate invalid.
 
 - A peer that vanished without a word is noticed, and one whose network keeps the connection and passes nothing on, for
   which TCP's own means (tcp(7), SO_KEEPALIVE and TCP_USER_TIMEOUT) are blind: whatever stands between answers them.
@@ -7,7 +7,7 @@
 - A peer that makes work without making calls is cut off: one that resets what it opens (CVE-2023-44487), that sends
   frames which carry nothing (RFC 9113 §10.5), or that leaves unread what it has the daemon answer. Frames are counted
   before h2 takes them: a read may bring thousands.
-- A peer whose certificate is revoked or has expired is cut off, once its calls have been answered with that.
+- A peer whose certificate is revoked or has expired is cut off, after its calls were answered with the reason.
 - What ends a connection is said in a GOAWAY, which grpclib leaves unsent when a peer breaks the protocol.
 - A frame that says it is too long is refused at once: h2 first waits for all of it (`FrameBuffer.__next__`).
 """
@@ -54,11 +54,9 @@ class Surroundings:
         keepalive_seconds: after how much silence a connection is dead; greater than zero.
         meter: counts what users have under way.
         notices: tells what connections are ended for.
-        identify: returns whose a certificate is that `ssl.SSLSocket.getpeercert` returned; raises IdentityInvalid for
-            one that names no user.
-        watch: calls a function with the reason once a certificate does not count any more, and returns a function
-            that ends the watch.
-        inlets: of the users who have connections.
+        identify: `Credentials.identify`.
+        watch: `Credentials.watch`.
+        inlets: of the users who have connections, by id.
     """
 
     keepalive_seconds: float
@@ -73,8 +71,8 @@ class WorkerProtocol(StrictProtocol):
     """One connection.
 
     Attributes:
-        around: what it has in common with the others.
-        on_lost: called when it is closed.
+        around: what all connections have in common.
+        on_lost: called when the connection is closed.
 
     When nothing at all has come for two quarters of `keepalive_seconds` in a row, it sends a PING; after two more, the
     connection is dead and its calls end. A reader that is slow with its output is not: PINGs pass it by (RFC 9113
@@ -119,18 +117,18 @@ class WorkerProtocol(StrictProtocol):
         self._inlet = self.around.inlets.setdefault(self._user_id or "", Inlet())
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come, or have it wait."""
+        """Take what has arrived, now or in a later round of the event loop."""
         self._silent_turns = 0
         self._inlet.receive(self, data)
 
     def take(self, data: bytes) -> None:
-        """Take some of what has come."""
+        """Take a part of what has arrived."""
         self._silent_turns = 0
         if self._transport.is_closing():  # what still comes then is for nobody
             return
         try:
             super().data_received(data)
-        except BaseException:  # what follows makes no sense without it
+        except BaseException:  # the bytes after it cannot be parsed without it
             self._transport.abort()
             raise
 
@@ -186,10 +184,10 @@ class WorkerProtocol(StrictProtocol):
         self._ending = asyncio.get_running_loop().create_task(self._end_refused(str(refusal)))
 
     async def _end_refused(self, reason: str) -> None:
-        """Close the connection once its calls have been answered: `Gate` ends those that are under way.
+        """Close the connection after its calls were answered: `Gate` ends those that are under way.
 
-        Where no call was made yet, the first is answered: the handshake succeeds for a narrowed certificate of which
-        only an ancestor is revoked, and an answer is what its user understands.
+        If no call was made yet, the first is waited for. The handshake succeeds for a narrowed certificate of which
+        only an ancestor is revoked, and the answer tells its user why it is refused.
         """
         closed = self.connection.stream_close_waiter
         with contextlib.suppress(TimeoutError):

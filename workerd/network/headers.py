@@ -1,9 +1,9 @@
 """Decoding header blocks, so that headers that are too long cost their call and not the connection.
 
-h2 ends the connection when a header list is over its limit, because it stops decoding, and a block changes the state
-of the compression for all blocks after it (RFC 9113 §10.5.1). Here the block is decoded to its end and the headers are
-left out, so that the call can be refused. Only a block that is many times too long ends the connection: that bounds the
-time and the memory that decoding takes.
+h2 stops decoding when a header list is over its limit, and ends the connection, because a block changes the state of
+the compression for all later blocks (RFC 9113 §10.5.1). Here the block is decoded to its end and the headers are left
+out, so that only the call is refused. A block that is many times too long still ends the connection, which bounds the
+time and memory of decoding.
 """
 
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ _NEEDED = frozenset({b"content-type", b"te"})
 
 
 class TooLong(HeaderTuple):
-    """Stands for headers that were left out: the size of the whole list, and the limit. No peer can send one."""
+    """The size of a whole list whose headers were left out, and the limit. No peer can send one."""
 
     __slots__ = ()
 
 
 class HeaderDecoder(Decoder):
-    """Decode the header blocks of one connection.
+    """Decodes the header blocks of one connection.
 
     Attributes:
-        max_header_list_size: how large a list must be to end the connection. It is set by the limit for one call, and
-            is a multiple of that.
+        max_header_list_size: the size of a list that ends the connection: a multiple of the limit for one call, to
+            which it is set.
     """
 
     @property

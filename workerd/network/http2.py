@@ -3,12 +3,12 @@
 - Malformed headers: grpclib has h2 pass them all, and fails on what it misses without any answer. They end the
   connection (RFC 9113 §8.1.1).
 - Headers that are too long: h2 ends the connection for them. Their call is refused (`workerd.network.headers`).
-- Metadata that is not ASCII: gRPC must not fail a call for it.
-- Compressed requests: grpclib hides the header that names the compression, and does not send which ones are accepted.
-- Other methods than POST: grpclib does not send which are allowed.
+- Metadata that is not ASCII: gRPC does not allow a call to fail for it.
+- Compressed requests: grpclib hides the header that names the compression, and does not send the accepted ones.
+- Other methods than POST: grpclib does not send the allowed ones.
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
-- Requests without end: grpclib keeps whatever comes until a call is over (`workerd.network.request_buffer`).
+- Requests without end: grpclib keeps all that arrives until a call is over (`workerd.network.request_buffer`).
 - Invalid time limits and binary metadata: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
 """
@@ -59,12 +59,12 @@ H2_CONFIGURATION = H2Configuration(
 
 
 class Calls(Handler):
-    """Answer the calls of a connection; those whose headers are invalid with what is wrong with them.
+    """Answers the calls of a connection. Calls with invalid headers are answered with an error that names the fault.
 
     A call that is over is forgotten at once, with all that it holds. grpclib keeps it until more calls come.
 
     Args:
-        notices: where to tell of a limit that was met.
+        notices: logs limits that are met.
         on_end: called when the connection is closed and its last call is over.
     """
 
@@ -119,12 +119,12 @@ class Calls(Handler):
 
 
 def encoding_of(stream: RawStream) -> str:
-    """Return how the messages of a call are compressed that say so of themselves."""
+    """Return the encoding of the compressed messages of a call."""
     return next((value for name, value in stream.headers or () if name == _ENCODING), _ACCEPTED[1])
 
 
 def _add_to_answer(stream: RawStream, header: tuple[str, str]) -> None:
-    """Send a header with the first ones of a call's answer, which grpclib would not."""
+    """Add a header to the first headers of a call's answer, where grpclib sends only its own."""
     send_headers = stream.send_headers
 
     @functools.wraps(send_headers)
@@ -136,7 +136,7 @@ def _add_to_answer(stream: RawStream, header: tuple[str, str]) -> None:
 
 
 def _simplify(name: str, value: str) -> str:
-    """Return a header's value as grpclib takes it: it compares content types character by character."""
+    """Return a header's value in the form that grpclib knows: it compares content types as text."""
     return "application/grpc" if name == _CONTENT_TYPE and _GRPC.fullmatch(value) else value
 
 

@@ -1,8 +1,8 @@
-"""Taking what comes over a user's connections in pieces, so that no user fills a round of the event loop.
+"""Processing a user's input in pieces, so that no user fills a round of the event loop.
 
-One read may bring a thousand calls, and a user has many connections. In each round a user's connections are worked on
-for a limited time; the rest waits for the next round. No more is read from a connection while something of it waits,
-so TCP's flow control holds back its peer.
+One read may bring a thousand calls, and a user may have many connections. Each round processes a user's input for a
+limited time; the rest waits for the next round. A connection with input that waits is not read, so TCP's flow control
+holds back its peer.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ class Source(Protocol):
 
 
 class Inlet:
-    """Hands what comes over the connections of one user on to them."""
+    """Divides the input of one user's connections into rounds of the event loop."""
 
     def __init__(self) -> None:
         self._held: dict[Source, memoryview] = {}  # the next one first
@@ -35,8 +35,8 @@ class Inlet:
         self._next_round: asyncio.Handle | None = None
 
     def receive(self, source: Source, data: bytes) -> None:
-        """Have a connection take data, at once or soon."""
-        if source in self._held:  # it was read before the connection was paused
+        """Pass data that arrived to a connection, now or in later rounds."""
+        if source in self._held:  # data that was read before the connection was paused
             self._held[source] = memoryview(bytes(self._held[source]) + data)
             return
         rest = memoryview(data)
@@ -47,11 +47,11 @@ class Inlet:
             self._held[source] = rest
 
     def forget(self, source: Source) -> None:
-        """Drop what a connection has not taken: it is closed."""
+        """Drop the data of a connection that is closed."""
         self._held.pop(source, None)
 
     def _take_piece(self, source: Source, data: memoryview) -> memoryview:
-        """Have a connection take some data; return the rest."""
+        """Pass some data to a connection; return the rest."""
         if self._next_round is None:
             self._next_round = asyncio.get_running_loop().call_soon(self._start_round)
         began = time.perf_counter()

@@ -25,7 +25,7 @@ async def encode_status(job: Job, *, with_envs: bool, pause: Callable[[], Awaita
 
     Args:
         with_envs: whether it has the environment variables of the spawn.
-        pause: awaited between the parts of what takes long.
+        pause: awaited between the parts of long work.
     """
     args = job.spec.args
     parts = [bytes(to_job(_without_args(job)))]

@@ -6,8 +6,8 @@
 - A request that does not arrive in time is not waited for.
 - A long request is decoded beside the event loop, which goes on for the others meanwhile; one at a time, because every
   further thread would take the interpreter from the loop for longer.
-- A call has exactly one request, and that is not compressed. What else it may be is answered with the status that gRPC
-  has for it (doc/statuscodes.md and doc/compression.md in https://github.com/grpc/grpc).
+- A call has exactly one request, which is not compressed. Any other is answered with the status that gRPC defines for
+  it (doc/statuscodes.md and doc/compression.md in https://github.com/grpc/grpc).
 """
 
 import asyncio
@@ -44,7 +44,7 @@ async def receive(stream: Stream[Any, Any], meter: Meter, user_id: str) -> Any:
         user_id: of the user who sends it.
 
     Raises:
-        FramingInvalid: it is cut off, or compressed in no way.
+        FramingInvalid: it is cut off, or says that it is compressed and not how.
         LimitReached: it is too long, takes too long to arrive, or too many of the user's are on their way.
         Unsupported: there is no request or more than one, or it is compressed.
         ValueError: it is no message.

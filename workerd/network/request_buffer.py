@@ -16,10 +16,10 @@ _HEAD_BYTES = 5  # gRPC over HTTP2, Length-Prefixed-Message
 
 
 class RequestBuffer:
-    """Replaces `grpclib.protocol.Buffer`: holds bytes, where that holds several objects for each DATA frame.
+    """Replaces `grpclib.protocol.Buffer`, which holds several objects for each DATA frame, where this holds bytes.
 
-    For a call with one request it keeps that request and one byte after it, which shows a reader that the client sends
-    too much. The rest is dropped, and acknowledged only when the stream is closed.
+    For a call with one request it keeps that request and one byte more, which shows that the client sends too much. The
+    rest is dropped, and acknowledged only when the stream is closed.
 
     Args:
         stream: of the call.
@@ -30,7 +30,7 @@ class RequestBuffer:
         self._stream = weakref.proxy(stream)  # which holds this: a cycle would stay until the garbage collector comes
         self._is_single = is_single
         self._head = bytearray()
-        self._most_bytes: int | None = None  # to keep of the whole stream, once the request's length is known
+        self._most_bytes: int | None = None  # of the whole stream that are kept, once the request's length is known
         self._kept_bytes = 0
         self._dropped_bytes = 0
         self._data = bytearray()
@@ -57,10 +57,10 @@ class RequestBuffer:
         self._changed.set()
 
     async def read(self, size: int) -> bytes:
-        """Wait for some bytes, and return them; none at the end of the stream.
+        """Wait for so many bytes, and return them; none at the end of the stream.
 
         Raises:
-            AssertionError: the stream ends before that, which grpclib raises, too.
+            AssertionError: the stream ends before that. grpclib raises the same.
         """
         read = bytearray()
         while len(read) < size:
@@ -93,7 +93,7 @@ class RequestBuffer:
             self._stream.connection.flush()
 
     def _room(self, data: bytes) -> int:
-        """Return how many of some bytes that have come are kept."""
+        """Return how many of the bytes are kept."""
         if not self._is_single:
             return len(data)
         if self._most_bytes is None:

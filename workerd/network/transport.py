@@ -78,7 +78,7 @@ async def send(stream: Stream[Any, Any], response: Any) -> None:
 
 
 def has_room(stream: Stream[Any, Any]) -> bool:
-    """Return whether a client takes something now, or the call was reset and is about to be told."""
+    """Return whether something can be sent to a client now, or the call was reset."""
     raw = stream._stream
     h2 = raw._h2_connection
     return raw.connection.write_ready.is_set() and (

@@ -1,6 +1,7 @@
-"""Following the head of the trail while a daemon runs: it is remembered beside the trail, and told to a witness.
+"""Copying the head of the trail to a file beside it and to a witness while a daemon runs.
 
-One process does this for all that append. It looks every few seconds, which costs less than hearing of each line.
+One process does this for all that append. It reads the head every few seconds, which costs less than a message for each
+line.
 """
 
 import asyncio
@@ -28,14 +29,14 @@ _LAST_SECONDS = 5.0
 
 @contextlib.asynccontextmanager
 async def keeping_heads(directory: Path, remembered: RememberedHead, witness: str) -> AsyncIterator[None]:
-    """Keep the heads of a trail elsewhere for as long as the context lasts, and the last one at its end.
+    """Copy the heads of a trail for as long as the context lasts, and the last one at its end.
 
-    What cannot be kept is logged, and holds nothing up.
+    A head that cannot be copied is logged, and nothing waits for it.
 
     Args:
         directory: the trail's folder.
         remembered: where the head is remembered.
-        witness: which witness is told, as `--audit-witness` has it; empty for none.
+        witness: the witness, as `--audit-witness` names it; empty for none.
     """
     followers = [_Follower(directory, remembered.keep, _REMEMBER_SECONDS, "remembered")]
     if witness:
@@ -48,7 +49,7 @@ async def keeping_heads(directory: Path, remembered: RememberedHead, witness: st
 
 
 class _Follower:
-    """Keeps the head of a trail in one place whenever there is another, in a thread of its own."""
+    """Copies each new head of a trail to one place, in a thread of its own."""
 
     def __init__(self, directory: Path, keep: Callable[[Head], None], seconds: float, what: str) -> None:
         self._directory, self._keep, self._seconds, self._what = directory, keep, seconds, what
@@ -57,14 +58,14 @@ class _Follower:
         self._problem = ""
 
     async def run(self) -> None:
-        """Look every few seconds, for the first time soon, until cancelled."""
+        """Copy the head every few seconds, for the first time soon, until cancelled."""
         await asyncio.sleep(_FIRST_SECONDS)
         while True:
             await self._try_to_look()
             await asyncio.sleep(self._seconds)
 
     async def finish(self) -> None:
-        """Look for the last time."""
+        """Copy the last head."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
                 await self._try_to_look()

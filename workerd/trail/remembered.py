@@ -1,8 +1,7 @@
-"""The head of the trail that is remembered beside it, so that a trail that is gone or cut is missed.
+"""A copy of the trail's head outside of its folder, which shows that the trail was removed or cut.
 
-It is never ahead of what is on the disk, or each power cut would seem to have removed lines: only a line that was
-forced to the disk is remembered. So it may be some seconds behind, and the trail must have its line, or have released
-it.
+Only a line that was forced to the disk is remembered: otherwise a power cut would look like removed lines. So the copy
+may be some seconds behind the trail, which must have this line, or have released it.
 """
 
 import os
@@ -19,7 +18,7 @@ log = structlog.get_logger()
 
 
 class RememberedHead:
-    """A head in a file, which a power cut leaves as a whole.
+    """A head in a file, which is written atomically.
 
     Args:
         path: the file, outside of the trail's folder.
@@ -40,7 +39,7 @@ class RememberedHead:
             if head is not None:
                 return head
             problem = "it was changed"
-        log.error("cannot tell whether the audit trail is the one of before", file=str(self._path), problem=problem)
+        log.error("the remembered head of the audit trail cannot be used", file=str(self._path), problem=problem)
         return None
 
     def keep(self, head: Head) -> None:
@@ -57,7 +56,7 @@ def synced_head(directory: Path, since: Head | None) -> Head | None:
     """Return the head of a trail, after waiting until its line is on the disk; None if there is none.
 
     Args:
-        directory: the trail's folder. Others may append meanwhile.
+        directory: the trail's folder. Other processes may append at the same time.
         since: a head that was on the disk before; None for any.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Witnesses: places that whoever changes the audit trail does not reach, which are told its heads."""
+"""Witnesses, which receive the audit trail's heads: the system's journal, or a file outside of the state directory."""
 
 import os
 import socket
@@ -17,21 +17,21 @@ _INFO = "6"  # syslog(3)
 
 
 class Witness(Protocol):
-    """A place that is told heads."""
+    """A place that receives heads."""
 
     def keep(self, head: Head) -> None:
-        """Tell it a head whose line is on the disk.
+        """Record a head whose line is on the disk.
 
         Raises:
-            OSError, Untrusted: it cannot be told.
+            OSError, Untrusted: the witness cannot be used.
         """
 
 
 class JournalWitness:
-    """The system's journal, which is told in its own protocol.
+    """The system's journal, over its native protocol.
 
     Args:
-        directory: the trail's folder, by which several daemons are told apart.
+        directory: the trail's folder, which distinguishes daemons in the journal.
         address: the journal's socket.
     """
 

@@ -53,8 +53,8 @@ _FILES = 4  # of a small trail: most of it is there after the oldest was removed
 _RESERVE = 4  # which part of the room that is set aside is for what is urgent
 _DENIED_BYTES = 2048  # 1 KiB of what was asked, and whose it was
 _LOOK_SECONDS = 1.0  # how soon to look again for room where there was none
-_LOCK_SECONDS = 2.0  # the event loop waits with it: well below the silence after which a client gives a daemon up
-_STILL_LOCKED_SECONDS = 0.05  # once that was not enough: the holder does not end its line
+_LOCK_SECONDS = 2.0  # blocks the event loop: well below the silence after which a client gives a daemon up
+_STILL_LOCKED_SECONDS = 0.05  # after a wait without success: the holder is not writing a line
 
 
 class AuditTrail:
@@ -200,7 +200,7 @@ class AuditTrail:
                 return
             told = known
         log.error("the audit trail does not end as it was left", folder=str(self._directory), head=told, end=end.head)
-        if end.descriptor is None:  # the number of no line is given twice
+        if end.descriptor is None:  # go on counting, so that no number is used twice
             self._write_head(max(known, told or GENESIS, key=lambda head: head.seq))
         elif end.head is not None:
             self._write_head(end.head)
@@ -212,13 +212,13 @@ class AuditTrail:
         self._remember()
 
     def _known_head(self) -> Head:
-        """Return a head that the trail must have: the last one of this process, or the one that is remembered."""
+        """Return a head that the trail must have: this process's last one, or else the remembered one."""
         if self._head == GENESIS and self._remembered is not None:
             return self._remembered.read() or GENESIS
         return self._head
 
     def _remember(self) -> None:
-        """Remember the head, or other processes, and the next daemon, would miss the same lines again."""
+        """Remember the head. Otherwise other processes and the next daemon would report the same lines again."""
         if self._remembered is None:
             return
         try:

@@ -279,7 +279,7 @@ async def test_what_is_in_force_is_told_and_roles_that_nobody_has(
         assert "[warning  ] the configuration gives roles that no policy names roles=['operator']\n" in said
 
 
-NO_JOB_RUNS = "policies permit spawn to everybody, and run-as on the account that jobs run as to nobody"
+NO_JOB_RUNS = "policies permit spawn to everybody, but not run-as on the default account"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ NO_JOB_RUNS = "policies permit spawn to everybody, and run-as on the account tha
 def test_policies_that_let_spawn_and_no_job_run_are_warned_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, is_told: bool
 ) -> None:
-    """As those that were written before every spawn took run-as."""
+    """Such as those from before every spawn required run-as."""
     (tmp_path / "default.cedar").write_text(text)
     make(tmp_path, admin=("ann",))
     assert (NO_JOB_RUNS in plain(capsys)) is is_told

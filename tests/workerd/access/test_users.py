@@ -1,6 +1,9 @@
 """The users that a daemon has seen."""
 
+import contextlib
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -101,3 +104,20 @@ def test_a_name_is_looked_up_without_reading_any_file(tmp_path: Path, monkeypatc
     assert users.find("ann").id == ANN
     with pytest.raises(UserUnknown):
         users.find("bob")
+
+
+def test_threads_take_up_what_has_changed_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = Users(tmp_path / "users")
+    Users(tmp_path / "users").note(User(ANN, "ann"))
+    read_bytes, both, together = Path.read_bytes, threading.Barrier(2), list[Path]()
+
+    def read(path: Path) -> bytes:
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+            together.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    with ThreadPoolExecutor(2) as threads:
+        assert [*threads.map(users.find, ["ann", "ann"])] == [User(ANN, "ann")] * 2
+    assert together == []

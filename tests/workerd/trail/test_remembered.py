@@ -207,7 +207,7 @@ def test_a_remembered_head_that_was_changed_is_told_and_the_trail_goes_on(
 ) -> None:
     record(folder, remembered, 5)
     (tmp_path / "audit-head").write_text("5")
-    assert record(folder, remembered, 1) == ["cannot tell whether the audit trail is the one of before"]
+    assert record(folder, remembered, 1) == ["the remembered head of the audit trail cannot be used"]
     assert verify(folder).head.seq == 6
 
 
