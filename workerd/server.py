@@ -172,6 +172,7 @@ def prepare(settings: Settings) -> None:
     make_folder(settings.state_directory)
     require_trusted_content(settings.state_directory)
     require_trusted(settings.state_directory / request_keys.FILE_NAME, secret=True)
+    require_trusted_content(settings.audit_directory)
     require_trusted_content(settings.policy_directory)
     require_trusted_folder(settings.pki_directory)
 
