@@ -229,7 +229,8 @@ class WorkerChannel(Channel):
         raise told
 
     async def _connect_to(self, family: int, address: Any) -> H2Protocol:
-        connection = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol, or asyncio does not turn Nagle's algorithm off (`asyncio.base_events._set_nodelay`).
+        connection = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             connection.setblocking(False)
             await self._loop.sock_connect(connection, address)

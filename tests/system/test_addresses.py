@@ -144,3 +144,12 @@ async def test_a_stranger_at_the_first_contact_is_refused_at_once(shared_daemon:
         async with Client(shared_daemon.target(endpoint=str(endpoint))) as client:
             with pytest.raises(Refused):
                 await client.whoami()
+
+
+async def test_small_requests_are_sent_at_once(shared_daemon: Daemon) -> None:
+    """Nagle's algorithm would have them wait for an acknowledgement (tcp(7), TCP_NODELAY)."""
+    async with shared_daemon.client() as client:
+        await client.whoami()
+        assert client._channel is not None and client._channel._protocol is not None
+        transport = client._channel._protocol.connection._transport
+        assert transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
