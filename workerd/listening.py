@@ -11,7 +11,7 @@ from workerd.engine.files import private
 from workerd.errors import CannotListen
 from workerd.settings import Settings
 
-_BACKLOG = 512
+_BACKLOG = 4096  # as net.core.somaxconn is on Linux (listen(2))
 _LOCK_SECONDS = 2.0  # of a file that was made just now
 _NOTIFY_SECONDS = 2.0
 

@@ -29,6 +29,7 @@ async def test_without_memory_for_a_handshake_who_connects_is_cut_off(
         acceptor = Acceptor(listening, context, lambda _: asyncio.Protocol(), Meter(DEFAULT_LIMITS), Notices())
         for _ in range(3):
             reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"x")
             async with asyncio.timeout(LIMIT_SECONDS):
                 assert await reader.read() == b""
             writer.close()
