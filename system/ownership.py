@@ -169,7 +169,7 @@ def _check_device(step: Step) -> None:
 def _check(path: Path, found: os.stat_result, *, is_last: bool, secret: bool) -> None:
     me = os.geteuid()
     quoted = shlex.quote(str(path))
-    if found.st_uid not in (0, me) and (is_last or not _is_unmapped(found.st_uid)):
+    if found.st_uid not in (0, me) and (is_last or not is_unmapped(found.st_uid)):
         owner, own = account_name(found.st_uid), account_name(me)
         few = own if me == 0 else f"{own} and root"
         remedy = f"choose {'one' if is_last else 'a folder'} that only {few} can change"
@@ -218,7 +218,7 @@ def _group_name(gid: int) -> str:
         return str(gid)
 
 
-def _is_unmapped(uid: int) -> bool:
+def is_unmapped(uid: int) -> bool:
     """Return whether a number stands for all accounts that a user namespace does not have (user_namespaces(7))."""
     overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
     return uid == overflow and Path("/proc/self/uid_map").read_text().split() != _ALL_UIDS
