@@ -5,7 +5,17 @@ the way, every link and the file itself must belong to one of them, and others m
 
 - Others may write to a folder on the way if it is sticky, as /tmp is: they cannot replace our files there (inode(7)).
 - A group may write if it has no other members, as with user-private groups and umask 002.
-- Folders above the account's home directory are not checked.
+- Folders above the account's home directory are not checked on the way into it. They are the administrator's.
+
+Links of procfs to what a process has open are refused: their text is not where they lead. So is a FUSE file system that
+another account serves: it says of its files what that account likes.
+
+Nothing that was checked can be exchanged by another account before it is used, though it is opened by its path again.
+The steps of a path are checked from the root on, as the kernel resolves them (`system.resolution`), and the first that
+is not trusted ends the check. By then each step before it leads to the same file for good: to put another one there,
+an account must be able to write to the folder that it is in, which was checked just before, and if the folder is
+sticky, must own the step or the folder (unlink(2), rename(2)). What a link says never changes (symlink(7)). Mounts are
+root's, but for FUSE. The next step is looked up in the folder that was checked, which is open.
 """
 
 import contextlib
@@ -15,10 +25,10 @@ import os
 import pwd
 import shlex
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
-_MOST_LINKS = 40  # as the kernel follows (path_resolution(7))
+from system.resolution import Step, find_device, steps
+
 _ALL_UIDS = ["0", "0", "4294967295"]
 _ACL = "system.posix_acl_access"
 _GROUP_WRITE, _OTHERS_WRITE = stat.S_IWGRP, stat.S_IWOTH
@@ -48,20 +58,20 @@ def require_trusted(path: Path, *, secret: bool = False) -> None:
             may read it: root chose that group.
 
     Raises:
-        Untrusted: for the last of the files and folders on the way that is not trusted.
+        Untrusted: for the first step that is not trusted.
     """
-    steps: list[tuple[Path, os.stat_result]] = []
-    is_whole = False
-    try:
-        steps.extend(_walk(path))
-        is_whole = True
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
-        pass  # opening it fails for the same reason
     home = _home()
-    for step, found in reversed(steps):
-        _check(step, found, is_last=is_whole and step is steps[-1][0], secret=secret)
-        if step == home:
-            return
+    above = () if home is None else home.parents
+    unchecked: list[Step] = []  # on the way into the home directory, as long as it leads there
+    for step in steps(path):
+        unchecked.append(step)
+        if step.path in above:
+            continue
+        if step.path == home:
+            del unchecked[:-1]
+        _check_all(unchecked, secret=secret)
+        unchecked.clear()
+    _check_all(unchecked, secret=secret)
 
 
 def require_trusted_content(folder: Path) -> None:
@@ -135,40 +145,34 @@ def account_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _walk(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Iterate over everything on the way to a file: folders, links and what they lead to."""
-    here = Path("/")
-    yield here, os.lstat(here)
-    names = [*reversed(path.absolute().parts[1:])]
-    links = 0
-    while names:
-        name = names.pop()
-        if name == "..":
-            here = here.parent
-            continue
-        there = here / name
-        found = os.lstat(there)
-        yield there, found
-        if not stat.S_ISLNK(found.st_mode):
-            here = there
-            continue
-        links += 1
-        if links > _MOST_LINKS:
-            return  # opening it fails with ELOOP
-        target = Path(os.readlink(there))
-        if target.is_absolute():
-            here = Path("/")
-        names += [name for name in reversed(target.parts) if name != "/"]
+def _check_all(several: list[Step], *, secret: bool) -> None:
+    for step in several:
+        _check_device(step)
+        _check(step.path, step.found, is_last=step.is_last, secret=secret)
+
+
+def _check_device(step: Step) -> None:
+    if not step.is_link and not step.is_on_new_device:
+        return
+    device = find_device(step.found.st_dev)
+    if device is None:
+        return
+    if step.is_link and device.kind == "proc":
+        problem = "it is a link to what a process has open, and leads elsewhere than it says"
+        raise Untrusted(step.path, problem, "give the path of the file itself")
+    server = device.server
+    if server is not None and server not in (0, os.geteuid()) and not _is_unmapped(server):
+        problem = f"{account_name(server)} serves the file system that is mounted there"
+        raise Untrusted(step.path, problem, "choose a folder on another", is_anothers=True)
 
 
 def _check(path: Path, found: os.stat_result, *, is_last: bool, secret: bool) -> None:
     me = os.geteuid()
     quoted = shlex.quote(str(path))
-    if found.st_uid not in (0, me) and (is_last or not _is_unmapped(found.st_uid)):
+    if found.st_uid not in (0, me) and (is_last or not is_unmapped(found.st_uid)):
         owner, own = account_name(found.st_uid), account_name(me)
-        mend = f"if {own} is to have it, run `chown -R {me} {quoted}`, otherwise choose another"
         few = own if me == 0 else f"{own} and root"
-        remedy = mend if is_last else f"choose a folder that only {few} can change"
+        remedy = f"choose {'one' if is_last else 'a folder'} that only {few} can change"
         raise Untrusted(path, f"it belongs to {owner}, and this process runs as {own}", remedy, is_anothers=True)
     if stat.S_ISLNK(found.st_mode):  # it has no mode of its own (symlink(7))
         return
@@ -214,7 +218,7 @@ def _group_name(gid: int) -> str:
         return str(gid)
 
 
-def _is_unmapped(uid: int) -> bool:
+def is_unmapped(uid: int) -> bool:
     """Return whether a number stands for all accounts that a user namespace does not have (user_namespaces(7))."""
     overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
     return uid == overflow and Path("/proc/self/uid_map").read_text().split() != _ALL_UIDS

@@ -43,7 +43,7 @@ from worker_api.worker.v1 import (
     WorkerServiceStub,
 )
 
-from workerctl.errors import CallFailed, ClientError, DaemonNotStarted, GaveUp
+from workerctl.errors import CallFailed, ClientError, DaemonNotStarted, GaveUp, NotAuthenticated
 from workerctl.events import LogEvent, Output, decode_event
 from workerctl.failures import FAILURES, translate
 from workerctl.retry import Attempts, Patience
@@ -60,13 +60,15 @@ class Client:
     """Calls one daemon as one user. An asynchronous context manager; connects when first needed.
 
     A call that may be made twice without harm is made again when the connection breaks, when the daemon cannot be
-    reached and when it says that it is not available, for as long as `patience` says. Where the daemon is is asked anew
+    reached and when it says that it is not available, for as long as `patience` says; so is one that finds a stranger
+    at the endpoint of a daemon that this client has talked to. Where the daemon is is asked anew
     for each connection, and the certificate is read anew: a call that fails for a certificate which has been replaced
     meanwhile is made again with the new one.
 
     Args:
         target: which daemon, and as whom.
-        on_retry: told, as a sentence, when a call that failed is going to be made again: once, however often it takes.
+        on_retry: told, as a sentence, when a call that failed is going to be made again: once, however often it takes,
+            and once more when a stranger has the daemon's port.
         patience: how long to bear with a daemon that does not answer.
 
     Attributes:
@@ -84,6 +86,7 @@ class Client:
         self._stamp: tuple[int, ...] | None = None  # of the certificate that the channel presents
         self._connecting = asyncio.Lock()
         self._acquainted = False
+        self._told_of_stranger = False  # since the daemon was last there
 
     @property
     def endpoint(self) -> str:
@@ -329,7 +332,9 @@ class Client:
         Raises:
             GaveUp: it has been made again for long enough.
         """
-        if failure.may_pass and channel is self._channel:
+        is_stranger = isinstance(failure, NotAuthenticated) and self._acquainted
+        may_pass = failure.may_pass or is_stranger
+        if may_pass and channel is self._channel:
             await self.aclose()
         if intention is None or not self._patience.retry_seconds:
             return False
@@ -339,7 +344,7 @@ class Client:
             if self._on_retry is not None:
                 self._on_retry(f"the certificate counts no more, but another has taken its place: {intention}")
             return True
-        if not failure.may_pass:
+        if not may_pass:
             return False
         if isinstance(failure, DaemonNotStarted) and not self._acquainted:
             return False  # it never ran: what keeps it from that does not pass
@@ -350,8 +355,11 @@ class Client:
             raise GaveUp(endpoint, failure.problem, attempts.tried_seconds) from failure
         if self._acquainted:
             self.away = True
-            if attempts.first_failure and self._on_retry is not None:
-                self._on_retry(f"{failure}; {intention}")
+            is_news = attempts.first_failure or (is_stranger and not self._told_of_stranger)
+            self._told_of_stranger = is_stranger or (self._told_of_stranger and not attempts.first_failure)
+            if is_news and self._on_retry is not None:
+                stranger = "the daemon is away and another program may have its port: " if is_stranger else ""
+                self._on_retry(f"{stranger}{failure}; {intention}")
         await asyncio.sleep(pause)
         attempts.again()
         return True

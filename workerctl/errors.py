@@ -6,6 +6,7 @@ ClientError
 │   ├── ConnectionLost
 │   └── GaveUp
 ├── Refused
+│   └── NotAuthenticated
 ├── DaemonNotStarted
 ├── DaemonNotEnded
 ├── FolderRefused
@@ -88,7 +89,15 @@ class Refused(ClientError):
     """One side does not take the other's certificate or kind of TLS; trying again does not help."""
 
     def __init__(self, endpoint: str, problem: str) -> None:
-        super().__init__(f"cannot talk to the daemon at {endpoint}: {problem}")
+        super().__init__(f"cannot talk to the daemon at {endpoint}: {problem}", problem)
+
+
+class NotAuthenticated(Refused):
+    """What listens at the endpoint does not prove that it is the daemon.
+
+    A client that has talked to the daemon tries again: the daemon may be away for a moment and another program have
+    its port.
+    """
 
 
 class DaemonNotStarted(ClientError):

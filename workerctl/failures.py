@@ -6,8 +6,8 @@ from datetime import datetime
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from h2.exceptions import ProtocolError
 
-from workerctl.errors import ClientError, ConnectionLost, Refused, Unreachable, from_grpc
-from workerctl.transport import WorkerChannel
+from workerctl.errors import ClientError, ConnectionLost, NotAuthenticated, Refused, Unreachable, from_grpc
+from workerctl.transport import WorkerChannel, is_not_authenticated
 
 FAILURES = (GRPCError, StreamTerminatedError, ProtocolError, OSError)
 """All that there is."""
@@ -27,11 +27,15 @@ def translate(
             return (Refused if channel.refused else ConnectionLost)(channel.endpoint, channel.lost_because)
         case ssl.SSLCertVerificationError():
             problem = error.verify_message.rstrip(".")
-            return Refused(channel.endpoint, f"its certificate does not hold: {problem}: {_advice(error.verify_code)}")
+            return NotAuthenticated(
+                channel.endpoint, f"its certificate does not hold: {problem}: {_advice(error.verify_code)}"
+            )
         case ssl.SSLError(reason="WRONG_VERSION_NUMBER"):  # what OpenSSL takes the first bytes of anything else for
-            return Refused(channel.endpoint, "what listens there does not speak TLS: is it another program's port?")
-        case ssl.SSLError() if not isinstance(error, ssl.SSLEOFError):
-            return Refused(channel.endpoint, f"TLS failed: {error.reason or error}")
+            return NotAuthenticated(
+                channel.endpoint, "what listens there does not speak TLS: is it another program's port?"
+            )
+        case ssl.SSLError() if is_not_authenticated(error):
+            return NotAuthenticated(channel.endpoint, f"TLS failed: {error.reason or error}")
         case OSError():  # asyncio has no words for a connection that was closed within the handshake
             problem = error.strerror or str(error) or "the connection was closed before anything was said"
             return Unreachable(channel.endpoint, f"{problem}: is workerd running there?")

@@ -78,6 +78,7 @@ def find() -> str | None:
     """
     directory = state_directory()
     _require_trusted(directory)
+    _require_trusted(directory / "endpoint")
     note = read_locked(directory / "endpoint")  # locked for as long as the daemon lives
     return None if note is None else note.decode().strip()
 
@@ -90,6 +91,7 @@ def holder() -> AbstractContextManager[Holder | None]:
     """
     directory = state_directory()
     _require_trusted(directory)
+    _require_trusted(directory / "lock")
     return holding_process(directory / "lock")
 
 

@@ -16,6 +16,7 @@
 
 import asyncio
 import errno
+import socket
 import ssl
 import time
 from asyncio import BaseTransport, Transport
@@ -64,6 +65,11 @@ def _describe_data_frame(frame: DataFrame) -> str:
 
 
 DataFrame._body_repr = _describe_data_frame  # type: ignore[method-assign, assignment]
+
+
+def is_not_authenticated(error: BaseException) -> bool:
+    """Return whether TLS failed because the peer is not the daemon, as far as it shows, or takes no part in it."""
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)  # which is a cut connection
 
 
 class StatusDetailsCodec(StatusDetailsCodecBase):
@@ -191,12 +197,50 @@ class WorkerChannel(Channel):
         return self._last
 
     async def _create_connection(self) -> H2Protocol:
+        """Connect to the first of the host's addresses where a daemon proves that it is the right one.
+
+        Each address may take an equal share of the time that is left. Another account may listen at the port of one
+        address, on which it says nothing, while the daemon has another.
+
+        Raises:
+            OSError: what is most worth knowing of what failed: a certificate or TLS before anything else.
+        """
         seconds = min(_CONNECT_SECONDS, self._keepalive_seconds)
+        loop, failures = asyncio.get_running_loop(), list[OSError]()
+        deadline = loop.time() + seconds
         try:
-            async with asyncio.timeout(seconds):
-                return await super()._create_connection()
+            async with asyncio.timeout_at(deadline):
+                found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+                addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+                for left in range(len(addresses), 0, -1):
+                    family, address = addresses[-left]
+                    try:
+                        async with asyncio.timeout((deadline - loop.time()) / left):
+                            return await self._connect_to(family, address)
+                    except TimeoutError as error:
+                        failures.append(error)
+                    except OSError as error:  # ssl.SSLError is one
+                        failures.append(error)
         except TimeoutError as error:
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s") from error
+            failures.append(error)
+        told = next((each for each in failures if is_not_authenticated(each)), failures[0])
+        if isinstance(told, TimeoutError) and told.errno is None:
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer within {seconds:g} s") from told
+        raise told
+
+    async def _connect_to(self, family: int, address: Any) -> H2Protocol:
+        # With the protocol, or asyncio does not turn Nagle's algorithm off (`asyncio.base_events._set_nodelay`).
+        connection = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            connection.setblocking(False)
+            await self._loop.sock_connect(connection, address)
+        except BaseException:
+            connection.close()
+            raise
+        _, protocol = await self._loop.create_connection(  # which closes the socket if it fails
+            self._protocol_factory, sock=connection, ssl=self._ssl, server_hostname=self._host
+        )
+        return protocol
 
     async def __connect__(self) -> H2Protocol:
         protocol = await super().__connect__()

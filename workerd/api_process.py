@@ -17,7 +17,7 @@ import uvloop
 from pki.errors import PkiError
 from workerd.engine import linux, signals
 from workerd.engine.errors import EngineError
-from workerd.errors import DaemonError
+from workerd.errors import CannotListen, DaemonError
 from workerd.listening import listen
 from workerd.log import configure_log
 from workerd.registry import load_routes
@@ -74,11 +74,11 @@ def main() -> None:
     configure_log()
     try:
         uvloop.run(_serve(orders))
+    except (CannotListen, EngineError, OSError) as error:  # what may pass; the port is the main process's
+        log.error("an API process cannot serve yet", error=str(error))
+        sys.exit(1)
     except (DaemonError, PkiError) as error:
         os.write(orders.report, str(error).encode())
-        sys.exit(1)
-    except (EngineError, OSError) as error:  # what may pass
-        log.error("an API process cannot serve yet", error=str(error))
         sys.exit(1)
 
 

@@ -15,6 +15,7 @@ import asyncinotify
 from system import pidfd
 from system.holder import holding_process
 from system.ownership import require_trusted
+from workerd.engine.files import private
 from workerd.engine.shelf import Shelf
 from workerd.errors import DrainFailed
 from workerd.listening import is_advertised
@@ -34,10 +35,11 @@ def drain(state_directory: Path) -> int:
     require_trusted(state_directory)
     shelf = Shelf(state_directory)
     marker = shelf.drain
+    require_trusted(shelf.lock)
     with holding_process(shelf.lock) as daemon:
         if daemon is None:
             raise DrainFailed(f"no workerd serves the state directory {state_directory}")
-        progress = os.open(marker, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        progress = private(os.fspath(marker), os.O_RDONLY | os.O_CREAT)
         try:
             left = _wait(daemon.handle, marker, progress)
             # A daemon that ends withdraws its endpoint before it removes the file. One that goes on still has it.

@@ -362,6 +362,6 @@ class Gate:
 
 
 def _hear(call: asyncio.Task[None]) -> None:
-    """Mark the exception of a call as retrieved: its client may have gone."""
-    if not call.cancelled():
+    """Take the error of a call off its task: its client may have gone, and the error keeps alive all that it held."""
+    with contextlib.suppress(BaseException):
         call.exception()

@@ -11,8 +11,8 @@ from workerd.engine.files import private
 from workerd.errors import CannotListen
 from workerd.settings import Settings
 
-_BACKLOG = 512
-_LOCK_SECONDS = 2.0  # the file was made just now
+_BACKLOG = 4096  # as net.core.somaxconn is on Linux (listen(2))
+_LOCK_SECONDS = 2.0  # of a file that was made just now
 _NOTIFY_SECONDS = 2.0
 
 
@@ -82,7 +82,8 @@ def advertise(state_directory: Path, bound: socket.socket) -> Iterator[None]:
     """
     host, port = bound.getsockname()[:2]
     note = _note(state_directory)
-    local = "localhost" if host in ("0.0.0.0", "::", "127.0.0.1") else host  # noqa: S104
+    # Not localhost, which has several addresses: another account may listen at this port of the others.
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
     new = note.with_suffix(".new")
     new.unlink(missing_ok=True)
     with open(new, "w", opener=private) as file:

@@ -24,7 +24,7 @@ from workerd.engine.process_end import wait_end
 from workerd.errors import CannotServe
 from workerd.listening import advertise, bind
 from workerd.resource_limits import warn_of_shortages
-from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account
+from workerd.server import LAST_READERS_SECONDS, make_certificates, prepare, warn_of_account, warn_of_cgroup
 from workerd.settings import Settings
 from workerd.trail.events import JobEvents, noting_service
 from workerd.trail.following import keeping_heads
@@ -69,6 +69,7 @@ async def _serve(settings: Settings, keeper: Keeper, bound: socket.socket, stop:
         if await wait_first(stop.wait(), processes.wait_serving(), asyncio.shield(running)) != 1:
             return
         warn_of_account(settings)
+        warn_of_cgroup()
         warn_of_shortages(settings.limits)
         with advertise(settings.state_directory, bound):
             first = await wait_first(stop.wait(), keeper.wait_drained(), keeper.wait_gone(), asyncio.shield(running))
@@ -108,6 +109,8 @@ def _take_port(settings: Settings) -> Iterator[socket.socket]:
         # A shared port can be taken while another daemon of the same user serves there: one that is not, cannot.
         bind(settings, shared=False).close()
     with bind(settings, shared=True) as bound:
+        # While no API process listens, other accounts may share the port of a socket that has this (socket(7)).
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         yield bound
 
 

@@ -20,7 +20,7 @@ from workerd.access.newest_list import NewestList
 from workerd.access.recorder import Record, Recorder
 from workerd.access.rights import Rights
 from workerd.access.users import Users
-from workerd.engine import request_keys
+from workerd.engine import cgroup, request_keys
 from workerd.engine.account import find_account, own_account, own_name
 from workerd.engine.engine import Engine
 from workerd.engine.errors import AccountUnusable
@@ -76,6 +76,7 @@ async def serve(settings: Settings) -> None:
                     answering(engine, settings, routes, listening, trail.record) as gate,
                 ):
                     warn_of_account(settings)
+                    warn_of_cgroup()
                     warn_of_shortages(settings.limits)
                     with advertise(settings.state_directory, listening):
                         first = await wait_first(stop.wait(), engine.keeper.wait_drained(), engine.keeper.wait_gone())
@@ -172,6 +173,7 @@ def prepare(settings: Settings) -> None:
     make_folder(settings.state_directory)
     require_trusted_content(settings.state_directory)
     require_trusted(settings.state_directory / request_keys.FILE_NAME, secret=True)
+    require_trusted_content(settings.audit_directory)
     require_trusted_content(settings.policy_directory)
     require_trusted_folder(settings.pki_directory)
 
@@ -212,6 +214,17 @@ def warn_of_account(settings: Settings) -> None:
                 account=account.name,
                 home=account.home,
             )
+
+
+def warn_of_cgroup() -> None:
+    """Warn if another account controls the cgroup that the daemon was started in."""
+    if (foreign := cgroup.find_foreign()) is not None:
+        log.warning(
+            "another account can end, freeze and move the daemon and all jobs, which get no cgroups: start the daemon"
+            " as a service, or with systemd-run, and not from a session of that account",
+            path=str(foreign.path),
+            problem=foreign.problem,
+        )
 
 
 def _own_name() -> str:

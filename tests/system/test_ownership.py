@@ -18,6 +18,11 @@ from tests.system.test_exhaustion import become
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account or group")
 SOMEBODY = 23461
 NAMESPACE = ["unshare", "--user", "--map-user=54321", "--"]
+MOUNT_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "--"]
+can_mount = pytest.mark.skipif(
+    subprocess.run([*MOUNT_NAMESPACE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this account may make no user namespaces",
+)
 
 
 @pytest.fixture
@@ -185,6 +190,60 @@ def test_folders_above_the_home_directory_are_not_checked(
     require_trusted(place)
     (tmp_path / "above").chmod(0o777)
     refusal(place)
+
+
+@as_root
+@pytest.mark.usefixtures("place")
+def test_a_link_of_another_account_into_the_home_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes before the home directory is the administrator's only if it is above."""
+    account = SimpleNamespace(pw_dir=str(tmp_path / "above"), pw_name="me")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: account)
+    link = tmp_path / "theirs" / "link"
+    link.parent.mkdir()
+    link.symlink_to(tmp_path / "above")
+    require_trusted(link / "folder" / "file")
+    for theirs in (link.parent, link):
+        os.lchown(theirs, SOMEBODY, -1)
+        assert refusal(link).startswith(f"{theirs} is refused: it belongs to ")
+        assert refusal(link / "folder" / "file").startswith(f"{theirs} is refused: it belongs to ")
+        os.lchown(theirs, 0, -1)
+
+
+def test_a_folder_above_the_home_directory_is_checked_on_the_way_elsewhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = SimpleNamespace(pw_dir=str(tmp_path / "above"), pw_name="me")
+    monkeypatch.setattr(pwd, "getpwuid", lambda _: account)
+    (tmp_path / "elsewhere").mkdir()
+    (place.parent / "out").symlink_to(tmp_path / "elsewhere")
+    tmp_path.chmod(0o777)
+    require_trusted(place)
+    assert refusal(tmp_path / "elsewhere").startswith(f"{tmp_path} is refused")
+    assert refusal(place.parent / "out").startswith(f"{tmp_path} is refused")
+
+
+@can_mount
+def test_a_link_whose_text_is_not_where_the_kernel_goes_is_refused(place: Path, tmp_path: Path) -> None:
+    """The root of a process in another mount namespace says / (proc_pid_root(5))."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("other")
+    (other / "file").chmod(0o666)
+    script = 'mount --bind "$1" "$2" && echo ready && exec sleep 60'
+    command = [*MOUNT_NAMESPACE, "sh", "-c", script, "sh", str(other), str(place.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            root = Path(f"/proc/{process.pid}/root")
+            path = Path(f"{root}{place}")
+            assert (path.read_text(), place.read_text()) == ("other", "")
+            assert refusal(path).startswith(f"{root} is refused: it is a link to what a process has open")
+            (place.parent / "link").symlink_to(path)
+            assert refusal(place.parent / "link").startswith(f"{root} is refused: ")
+        finally:
+            process.kill()
 
 
 @pytest.mark.skipif(

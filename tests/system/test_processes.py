@@ -18,6 +18,8 @@ from tests.daemon import Daemon, running_daemon
 from tests.engine.logs import has_ended
 from tests.waiting import wait_until
 from workerctl.errors import CallFailed
+from workerd.api_process import Orders
+from workerd.settings import Settings
 
 COUNT = 2
 
@@ -165,6 +167,48 @@ def test_a_port_that_is_in_use_is_refused_in_one_line(several: Daemon, tmp_path:
     with pytest.raises(AssertionError, match=r"ended with 1: (?s:.*)cannot listen on"):
         other.start()
     assert "Traceback" not in other.errors()
+
+
+@pytest.fixture
+def without_listeners(several: Daemon) -> Iterator[Daemon]:
+    """A daemon of which no API process listens, until its main process goes on."""
+    os.kill(several.pid, signal.SIGSTOP)
+    try:
+        for pid in api_processes(several):
+            kill_and_wait(pid)
+        yield several
+    finally:
+        os.kill(several.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", ""])
+def test_nobody_else_gets_the_port_while_no_api_process_listens(without_listeners: Daemon, address: str) -> None:
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="Address already in use"):
+            stranger.bind((address, without_listeners.port))
+
+
+def test_an_api_process_that_cannot_listen_is_to_be_tried_again(tmp_path: Path) -> None:
+    """It reports nothing: what it reports ends the daemon."""
+    state = tmp_path / "state"
+    with running_daemon(state):  # which makes what an API process finds
+        pass
+    with socket.create_server(("127.0.0.1", 0)) as stranger, contextlib.ExitStack() as stack:
+        settings = Settings("127.0.0.1", stranger.getsockname()[1], state, state / "pki", state / "policies")
+        report, theirs = os.pipe()
+        stack.callback(os.close, report)
+        orders = Orders(settings, os.getpid(), theirs, theirs)
+        with orders.open() as given:
+            command = orders.command()
+            result = subprocess.run(
+                command, stdin=given, stderr=subprocess.PIPE, pass_fds=[theirs], timeout=60, check=False
+            )
+        os.close(theirs)
+        assert os.read(report, 1000) == b""
+    assert result.returncode == 1
+    assert b"an API process cannot serve yet" in result.stderr
+    assert b"cannot listen on" in result.stderr
 
 
 def test_what_an_api_process_cannot_be_configured_with_ends_the_daemon_with_that_reason(several: Daemon) -> None:

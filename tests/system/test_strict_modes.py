@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ from pki.files import key_path
 from pki.store import PkiFolder
 from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon, running_daemon
+from tests.system.test_exhaustion import become
 from tests.waiting import wait_until
 from workerctl.exit_codes import ExitCode
 
@@ -48,9 +50,9 @@ def stopped(tmp_path: Path) -> Iterator[Daemon]:
         yield daemon
 
 
-def start(daemon: Daemon, *options: str) -> subprocess.CompletedProcess[str]:
+def start(state: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Start a daemon that is going to refuse."""
-    command = [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(daemon.state), *options]
+    command = [sys.executable, "-m", "workerd", "--listen", "127.0.0.1:0", "--state-dir", str(state), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
@@ -58,7 +60,7 @@ def start(daemon: Daemon, *options: str) -> subprocess.CompletedProcess[str]:
 def test_a_daemon_starts_once_the_command_that_it_names_has_been_run(stopped: Daemon, name: str, mode: int) -> None:
     lax = stopped.state / name
     lax.chmod(mode)
-    refused = start(stopped)
+    refused = start(stopped.state)
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
     assert str(lax) in refused.stderr
@@ -70,7 +72,7 @@ def test_a_daemon_starts_once_the_command_that_it_names_has_been_run(stopped: Da
 
 def test_folders_above_the_state_directory_count_too(stopped: Daemon) -> None:
     stopped.state.parent.chmod(0o777)
-    refused = start(stopped)
+    refused = start(stopped.state)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert f"`chmod go-w {stopped.state.parent}`" in refused.stderr
 
@@ -79,7 +81,7 @@ def test_a_configuration_that_others_may_write_to_is_refused(stopped: Daemon, tm
     file = tmp_path / "workerd.toml"
     file.write_text("grace-seconds = 1\n")
     file.chmod(0o666)
-    refused = start(stopped, "--config", str(file))
+    refused = start(stopped.state, "--config", str(file))
     assert refused.returncode == 2
     assert f"`chmod go-w {file}`" in refused.stderr
 
@@ -87,7 +89,7 @@ def test_a_configuration_that_others_may_write_to_is_refused(stopped: Daemon, tm
 def test_a_state_directory_that_others_may_write_to_is_not_drained(stopped: Daemon) -> None:
     stopped.start()
     stopped.state.chmod(0o777)
-    refused = start(stopped, "--drain")
+    refused = start(stopped.state, "--drain")
     assert refused.returncode == 1
     assert f"`chmod go-w {stopped.state}`" in refused.stderr
     assert not (stopped.state / "drain").exists()
@@ -97,10 +99,24 @@ def test_a_state_directory_that_others_may_write_to_is_not_drained(stopped: Daem
 @pytest.mark.parametrize("name", [".", "pki", "pki/client-ca.crt", "pki/server.key", "policies", "policies/site.cedar"])
 def test_a_daemon_does_not_use_what_belongs_to_another_account(stopped: Daemon, name: str) -> None:
     os.chown(stopped.state / name, SOMEBODY, SOMEBODY)
-    refused = start(stopped)
+    refused = start(stopped.state)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert f"it belongs to uid {SOMEBODY}" in refused.stderr
     assert str(stopped.state / name) in refused.stderr
+
+
+@as_root
+@pytest.mark.parametrize("name", ["lock", "catalog.lock", "audit/head"])
+def test_a_daemon_writes_to_no_file_and_waits_for_no_lock_of_another_account(stopped: Daemon, name: str) -> None:
+    """The account may have put it there while it could write to the folder, and may hold the file's lock."""
+    theirs = stopped.state / name
+    os.chown(theirs, SOMEBODY, SOMEBODY)
+    with theirs.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused = start(stopped.state)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert str(theirs) in refused.stderr
+    assert f"it belongs to uid {SOMEBODY}" in refused.stderr
 
 
 def test_what_becomes_writable_while_the_daemon_runs_is_not_taken_up(stopped: Daemon) -> None:
@@ -179,7 +195,7 @@ def test_root_starts_no_daemon_in_the_home_of_another_account(home_of_another: P
     state = home_of_another / ".local" / "state"
     refused = run_as_root_in(home_of_another)
     assert (refused.stdout, refused.returncode) == (b"", ExitCode.FAILED)
-    assert f"{state} is refused: it belongs to uid {SOMEBODY}".encode() in refused.stderr
+    assert f"{home_of_another} is refused: it belongs to uid {SOMEBODY}".encode() in refused.stderr
     assert b"HOME=/root workerctl" in refused.stderr
     assert not list(state.iterdir())
 
@@ -197,10 +213,52 @@ def test_root_goes_to_no_daemon_that_another_account_says_is_root_s(home_of_anot
             os.chown(path, SOMEBODY, SOMEBODY)
         refused = run_as_root_in(home_of_another)
         assert refused.returncode == ExitCode.FAILED
-        assert f"{state} is refused: ".encode() in refused.stderr
+        assert f"{home_of_another} is refused: ".encode() in refused.stderr
         server.settimeout(0)
         with pytest.raises(BlockingIOError):
             server.accept()
+
+
+@as_root
+def test_root_starts_no_daemon_through_a_link_of_another_account_into_its_own_home(home_of_another: Path) -> None:
+    """The account can have the link lead elsewhere as soon as it has been checked."""
+    link = home_of_another / ".local" / "state" / "workerd"
+    with tempfile.TemporaryDirectory(dir=pwd.getpwuid(0).pw_dir, ignore_cleanup_errors=True) as roots:
+        link.symlink_to(roots)
+        os.lchown(link, SOMEBODY, SOMEBODY)
+        refused = run_as_root_in(home_of_another)
+        assert (refused.stdout, refused.returncode) == (b"", ExitCode.FAILED)
+        assert f"{home_of_another} is refused: it belongs to uid {SOMEBODY}".encode() in refused.stderr
+        assert os.listdir(roots) == []
+
+
+@as_root
+def test_root_s_daemon_takes_no_configuration_out_of_the_mount_namespace_of_another_account(
+    home_of_another: Path,
+) -> None:
+    """There, another folder is in the place of root's home, and links through procfs lead to it (proc_pid_root(5))."""
+    jail, home, name = home_of_another / "jail", pwd.getpwuid(0).pw_dir, f"{os.urandom(8).hex()}.toml"
+    jail.mkdir()
+    (jail / name).write_text('run-as = "an-account-of-theirs"\n')
+    for theirs in (jail, jail / name):
+        os.chown(theirs, SOMEBODY, SOMEBODY)
+    account = pwd.struct_passwd(("somebody", "x", SOMEBODY, SOMEBODY, "", "/", "/bin/sh"))
+    script = 'mount --bind "$1" "$2" && echo ready && exec sleep 60'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(jail), home]
+    with subprocess.Popen([*become(account), *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            if process.stdout is None or process.stdout.readline() != b"ready\n":
+                pytest.skip(f"other accounts may mount nothing here: {process.communicate(timeout=10)[1]!r}")
+            theirs, ours = home_of_another / "link", home_of_another.with_name("link")
+            for link, owner, refused_step in ((theirs, SOMEBODY, home_of_another), (ours, 0, f"/proc/{process.pid}")):
+                link.symlink_to(f"/proc/{process.pid}/root{home}/{name}")
+                os.lchown(link, owner, -1)
+                refused = start(home_of_another.with_name("state"), "--config", str(link))
+                assert "an-account-of-theirs" not in refused.stderr
+                assert f"{refused_step} is refused: it belongs to uid {SOMEBODY}" in refused.stderr
+                assert refused.returncode == 2
+        finally:
+            process.kill()
 
 
 @as_root

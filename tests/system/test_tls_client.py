@@ -5,8 +5,7 @@ import shutil
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,11 +14,12 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pki.authority import Credential, issue_client, issue_server
-from pki.files import key_path, load_pair, write_pair
+from pki.files import key_path, load_pair
 from pki.store import DEFAULT_TRUST_DOMAIN, PkiFolder
 from tests.certificates import EXPIRED, REFUSED_CLIENTS, USER_ID, Issue, client_folder, expired, issue_any
 from tests.commands import run_workerctl
 from tests.daemon import USER, Daemon
+from tests.strangers import one_after_another, tls_server
 
 FAILED = 125
 SECONDS = 20
@@ -38,47 +38,6 @@ def workerctl(endpoint: str, folder: PkiFolder, *arguments: str) -> subprocess.C
     """Run workerctl with some folder of certificates."""
     options = ("--endpoint", endpoint, "--username", USER, "--pki-dir", str(folder.path))
     return run_workerctl(*options, *(arguments or ("whoami",)), seconds=SECONDS)
-
-
-@contextlib.contextmanager
-def one_after_another(answer: Callable[[socket.socket], object]) -> Iterator[str]:
-    """Answer connections to a loopback port in some way, and give the endpoint."""
-
-    def serve() -> None:
-        while True:
-            try:
-                connected, _ = listening.accept()
-            except OSError:
-                return
-            with connected:
-                answer(connected)
-
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"https://localhost:{listening.getsockname()[1]}"
-        finally:
-            listening.shutdown(socket.SHUT_RDWR)  # wakes accept(2)
-            thread.join()
-
-
-@contextlib.contextmanager
-def tls_server(credential: Credential, path: Path, version: ssl.TLSVersion | None = None) -> Iterator[str]:
-    """Serve nothing but handshakes on a loopback port, and give the endpoint."""
-    write_pair(path / "stranger.crt", credential)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path / "stranger.crt", path / "stranger.key")
-    context.set_alpn_protocols(["h2"])
-    if version is not None:
-        context.maximum_version = version
-
-    def shake_hands(plain: socket.socket) -> None:
-        with contextlib.suppress(OSError), context.wrap_socket(plain, server_side=True) as connected:
-            connected.recv(1)
-
-    with one_after_another(shake_hands) as endpoint:
-        yield endpoint
 
 
 def test_client_takes_a_server_of_its_authority(shared_daemon: Daemon, tmp_path: Path) -> None:

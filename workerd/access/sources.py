@@ -74,10 +74,10 @@ def _names(folder: Path, *, must_be_there: bool) -> list[str]:
 def _read(path: Path) -> str:
     """Read a file, and nothing that a read could wait for, or never come to the end of."""
     try:
+        require_trusted(path)
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise PolicyInvalid(str(path), "it cannot be read: it is no ordinary file")
-            require_trusted(path)
             data = file.read(_MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise PolicyInvalid(str(path), f"it is longer than {_MOST_BYTES} bytes: make several files of it")

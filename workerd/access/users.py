@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from pki.identity import is_user_id
+from workerd.engine.files import private
 from workerd.engine.job import Share, User
 from workerd.errors import UserUnknown
 
@@ -67,7 +68,7 @@ class Users:
             if not path.exists() or path.read_bytes() != name:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 new = self._folder / f".{user.id}.{os.getpid()}"
-                with new.open("wb") as file:
+                with open(new, "wb", opener=private) as file:
                     file.write(name)
                     file.flush()
                     os.fsync(file.fileno())  # or a power cut could leave an empty name
@@ -150,6 +151,9 @@ class Users:
         if known is not None and known.stamp == stamp:
             return
         self._forget(entry.name)
+        if status.st_uid not in (0, os.geteuid()):
+            log.error("the name of a user is not believed: remove the file", file=entry.path, owner=status.st_uid)
+            return
         file = self._files[entry.name] = _File(stamp, Path(entry.path).read_bytes())
         self._ids.setdefault(file.name, set()).add(entry.name)
 

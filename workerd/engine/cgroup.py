@@ -1,23 +1,32 @@
 """A job's own cgroup2 directory, where this process may make one: the kernel then kills a whole job at once.
 
 No controller is enabled, so none is needed: it works on hybrid machines too, whose controllers are version 1.
+
+Whoever may write to a cgroup and to one above both may move processes between them (cgroups(7), Delegation), so no
+cgroups are made where another account may change this process's cgroup or one above it: what it moves out of a job's
+cgroup would outlive the job. Descendants and marks find the job's processes there.
 """
 
 import contextlib
 import os
 from pathlib import Path
 
+from system.ownership import Untrusted, is_unmapped, require_trusted
+
 _PARENT = "workerd"
+_CONTROLS = ("cgroup.procs", "cgroup.threads", "cgroup.kill", "cgroup.freeze")
 
 
 def create(name: str) -> Path | None:
     """Make a cgroup below this process's own (cgroups(7)).
 
     Returns:
-        Its directory, or None where no cgroup2 hierarchy is mounted or this process may not write to it.
+        Its directory, or None where no cgroup2 hierarchy is mounted, this process may not write to it, or another
+        account may.
     """
-    own = _own_directory()
-    if own is None:
+    way = _own_and_above()
+    # To move there a process needs to write to the common ancestor's list too (cgroups(7), Delegation).
+    if not way or not os.access((own := way[0]) / "cgroup.procs", os.W_OK) or _find_foreign(way) is not None:
         return None
     directory = own / _PARENT / name
     try:
@@ -49,16 +58,31 @@ def remove(directory: Path) -> None:
         directory.rmdir()
 
 
-def _own_directory() -> Path | None:
+def find_foreign() -> Untrusted | None:
+    """Return which of this process's cgroup and those above it another account may change; None if there is none."""
+    return _find_foreign(_own_and_above())
+
+
+def _find_foreign(way: list[Path]) -> Untrusted | None:
+    for control in (directory / name for directory in way for name in _CONTROLS):
+        try:
+            require_trusted(control)
+        except Untrusted as error:
+            if not is_unmapped(os.stat(error.path).st_uid):  # as a container sees cgroups of the machine's root
+                return error
+    return None
+
+
+def _own_and_above() -> list[Path]:
+    """Return this process's cgroup and those above it, as far as they are mounted; none without a cgroup2 hierarchy."""
     mount = _mount_point()
     if mount is None:
-        return None
+        return []
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         if line.startswith("0::"):
             own = mount / line[3:].lstrip("/")
-            # To move there a process needs to write to the common ancestor's list too (cgroups(7), Delegation).
-            return own if os.access(own / "cgroup.procs", os.W_OK) else None
-    return None
+            return [own, *(above for above in own.parents if above.is_relative_to(mount))]
+    return []
 
 
 def _mount_point() -> Path | None:

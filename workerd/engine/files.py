@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
+from system.ownership import account_name
 from workerd.engine.errors import SpoolCorrupt
 
 DAMAGE = frozenset(
@@ -24,9 +25,35 @@ def max_file_bytes() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def private(path: str, flags: int) -> int:
-    """Open a file that nobody else may read, for `open`."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+def private(path: str, flags: int, folder: int | None = None) -> int:
+    """Open a regular file of this account or root, for `open`. One that is made is closed to other accounts.
+
+    Another account may have put a file there when it could still write to the folder. It could change what is written
+    to that file later, and hold its lock.
+
+    Args:
+        path: of the file, which must not be a link.
+        flags: for open(2). A file is not emptied before its owner is known.
+        folder: a descriptor of the folder that a relative path is in.
+
+    Raises:
+        PermissionError: it is not regular, or another account's.
+        OSError: it cannot be opened.
+    """
+    opened = flags & ~os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, opened, 0o600, dir_fd=folder)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise PermissionError(errno.EPERM, "it is not a regular file: remove it", path)
+        if found.st_uid not in (0, os.geteuid()):
+            raise PermissionError(errno.EPERM, f"it belongs to {account_name(found.st_uid)}: remove it", path)
+        if flags & os.O_TRUNC:
+            os.ftruncate(descriptor, 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:

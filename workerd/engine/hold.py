@@ -9,6 +9,7 @@ from pathlib import Path
 
 from system import pidfd
 from workerd.engine.errors import StateDirectoryInUse
+from workerd.engine.files import private
 
 _ORPHANS_SECONDS = (0.01, 0.1, 0.5, 2.0, 5.0)
 
@@ -24,9 +25,10 @@ async def holding(lock: Path) -> AsyncIterator[int]:
         The descriptor that holds it. A process that inherits it keeps the next holder waiting.
 
     Raises:
+        PermissionError: the file is another account's.
         StateDirectoryInUse: another process holds it.
     """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = private(os.fspath(lock), os.O_RDWR | os.O_CREAT)
     try:
         await _lock(descriptor, lock.parent)
         os.ftruncate(descriptor, 0)

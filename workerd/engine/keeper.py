@@ -33,6 +33,7 @@ from workerd.engine.errors import (
     SpoolCorrupt,
     StateDirectoryGone,
 )
+from workerd.engine.files import private
 from workerd.engine.folder import JobFolder
 from workerd.engine.hold import holding, is_in_place
 from workerd.engine.job import parse_job_id
@@ -175,7 +176,7 @@ class Keeper:
 
     def _write_progress(self) -> None:
         try:
-            with open(self._drain, "r+b", buffering=0) as file:
+            with open(self._drain, "r+b", buffering=0, opener=private) as file:
                 file.write(b"%-20d\n" % len(self._guards))  # of one length: a concurrent reader finds a whole number
         except FileNotFoundError:
             pass  # the drain was called off

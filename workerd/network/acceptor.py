@@ -2,15 +2,19 @@
 
 asyncio's servers begin a TLS handshake with whoever connects, any number of them. Here only so many are under way: one
 more ends the oldest of the address that has most of them, so that those who connect and say nothing push each other
-out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, whatever state
-its connection is in.
+out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, so that their
+number never depends on what a connection is just going through.
+
+TLS begins when the first bytes have come, with a few connections in a round of the event loop. So connections that say
+nothing cost little, and the calls of others go on between two handshakes. While some wait for their turn no more are
+accepted: the kernel keeps those who come later in its queue, instead of the oldest being ended here unserved.
 """
 
 import asyncio
 import os
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +22,30 @@ from functools import partial
 from workerd.limits import Meter
 from workerd.notices import Notices
 
-_AT_ONCE = 32  # then others have their turn
+_ACCEPTED_PER_ROUND = 16
+_BEGUN_PER_ROUND = 2
+_MOST_READY = 16
 _PAUSE_SECONDS = 1.0
+_LEAST_SECONDS = 0.1  # which asyncio can be given
 
 
 @dataclass(eq=False, slots=True)
 class _Handshake:
-    """One that is under way: with which address, and whether asyncio has taken the connection over."""
+    """One that is under way.
+
+    Attributes:
+        address: of the peer.
+        ends_at: when it has taken too long, in the loop's time.
+        watched: whether the loop watches the connection for its first bytes.
+        task: set once TLS begins.
+        begun: whether asyncio has taken the connection over.
+    """
 
     address: str
     connection: socket.socket
+    ends_at: float
+    watched: bool = False
+    task: asyncio.Task[None] | None = None
     begun: bool = False
 
 
@@ -57,7 +75,9 @@ class Acceptor:
         self._meter = meter
         self._notices = notices
         self._loop = asyncio.get_running_loop()
-        self._handshakes: dict[asyncio.Task[None], _Handshake] = {}  # the oldest first
+        self._handshakes: dict[_Handshake, asyncio.TimerHandle] = {}  # the oldest first
+        self._ready: deque[_Handshake] = deque()  # the first bytes of which have come
+        self._next_round: asyncio.Handle | None = None
         self._by_address: Counter[str] = Counter()
         self._resuming: asyncio.TimerHandle | None = None
         self._open: set[_Handshake] = set()  # also of connections whose handshake is done
@@ -66,17 +86,20 @@ class Acceptor:
 
     def close(self) -> None:
         """Accept no more, and end the handshakes."""
-        if self._resuming is not None:
-            self._resuming.cancel()
+        for handle in (self._resuming, self._next_round):
+            if handle is not None:
+                handle.cancel()
         self._loop.remove_reader(self._listening.fileno())
-        for task in [*self._handshakes]:
-            self._end(task)
+        for handshake in [*self._handshakes]:
+            self._end(handshake)
 
     async def wait_closed(self) -> None:
         """Wait for nothing: what is left of handshakes is the loop's."""
 
     def _accept(self) -> None:
-        for _ in range(_AT_ONCE):
+        for _ in range(_ACCEPTED_PER_ROUND):
+            if len(self._ready) >= _MOST_READY:
+                return
             try:
                 connection, address = self._listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -84,9 +107,9 @@ class Acceptor:
             except OSError as error:
                 self._pause(error)
                 return
-            self._begin(connection, address[0])
+            self._take(connection, address[0])
 
-    def _begin(self, connection: socket.socket, address: str) -> None:
+    def _take(self, connection: socket.socket, address: str) -> None:
         limits = self._meter.limits
         if not self._meter.has_room() or 0 < limits.max_connections <= len(self._open) - limits.max_handshakes:
             connection.close()
@@ -96,16 +119,46 @@ class Acceptor:
             self._notices.warn("handshakes are ended: there are more than may be", "max-handshakes", latest=address)
             self._end_one()
         connection.setblocking(False)
-        handshake = _Handshake(address, connection)
-        task = self._loop.create_task(self._shake_hands(handshake))
-        self._handshakes[task] = handshake
+        handshake = _Handshake(address, connection, self._loop.time() + limits.handshake_seconds)
+        self._handshakes[handshake] = self._loop.call_at(handshake.ends_at, self._time_out, handshake)
         self._open.add(handshake)
         self._by_address[address] += 1
-        task.add_done_callback(self._forget)
+        self._look(handshake)
+
+    def _look(self, handshake: _Handshake) -> None:
+        """Look for the first bytes of a connection, and watch it until they come."""
+        try:
+            first = handshake.connection.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            if not handshake.watched:
+                handshake.watched = True
+                self._loop.add_reader(handshake.connection.fileno(), self._look, handshake)
+            return
+        except OSError:
+            first = b""
+        self._unwatch(handshake)
+        if not first:
+            self._end(handshake)
+            return
+        self._ready.append(handshake)
+        if self._next_round is None:
+            self._next_round = self._loop.call_soon(self._begin_some)
+
+    def _unwatch(self, handshake: _Handshake) -> None:
+        if handshake.watched:
+            handshake.watched = False
+            self._loop.remove_reader(handshake.connection.fileno())
+
+    def _begin_some(self) -> None:
+        for _ in range(min(_BEGUN_PER_ROUND, len(self._ready))):
+            handshake = self._ready.popleft()
+            handshake.task = self._loop.create_task(self._shake_hands(handshake))
+            handshake.task.add_done_callback(partial(self._finish, handshake))
+        self._next_round = self._loop.call_soon(self._begin_some) if self._ready else None
 
     async def _shake_hands(self, handshake: _Handshake) -> None:
         handshake.begun = True
-        seconds, is_made = self._meter.limits.handshake_seconds, False
+        seconds, is_made = max(_LEAST_SECONDS, handshake.ends_at - self._loop.time()), False
         make_protocol = partial(self._make_protocol, partial(self._open.discard, handshake))
         try:
             await self._loop.connect_accepted_socket(
@@ -113,8 +166,7 @@ class Acceptor:
             )
             is_made = True
         except ConnectionAbortedError:  # what a handshake ends with that took too long
-            what = "connections are closed: their handshake took too long"
-            self._notices.warn(what, "handshake-seconds", latest=handshake.address)
+            self._warn_of_time(handshake)
         except MemoryError:
             handshake.connection.close()
             self._notices.warn("connections are closed: there is no memory left", "memory", latest=handshake.address)
@@ -127,24 +179,40 @@ class Acceptor:
     def _end_one(self) -> None:
         """End the oldest handshake of the address that has most of them."""
         [(most, _)] = self._by_address.most_common(1)
-        self._end(next(task for task, handshake in self._handshakes.items() if handshake.address == most))
+        self._end(next(handshake for handshake in self._handshakes if handshake.address == most))
 
-    def _end(self, task: asyncio.Task[None]) -> None:
-        handshake = self._handshakes[task]
-        self._forget(task)
-        task.cancel()
+    def _time_out(self, handshake: _Handshake) -> None:
+        if handshake.task is None:  # otherwise asyncio ends it
+            self._warn_of_time(handshake)
+            self._end(handshake)
+
+    def _warn_of_time(self, handshake: _Handshake) -> None:
+        what = "connections are closed: their handshake took too long"
+        self._notices.warn(what, "handshake-seconds", latest=handshake.address)
+
+    def _end(self, handshake: _Handshake) -> None:
+        self._forget(handshake)
+        if handshake.task is not None:
+            handshake.task.cancel()
+        elif handshake in self._ready:
+            self._ready.remove(handshake)
         if not handshake.begun:  # nor will it be
+            self._unwatch(handshake)
             handshake.connection.close()
             self._open.discard(handshake)
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
-        if (handshake := self._handshakes.pop(task, None)) is None:
+    def _finish(self, handshake: _Handshake, task: asyncio.Task[None]) -> None:
+        self._forget(handshake)
+        if not task.cancelled():
+            task.result()
+
+    def _forget(self, handshake: _Handshake) -> None:
+        if (timer := self._handshakes.pop(handshake, None)) is None:
             return
+        timer.cancel()
         self._by_address[handshake.address] -= 1
         if not self._by_address[handshake.address]:
             del self._by_address[handshake.address]
-        if task.done() and not task.cancelled():
-            task.result()
 
     def _pause(self, error: OSError) -> None:
         """Accept no connection for a moment: the machine lacks memory or descriptors (accept(2))."""

@@ -14,6 +14,7 @@
 """
 
 import asyncio
+import contextlib
 import functools
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -60,13 +61,17 @@ H2_CONFIGURATION = H2Configuration(
 class Calls(Handler):
     """Answers the calls of a connection. Calls with invalid headers are answered with an error that names the fault.
 
+    A call that is over is forgotten at once, with all that it holds. grpclib keeps it until more calls come.
+
     Args:
         notices: logs limits that are met.
+        on_end: called when the connection is closed and its last call is over.
     """
 
-    def __init__(self, *arguments: Any, notices: Notices) -> None:
+    def __init__(self, *arguments: Any, notices: Notices, on_end: Callable[["Calls"], None] = lambda _: None) -> None:
         super().__init__(*arguments)
         self._notices = notices
+        self._on_end = on_end
 
     def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
         """Have a call answered."""
@@ -90,10 +95,27 @@ class Calls(Handler):
             if seconds is not None:
                 mapping = _Altered(self.mapping, _limit(seconds))
         left = [(name, _simplify(name, value)) for name, value in left if name != _TIMEOUT]
-        self.__gc_step__()
-        self._tasks[stream] = self.loop.create_task(
+        task = self._tasks[stream] = self.loop.create_task(
             request_handler(mapping, stream, left, self.codec, self.status_details_codec, self.dispatch, release_stream)
         )
+        task.add_done_callback(functools.partial(self._forget, stream))
+
+    def close(self) -> None:
+        """End all calls: the connection is closed."""
+        super().close()
+        self._end_if_over()
+
+    def _forget(self, stream: RawStream, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(stream, None)
+        self._cancelled.discard(task)
+        if task.cancelled():
+            with contextlib.suppress(asyncio.CancelledError):
+                task.exception()  # which takes it off the task: it keeps alive all that the call held
+        self._end_if_over()
+
+    def _end_if_over(self) -> None:
+        if self.closing and not self._tasks and not self._cancelled:
+            self.loop.call_soon(self._on_end, self)
 
 
 def encoding_of(stream: RawStream) -> str:

@@ -6,6 +6,7 @@ for the connection.
 """
 
 import asyncio
+import weakref
 
 from grpclib.protocol import Stream
 
@@ -26,7 +27,7 @@ class RequestBuffer:
     """
 
     def __init__(self, stream: Stream, *, is_single: bool) -> None:
-        self._stream = stream
+        self._stream = weakref.proxy(stream)  # which holds this: a cycle would stay until the garbage collector comes
         self._is_single = is_single
         self._head = bytearray()
         self._most_bytes: int | None = None  # of the whole stream that are kept, once the request's length is known

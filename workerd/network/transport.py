@@ -146,9 +146,8 @@ class WorkerServer(Server):
         self._server_closed_fut = asyncio.get_running_loop().create_future()
 
     def _make_protocol(self, on_lost: Callable[[], None]) -> H2Protocol:
-        self.__gc_step__()
         arguments = self._mapping, self._codec, self._status_details_codec, self.__dispatch__
-        calls = Calls(*arguments, notices=self._around.notices)
+        calls = Calls(*arguments, notices=self._around.notices, on_end=self._handlers.discard)
         self._handlers.add(calls)
         protocol = WorkerProtocol(calls, self._config)
         protocol.around, protocol.on_lost = self._around, on_lost

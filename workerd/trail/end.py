@@ -7,6 +7,7 @@ import structlog
 
 from audit.chain import GENESIS, Head, LineInvalid, Link, read_line
 from audit.files import list_files, read_end
+from workerd.engine.files import private
 
 log = structlog.get_logger()
 
@@ -54,7 +55,7 @@ def open_end(folder: int) -> TrailEnd:
     files = list_files(folder)
     older_bytes = sum(os.stat(file.name, dir_fd=folder).st_size for file in files)
     for file in reversed(files):
-        descriptor = os.open(file.name, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        descriptor = private(file.name, os.O_RDWR | os.O_APPEND, folder)
         try:
             size = os.fstat(descriptor).st_size
             older_bytes -= size

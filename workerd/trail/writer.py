@@ -41,7 +41,7 @@ from audit.files import HEAD, file_name, list_files, read_end
 from system.file_lock import LockHeld, lock_within
 from workerd.engine import linux
 from workerd.engine.errors import NO_ROOM
-from workerd.engine.files import max_file_bytes
+from workerd.engine.files import max_file_bytes, private
 from workerd.errors import AuditFailed
 from workerd.trail.end import open_end
 from workerd.trail.remembered import RememberedHead, synced_head
@@ -184,9 +184,7 @@ class AuditTrail:
         """Find where the trail ends, or begin it, and mend what a crash left."""
         self._close_files()
         known = self._known_head()
-        self._head_file = os.open(
-            HEAD, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=self._folder
-        )
+        self._head_file = private(HEAD, os.O_RDWR | os.O_CREAT, self._folder)
         data = os.read(self._head_file, len(format_head(GENESIS)) + 1)
         told = parse_head(data)
         end = open_end(self._folder)

@@ -97,7 +97,8 @@ async def test_of_a_call_with_one_request_one_byte_more_is_kept() -> None:
 
 
 async def test_a_request_in_frames_of_one_byte_takes_no_more_memory_than_its_bytes() -> None:
-    buffer = RequestBuffer(RawStream(*[cast("Any", None)] * 3), is_single=True)
+    stream = RawStream(*[cast("Any", None)] * 3)  # which the buffer does not keep alive
+    buffer = RequestBuffer(stream, is_single=True)
     frames = [b"\0", *(bytes([each]) for each in SIZE.to_bytes(4)), *([b"x"] * SIZE)]
     tracemalloc.start()
     try:
