@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -100,13 +99,3 @@ async def test_lost_jobs_wait_for_their_turn_with_nothing_open(
 
     await eventually(all_lost)
     assert gathering.most == LIMITS.max_ending
-
-
-def test_of_many_processes_that_are_killed_few_are_held() -> None:
-    environment = {**os.environ, "MARK": "of this test"}
-    many = [subprocess.Popen(["sleep", "1000"], env=environment) for _ in range(2 * tree.MOST_HELD)]
-    handles = tree.kill_marked("MARK=of this test")
-    for handle in handles:
-        os.close(handle)
-    assert len(handles) == tree.MOST_HELD
-    assert {process.wait(LIMIT_SECONDS) for process in many} == {-signal.SIGKILL}

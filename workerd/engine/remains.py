@@ -12,6 +12,7 @@ from pathlib import Path
 
 from system import pidfd
 from workerd.engine import cgroup, tree
+from workerd.engine.account import own_account
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
@@ -30,10 +31,12 @@ class Remains:
 
     Attributes:
         variable: as NAME=VALUE.
+        uid: of the job's account.
     """
 
     cgroup: Path | None
     variable: str
+    uid: int
 
 
 async def find_remains(folder: JobFolder, journal: Journal, spool: str) -> Remains | None:
@@ -80,7 +83,7 @@ def find_processes(folder: JobFolder, journal: Journal, spool: str) -> Remains |
         return None
     mark = job_mark(spool, folder.job_id)
     own = Path(supervisor.cgroup)
-    return Remains(own if own.name == mark else None, f"{MARK_VARIABLE}={mark}")
+    return Remains(own if own.name == mark else None, f"{MARK_VARIABLE}={mark}", _uid(journal))
 
 
 def _find_old(journal: Journal, job_id: str) -> Remains | None:
@@ -90,7 +93,12 @@ def _find_old(journal: Journal, job_id: str) -> Remains | None:
     if parent is not None and tree.name_of(parent) == "workerd-job":
         return None  # its supervisor lives, so its lock is elsewhere: this is a copy of its folder
     own = Path(status.cgroup) if status is not None and status.cgroup else None
-    return Remains(own, f"WORKERD_JOB_ID={job_id}")
+    return Remains(own, f"WORKERD_JOB_ID={job_id}", _uid(journal))
+
+
+def _uid(journal: Journal) -> int:
+    account = None if journal.spec is None else journal.spec.account
+    return (account or own_account()).uid
 
 
 async def end_remains(remains: Remains, watcher: Watcher, looking: Threads) -> None:
@@ -110,7 +118,7 @@ async def end_remains(remains: Remains, watcher: Watcher, looking: Threads) -> N
                 await _wait_empty(remains.cgroup, watcher)
                 cgroup.remove(remains.cgroup)
             else:
-                while handles := await looking.run(tree.kill_marked, remains.variable):
+                while handles := await looking.run(tree.kill_marked, remains.variable, remains.uid):
                     await _wait_ended(handles)
     except TimeoutError:
         problem = f"processes of the job have not ended within {KILL_SECONDS:g} s of SIGKILL"
@@ -122,7 +130,7 @@ async def kill_remains(remains: Remains, looking: Threads) -> None:
     if remains.cgroup is not None:
         cgroup.kill(remains.cgroup)
     else:
-        for handle in await looking.run(tree.kill_marked, remains.variable):
+        for handle in await looking.run(tree.kill_marked, remains.variable, remains.uid):
             os.close(handle)
 
 
