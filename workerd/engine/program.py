@@ -4,13 +4,17 @@ import enum
 import errno
 import os
 import resource
+import select
 import signal
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from system import pidfd
 from workerd.engine import cgroup, linux, start_state
 from workerd.engine.account import become, own_account
+from workerd.engine.control import Control
 from workerd.engine.errors import (
     SHORTAGES,
     AccountUnusable,
@@ -28,6 +32,8 @@ from workerd.engine.reply import decode_failure, encode_failure
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SEPARATOR = b"\n"
+_EXECUTE_SECONDS = 50.0  # shorter than the engine waits (`workerd.engine.launcher.START_SECONDS`): it gets the reason
+_KILL_SECONDS = 5.0
 _EXECUTING_BYTES = 1 << 20  # more than a process takes up between counting its memory and becoming the program
 
 
@@ -97,11 +103,17 @@ def find_program(program: str, environment: Mapping[str, str]) -> str:
     raise ProgramNotFound(program, missing)
 
 
-def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_directory: Path | None) -> tuple[int, int]:
-    """Fork and execute a job's program, and wait until the kernel has taken it or refused.
+def start(
+    spec: JobSpec, mark: str, control: Control, *, stdout: int, stderr: int, cgroup_directory: Path | None
+) -> tuple[int, int]:
+    """Fork and execute a job's program, and wait until the kernel has executed it or refused.
+
+    A process that does not get that far, as when other programs of its account stop it, can be stopped as any job: an
+    order counts from the fork on, and its process is returned as if it were the program.
 
     Args:
         mark: the job's (`workerd.engine.identity.job_mark`).
+        control: where orders for the job come; none is taken from there.
         stdout: the descriptor that becomes the program's standard output.
         stderr: the same for standard error.
         cgroup_directory: the cgroup to run in, if any.
@@ -129,12 +141,42 @@ def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_director
         finally:
             os._exit(127)
     os.close(report_write)
-    with open(report_read, "rb") as report:
-        before, _, refusal = report.read().partition(_SEPARATOR)
+    try:
+        before, _, refusal = _read_report(report_read, control.descriptor).partition(_SEPARATOR)
+    except TimeoutError:
+        with pidfd.hold(pid) as handle:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            pidfd.wait_ended(handle, _KILL_SECONDS)  # where not even SIGKILL ends it, it does not become the program
+        os.waitpid(pid, os.WNOHANG)
+        problem = (
+            "it was not executed within {:g} s: its file may hang, or another program may have stopped its process"
+        )
+        raise CannotStart(spec.program, problem.format(_EXECUTE_SECONDS)) from None
+    finally:
+        os.close(report_read)
     if refusal:
         os.waitpid(pid, 0)
         raise decode_failure(refusal)
     return pid, int(before or 0)
+
+
+def _read_report(report: int, control: int) -> bytes:
+    """Read what a process reports before it becomes the program; nothing once there is an order for it.
+
+    Raises:
+        TimeoutError: it neither becomes the program nor ends.
+    """
+    ready, deadline = select.poll(), time.monotonic() + _EXECUTE_SECONDS
+    ready.register(report, select.POLLIN)
+    ready.register(control, select.POLLIN)
+    data = b""
+    while readable := dict(ready.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        if report not in readable:
+            return b""
+        if not (part := os.read(report, select.PIPE_BUF)):
+            return data
+        data += part
+    raise TimeoutError
 
 
 def peak_memory(usage: resource.struct_rusage, before_bytes: int) -> int:
