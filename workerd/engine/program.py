@@ -41,6 +41,7 @@ class _Step(enum.Enum):
     """How far a process has come on its way to become the program."""
 
     PREPARE = enum.auto()
+    KEYRING = enum.auto()
     ACCOUNT = enum.auto()
     CHDIR = enum.auto()
     EXECUTE = enum.auto()
@@ -206,6 +207,8 @@ def _become_program(
         os.dup2(null, 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+        step = _Step.KEYRING
+        start_state.leave_session_keyring()
         if spec.account is not None:
             step = _Step.ACCOUNT
             for descriptor in (1, 2):  # the program may open /dev/stdout, which is the pipe's file (proc_pid_fd(5))
@@ -244,6 +247,9 @@ def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
         case _Step.ACCOUNT:
             refused = f"the kernel does not let the daemon change to it: {os.strerror(number)}"
             return AccountUnusable(spec.run_as, refused)
+        case _Step.KEYRING:
+            limits = "kernel.keys.root_maxkeys, or kernel.keys.maxkeys in a container, bounds them (keyrings(7))"
+            return ResourcesExhausted(spec.program, f"no session keyring for it: {problem}: {limits}")
         case _Step.CHDIR:
             if spec.working_directory == (spec.account or own_account()).home:
                 problem += ": it is the home of the account; name another folder with `working_directory`"
