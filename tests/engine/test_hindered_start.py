@@ -58,6 +58,7 @@ async def test_a_job_that_does_not_come_to_be_executed_can_be_stopped(
     sent = signal.SIGTERM if grace_seconds else signal.SIGKILL
     assert log.end is not None
     assert log.end.cause == Stopped(ME, sent, Killed(sent))
+    assert log.end.peak_memory_bytes == 0  # no program has used any
 
 
 def test_a_program_that_is_not_executed_in_time_is_a_refusal_and_leaves_no_process(

@@ -158,7 +158,7 @@ def start(
     if refusal:
         os.waitpid(pid, 0)
         raise decode_failure(refusal)
-    return pid, int(before or 0)
+    return pid, int(before or _own_peak())  # without a report it has used no more than this process, its parent
 
 
 def _read_report(report: int, control: int) -> bytes:
@@ -223,7 +223,7 @@ def _become_program(
         os.chdir(spec.working_directory)
         arguments = [text.encode() for text in (spec.program, *spec.args)]
         step = _Step.EXECUTE
-        os.write(report, b"%d" % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        os.write(report, b"%d" % _own_peak())
         # Every other descriptor is close-on-exec (PEP 446), so that the program inherits the standard three alone.
         os.execve(path.encode(), arguments, encoded)
     except CannotStart as error:
@@ -232,6 +232,11 @@ def _become_program(
         return _failure(spec, step, error.errno or 0)
     except BaseException as error:  # a fault of ours
         return CannotStart(spec.program, f"workerd has a fault: {error!r}")
+
+
+def _own_peak() -> int:
+    """Return how many bytes of memory this process has had in use at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _die_with(supervisor: int) -> None:
