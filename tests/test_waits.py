@@ -69,6 +69,8 @@ WITHOUT_LIMIT = {
     "workerd/engine/launcher.py _wait_started: asyncio.wait": _OWN,
     "workerd/engine/launcher.py _wait_writable: writable.wait": _CALLER,
     "workerd/engine/process_end.py wait_end: ended.wait": _CALLER,
+    "workerd/engine/remains.py _Handles.give_up: with self._lock": "held for closing a few descriptors",
+    "workerd/engine/remains.py _Handles.put: with self._lock": "held for closing a few descriptors",
     "workerd/engine/program.py _read_report: os.read": _READY,
     "workerd/engine/program.py start: open": "a pipe whose reader is there or has gone, and which has room",
     "workerd/engine/program.py start: os.waitpid": "a child that has said that it ends",

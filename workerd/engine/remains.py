@@ -5,8 +5,10 @@ Nothing here blocks: a process that not even SIGKILL ends, as in an uninterrupti
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,64 @@ class Remains:
     cgroup: Path | None
     variable: str
     uid: int
+
+
+class MarkKiller:
+    """Kills processes by their mark, in threads.
+
+    A process can hold up the thread that reads its environment, by a page of a file whose read never ends (fuse(4)). So
+    each account has threads of its own.
+
+    Args:
+        most: how many threads an account has at a time.
+        limit_seconds: how long a look through the processes of the machine may take.
+    """
+
+    def __init__(self, *, most: int, limit_seconds: float) -> None:
+        self._make = functools.partial(Threads, "looking for a job's processes", most=most, limit_seconds=limit_seconds)
+        self._of_account: dict[int, Threads] = {}
+
+    async def kill(self, remains: Remains) -> list[int]:
+        """Call `tree.kill_marked`, and return what it returns.
+
+        Raises:
+            NoAnswer: it takes too long.
+            OSError: as it raises it.
+        """
+        if remains.uid not in self._of_account:
+            self._of_account[remains.uid] = self._make()
+        result = _Handles()
+        try:
+            await self._of_account[remains.uid].run(lambda: result.put(tree.kill_marked(remains.variable, remains.uid)))
+        except BaseException:
+            result.give_up()
+            raise
+        return result.handles
+
+
+class _Handles:
+    """Handles of processes, which a thread puts here for a task that may not wait any more; closed then."""
+
+    def __init__(self) -> None:
+        self.handles: list[int] = []
+        self._lock = threading.Lock()
+        self._is_wanted = True
+
+    def put(self, handles: list[int]) -> None:
+        with self._lock:
+            self.handles = handles
+            if not self._is_wanted:
+                self._close()
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._is_wanted = False
+            self._close()
+
+    def _close(self) -> None:
+        for handle in self.handles:
+            os.close(handle)
+        self.handles = []
 
 
 async def find_remains(folder: JobFolder, journal: Journal, spool: str) -> Remains | None:
@@ -101,12 +161,12 @@ def _uid(journal: Journal) -> int:
     return (account or own_account()).uid
 
 
-async def end_remains(remains: Remains, watcher: Watcher, looking: Threads) -> None:
+async def end_remains(remains: Remains, watcher: Watcher, killer: MarkKiller) -> None:
     """Send SIGKILL to what is left of a job, and wait until it has ended.
 
     Args:
         watcher: running.
-        looking: for looking through all processes of the machine.
+        killer: for a job without a cgroup.
 
     Raises:
         TimeoutError: it does not end.
@@ -118,19 +178,19 @@ async def end_remains(remains: Remains, watcher: Watcher, looking: Threads) -> N
                 await _wait_empty(remains.cgroup, watcher)
                 cgroup.remove(remains.cgroup)
             else:
-                while handles := await looking.run(tree.kill_marked, remains.variable, remains.uid):
+                while handles := await killer.kill(remains):
                     await _wait_ended(handles)
     except TimeoutError:
         problem = f"processes of the job have not ended within {KILL_SECONDS:g} s of SIGKILL"
         raise TimeoutError(problem) from None
 
 
-async def kill_remains(remains: Remains, looking: Threads) -> None:
+async def kill_remains(remains: Remains, killer: MarkKiller) -> None:
     """Send SIGKILL to the processes of a job, and do not wait for their end."""
     if remains.cgroup is not None:
         cgroup.kill(remains.cgroup)
     else:
-        for handle in await looking.run(tree.kill_marked, remains.variable, remains.uid):
+        for handle in await killer.kill(remains):
             os.close(handle)
 
 
