@@ -161,7 +161,7 @@ def _check_device(step: Step) -> None:
         problem = "it is a link to what a process has open, and leads elsewhere than it says"
         raise Untrusted(step.path, problem, "give the path of the file itself")
     server = device.server
-    if server is not None and server not in (0, os.geteuid()) and not _is_unmapped(server):
+    if server is not None and server not in (0, os.geteuid()) and not is_unmapped(server):
         problem = f"{account_name(server)} serves the file system that is mounted there"
         raise Untrusted(step.path, problem, "choose a folder on another", is_anothers=True)
 
