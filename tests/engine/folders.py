@@ -12,10 +12,9 @@ from workerd.engine.folder import JobFolder
 from workerd.engine.job import Exited, JobEnd, JobState, JobStatus, Stream
 from workerd.engine.journal import Ended, Entry, JournalWriter, Stated, Supervised
 from workerd.engine.recovery import check_lost, recover
-from workerd.engine.remains import end_remains, find_remains
+from workerd.engine.remains import MarkKiller, end_remains, find_remains
 from workerd.engine.spool import SpoolWriter
 from workerd.engine.storage import DEFAULT_STORAGE
-from workerd.engine.threads import Threads
 from workerd.engine.watcher import Watcher
 
 JOB_ID = "00000000-0000-4000-8000-000000000000"
@@ -85,7 +84,7 @@ def end_and_recover(folder: JobFolder, lock: int, spool: str) -> bool:
                 return
             with Watcher() as watcher:
                 running = asyncio.create_task(watcher.run())
-                await end_remains(remains, watcher, Threads("looking", most=1, limit_seconds=30))
+                await end_remains(remains, watcher, MarkKiller(most=1, limit_seconds=30))
                 running.cancel()
 
         asyncio.run(end())

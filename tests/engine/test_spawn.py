@@ -12,6 +12,7 @@ import pytest
 from tests.engine.logs import ME, program, run, shell
 from tests.signals import read_mask
 from workerd.engine import identity
+from workerd.engine.control import Control
 from workerd.engine.engine import Engine
 from workerd.engine.errors import (
     ArgumentsTooLong,
@@ -146,8 +147,10 @@ async def test_a_fault_before_the_program_is_executed_is_told(tmp_path: Path, mo
 
     monkeypatch.setattr("workerd.engine.linux.set_parent_death_signal", fail)
     spec = shell("true", working_directory="/").specify("00000000-0000-4000-8000-000000000000", 1, DEFAULT_STORAGE)
+    control = Control(JobFolder(tmp_path), lambda _: None)
     with (tmp_path / "output").open("wb") as output, pytest.raises(CannotStart, match=r"RuntimeError\('a mistake'\)"):
-        start(spec, "a mark", stdout=output.fileno(), stderr=output.fileno(), cgroup_directory=None)
+        start(spec, "a mark", control, stdout=output.fileno(), stderr=output.fileno(), cgroup_directory=None)
+    control.close()
 
 
 async def test_a_missing_working_directory_fails_the_spawn(engine: Engine) -> None:

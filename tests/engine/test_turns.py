@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -111,27 +110,3 @@ async def test_a_job_with_an_end_waits_for_no_lost_job(limited: Engine) -> None:
             return job_id in {job.id for job in limited._shelf.catalog.ended()}
 
         await eventually(is_entered)
-
-
-def test_of_many_processes_that_are_killed_few_are_held() -> None:
-    environment = {**os.environ, "MARK": "of this test"}
-    many = [subprocess.Popen(["sleep", "1000"], env=environment) for _ in range(2 * tree.MOST_HELD)]
-    handles = tree.kill_marked("MARK=of this test")
-    for handle in handles:
-        os.close(handle)
-    assert len(handles) == tree.MOST_HELD
-    assert {process.wait(LIMIT_SECONDS) for process in many} == {-signal.SIGKILL}
-
-
-def test_a_process_that_ends_just_when_it_is_killed_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    def end(handle: int, number: int) -> None:
-        raise ProcessLookupError(handle, number)
-
-    with subprocess.Popen(["sleep", "1000"], env={**os.environ, "MARK": "of another test"}) as process:
-        before = len(os.listdir("/proc/self/fd"))
-        with monkeypatch.context() as patch:
-            patch.setattr(signal, "pidfd_send_signal", end)
-            handles = tree.kill_marked("MARK=of another test")
-        after = len(os.listdir("/proc/self/fd"))
-        process.kill()
-    assert (handles, after) == ([], before)

@@ -30,6 +30,7 @@ def has_capability(number: int) -> bool:
 
 OWN_OOM_SCORE = int(Path("/proc/self/oom_score_adj").read_text())
 MAY_LOWER_OOM_SCORE = has_capability(24)  # CAP_SYS_RESOURCE
+KEY = "workerd-test"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may take precedence over others")
 
 
@@ -139,6 +140,23 @@ def test_a_hard_limit_that_is_too_low_is_named_once_at_the_start(tmp_path: Path,
         lines = [line for line in daemon.errors().splitlines() if "RLIMIT_" in line]
     assert len(lines) == 1, lines
     assert "value=8388608" in lines[0] and "raise the hard limit" in lines[0]
+
+
+@as_root
+def test_a_job_has_a_session_keyring_of_its_own(tmp_path: Path) -> None:
+    """Not the daemon's, in which jobs of all accounts would find each other's keys (session-keyring(7))."""
+    prefix = started("--key", KEY)
+    shown = subprocess.run([*prefix, "cat", "/proc/keys"], capture_output=True, text=True, check=False)
+    if shown.returncode != 0:
+        pytest.skip(f"there are no keyrings here: {shown.stderr.strip()}")
+    assert KEY in shown.stdout
+    with running_daemon(tmp_path / "state", "--run-as", "nobody", prefix=prefix) as daemon:
+        found = daemon.workerctl("run", "--working-directory", "/", "--", "cat", "/proc/keys")
+        assert KEY in Path("/proc/keys").read_text()
+    assert found.returncode == 0, found.stderr
+    keys = [line.split()[7:] for line in found.stdout.decode().splitlines()]
+    assert ["keyring", "_ses:", "empty"] in keys
+    assert KEY not in found.stdout.decode()
 
 
 @as_root

@@ -47,7 +47,8 @@ class Capture:
         report: is given what goes wrong meanwhile, for people.
 
     Attributes:
-        ended_early: why the log has ended although the job has not, for people; empty while it goes on.
+        ended_early: why the log or one of its streams has ended although the job has not, for people; empty while they
+            go on.
 
     Raises:
         OSError: the log cannot be made.
@@ -143,6 +144,11 @@ class Capture:
             length = os.readv(pipe, [self._buffer])
         except BlockingIOError:
             return False
+        except OSError as error:  # the job put a page of a file there that cannot be read (splice(2), EIO)
+            stream = self._pipes[pipe]
+            end = f"{stream.name.lower()} ended at byte {self._spool.summary(stream).size_bytes}"
+            self.ended_early = f"{end}: what the job put into it cannot be read: {error.strerror}"
+            length = 0
         if length == 0:
             del self._pipes[pipe]
             os.close(pipe)  # which takes it out of the epoll, too (epoll(7))

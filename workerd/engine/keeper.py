@@ -39,7 +39,7 @@ from workerd.engine.hold import holding, is_in_place
 from workerd.engine.job import parse_job_id
 from workerd.engine.journal import Journal
 from workerd.engine.recovery import COPIED, VANISHED, check_lost, is_complete, recover
-from workerd.engine.remains import KILL_SECONDS, end_remains, find_remains
+from workerd.engine.remains import KILL_SECONDS, MarkKiller, end_remains, find_remains
 from workerd.engine.retention import Retention
 from workerd.engine.sharing import find_shared, grantees_of
 from workerd.engine.shelf import OnEnd, Shelf
@@ -101,7 +101,7 @@ class Keeper:
         self._rescanning: asyncio.Task[None] | None = None
         self._is_catalog_checked = False
         self._recovering = Threads("recovering a job", most=4, limit_seconds=None)
-        self._looking = Threads("looking for a job's processes", most=1, limit_seconds=KILL_SECONDS)
+        self._killer = MarkKiller(most=1, limit_seconds=KILL_SECONDS)
 
     async def __aenter__(self) -> Self:
         directory = self._shelf.directory
@@ -275,7 +275,7 @@ class Keeper:
         # In threads: a long journal, or a long log, takes its time to be read.
         if (journal := await self._recovering.run(check_lost, folder)) is not None:
             if (remains := await find_remains(folder, journal, spool)) is not None:
-                await end_remains(remains, self._shelf.watcher, self._looking)
+                await end_remains(remains, self._shelf.watcher, self._killer)
             if journal.spool not in ("", spool):
                 why = COPIED
         if await self._recovering.run(recover, folder, lock, why):

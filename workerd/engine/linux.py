@@ -1,4 +1,4 @@
-"""The one door to the kernel calls that the standard library lacks (prctl(2), capset(2), fallocate(2)).
+"""The one door to the kernel calls that the standard library lacks (prctl(2), capset(2), fallocate(2), keyctl(2)).
 
 The packages that wrap them have had no release for years; a few calls through ctypes need less than a dependency.
 """
@@ -20,10 +20,22 @@ _CAPABILITY_VERSION_3 = 0x20080522  # capget(2), linux/capability.h
 _CAPABILITY_HEADER = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
 _CAPABILITIES = struct.Struct("=6I")  # effective, permitted, inheritable: the low 32 bits, then the high ones
 _CapabilityData = ctypes.c_char * _CAPABILITIES.size
+_KEYCTL_JOIN_SESSION_KEYRING = 1  # KEYCTL_JOIN_SESSION_KEYRING(2const)
+_KEYCTL = {  # the call's number, by architecture and size of a pointer: the C library has no function for it
+    ("x86_64", 8): 250,
+    ("aarch64", 8): 219,
+    ("riscv64", 8): 219,
+    ("ppc64le", 8): 271,
+    ("s390x", 8): 280,
+    ("i686", 4): 288,
+    ("armv7l", 4): 311,
+}
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # fallocate(2), linux/falloc.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _capget, _capset = _libc.capget, _libc.capset  # looked up once, and not in every process that is forked
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
 
 
 def _check(result: int, what: str) -> None:
@@ -99,6 +111,21 @@ def clear_inherited_capabilities() -> None:
 
 def _set_capabilities(data: bytes) -> None:
     _check(_capset(_CAPABILITY_HEADER, data), "capset")
+
+
+def join_new_session_keyring() -> None:
+    """Replace this process's session keyring by a new one without keys (session-keyring(7)).
+
+    The keyring counts towards the quota of this process's account, also when the process takes on another account.
+
+    Raises:
+        OSError: ENOSYS if the kernel has no keyrings, or this is an architecture whose number of the call is not known;
+            EPERM if a filter (seccomp(2)) denies it; EDQUOT if the account has too many keys (keyrings(7)).
+    """
+    if (call := _KEYCTL.get((os.uname().machine, ctypes.sizeof(ctypes.c_void_p)))) is None:
+        raise OSError(errno.ENOSYS, f"keyctl: {os.strerror(errno.ENOSYS)}")
+    joined = _syscall(ctypes.c_long(call), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), ctypes.c_void_p(None))
+    _check(0 if joined >= 0 else -1, "keyctl(KEYCTL_JOIN_SESSION_KEYRING)")
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> None:

@@ -4,13 +4,17 @@ import enum
 import errno
 import os
 import resource
+import select
 import signal
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from system import pidfd
 from workerd.engine import cgroup, linux, start_state
 from workerd.engine.account import become, own_account
+from workerd.engine.control import Control
 from workerd.engine.errors import (
     SHORTAGES,
     AccountUnusable,
@@ -28,6 +32,8 @@ from workerd.engine.reply import decode_failure, encode_failure
 _ROOT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _USER_PATH = "/usr/local/bin:/usr/bin:/bin"
 _SEPARATOR = b"\n"
+_EXECUTE_SECONDS = 50.0  # shorter than the engine waits (`workerd.engine.launcher.START_SECONDS`): it gets the reason
+_KILL_SECONDS = 5.0
 _EXECUTING_BYTES = 1 << 20  # more than a process allocates between getrusage and execve
 
 
@@ -35,6 +41,7 @@ class _Step(enum.Enum):
     """How far a process has come on its way to become the program."""
 
     PREPARE = enum.auto()
+    KEYRING = enum.auto()
     ACCOUNT = enum.auto()
     CHDIR = enum.auto()
     EXECUTE = enum.auto()
@@ -97,11 +104,17 @@ def find_program(program: str, environment: Mapping[str, str]) -> str:
     raise ProgramNotFound(program, missing)
 
 
-def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_directory: Path | None) -> tuple[int, int]:
-    """Fork and execute a job's program, and wait until the kernel has taken it or refused.
+def start(
+    spec: JobSpec, mark: str, control: Control, *, stdout: int, stderr: int, cgroup_directory: Path | None
+) -> tuple[int, int]:
+    """Fork and execute a job's program, and wait until the kernel has executed it or refused.
+
+    A process that does not get that far, as when other programs of its account stop it, can be stopped as any job: an
+    order counts from the fork on, and its process is returned as if it were the program.
 
     Args:
         mark: the job's (`workerd.engine.identity.job_mark`).
+        control: where orders for the job come; none is taken from there.
         stdout: the descriptor that becomes the program's standard output.
         stderr: the same for standard error.
         cgroup_directory: the cgroup to run in, if any.
@@ -129,12 +142,42 @@ def start(spec: JobSpec, mark: str, *, stdout: int, stderr: int, cgroup_director
         finally:
             os._exit(127)
     os.close(report_write)
-    with open(report_read, "rb") as report:
-        before, _, refusal = report.read().partition(_SEPARATOR)
+    try:
+        before, _, refusal = _read_report(report_read, control.descriptor).partition(_SEPARATOR)
+    except TimeoutError:
+        with pidfd.hold(pid) as handle:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            pidfd.wait_ended(handle, _KILL_SECONDS)  # where not even SIGKILL ends it, it does not become the program
+        os.waitpid(pid, os.WNOHANG)
+        problem = (
+            "it was not executed within {:g} s: its file may hang, or another program may have stopped its process"
+        )
+        raise CannotStart(spec.program, problem.format(_EXECUTE_SECONDS)) from None
+    finally:
+        os.close(report_read)
     if refusal:
         os.waitpid(pid, 0)
         raise decode_failure(refusal)
-    return pid, int(before or 0)
+    return pid, int(before or _own_peak())  # without a report it has used no more than this process, its parent
+
+
+def _read_report(report: int, control: int) -> bytes:
+    """Read what a process reports before it becomes the program; nothing once there is an order for it.
+
+    Raises:
+        TimeoutError: it neither becomes the program nor ends.
+    """
+    ready, deadline = select.poll(), time.monotonic() + _EXECUTE_SECONDS
+    ready.register(report, select.POLLIN)
+    ready.register(control, select.POLLIN)
+    data = b""
+    while readable := dict(ready.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        if report not in readable:
+            return b""
+        if not (part := os.read(report, select.PIPE_BUF)):
+            return data
+        data += part
+    raise TimeoutError
 
 
 def peak_memory(usage: resource.struct_rusage, before_bytes: int) -> int:
@@ -164,6 +207,8 @@ def _become_program(
         os.dup2(null, 0)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
+        step = _Step.KEYRING
+        start_state.leave_session_keyring()
         if spec.account is not None:
             step = _Step.ACCOUNT
             for descriptor in (1, 2):  # the program may open /dev/stdout, which is the pipe's file (proc_pid_fd(5))
@@ -178,7 +223,7 @@ def _become_program(
         os.chdir(spec.working_directory)
         arguments = [text.encode() for text in (spec.program, *spec.args)]
         step = _Step.EXECUTE
-        os.write(report, b"%d" % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        os.write(report, b"%d" % _own_peak())
         # Every other descriptor is close-on-exec (PEP 446), so that the program inherits the standard three alone.
         os.execve(path.encode(), arguments, encoded)
     except CannotStart as error:
@@ -187,6 +232,11 @@ def _become_program(
         return _failure(spec, step, error.errno or 0)
     except BaseException as error:  # a fault of ours
         return CannotStart(spec.program, f"workerd has a fault: {error!r}")
+
+
+def _own_peak() -> int:
+    """Return how many bytes of memory this process has had in use at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _die_with(supervisor: int) -> None:
@@ -202,6 +252,9 @@ def _failure(spec: JobSpec, step: _Step, number: int) -> CannotStart:
         case _Step.ACCOUNT:
             refused = f"the kernel does not let the daemon change to it: {os.strerror(number)}"
             return AccountUnusable(spec.run_as, refused)
+        case _Step.KEYRING:
+            limits = "kernel.keys.root_maxkeys, or kernel.keys.maxkeys in a container, bounds them (keyrings(7))"
+            return ResourcesExhausted(spec.program, f"no session keyring for it: {problem}: {limits}")
         case _Step.CHDIR:
             if spec.working_directory == (spec.account or own_account()).home:
                 problem += ": it is the home of the account; name another folder with `working_directory`"

@@ -5,13 +5,16 @@ Nothing here blocks: a process that not even SIGKILL ends, as in an uninterrupti
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from system import pidfd
 from workerd.engine import cgroup, tree
+from workerd.engine.account import own_account
 from workerd.engine.errors import SpoolCorrupt
 from workerd.engine.folder import JobFolder
 from workerd.engine.identity import MARK_VARIABLE, boot_id, job_mark
@@ -30,10 +33,70 @@ class Remains:
 
     Attributes:
         variable: as NAME=VALUE.
+        uid: of the job's account.
     """
 
     cgroup: Path | None
     variable: str
+    uid: int
+
+
+class MarkKiller:
+    """Kills processes by their mark, in threads.
+
+    A process can hold up the thread that reads its environment, by a page of a file whose read never ends (fuse(4)). So
+    each account has threads of its own.
+
+    Args:
+        most: how many threads an account has at a time.
+        limit_seconds: how long a look through the processes of the machine may take.
+    """
+
+    def __init__(self, *, most: int, limit_seconds: float) -> None:
+        self._make = functools.partial(Threads, "looking for a job's processes", most=most, limit_seconds=limit_seconds)
+        self._of_account: dict[int, Threads] = {}
+
+    async def kill(self, remains: Remains) -> list[int]:
+        """Call `tree.kill_marked`, and return what it returns.
+
+        Raises:
+            NoAnswer: it takes too long.
+            OSError: as it raises it.
+        """
+        if remains.uid not in self._of_account:
+            self._of_account[remains.uid] = self._make()
+        result = _Handles()
+        try:
+            await self._of_account[remains.uid].run(lambda: result.put(tree.kill_marked(remains.variable, remains.uid)))
+        except BaseException:
+            result.give_up()
+            raise
+        return result.handles
+
+
+class _Handles:
+    """Handles of processes, which a thread puts here for a task that may not wait any more; closed then."""
+
+    def __init__(self) -> None:
+        self.handles: list[int] = []
+        self._lock = threading.Lock()
+        self._is_wanted = True
+
+    def put(self, handles: list[int]) -> None:
+        with self._lock:
+            self.handles = handles
+            if not self._is_wanted:
+                self._close()
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._is_wanted = False
+            self._close()
+
+    def _close(self) -> None:
+        for handle in self.handles:
+            os.close(handle)
+        self.handles = []
 
 
 async def find_remains(folder: JobFolder, journal: Journal, spool: str) -> Remains | None:
@@ -80,7 +143,7 @@ def find_processes(folder: JobFolder, journal: Journal, spool: str) -> Remains |
         return None
     mark = job_mark(spool, folder.job_id)
     own = Path(supervisor.cgroup)
-    return Remains(own if own.name == mark else None, f"{MARK_VARIABLE}={mark}")
+    return Remains(own if own.name == mark else None, f"{MARK_VARIABLE}={mark}", _uid(journal))
 
 
 def _find_old(journal: Journal, job_id: str) -> Remains | None:
@@ -90,15 +153,20 @@ def _find_old(journal: Journal, job_id: str) -> Remains | None:
     if parent is not None and tree.name_of(parent) == "workerd-job":
         return None  # its supervisor lives, so its lock is elsewhere: this is a copy of its folder
     own = Path(status.cgroup) if status is not None and status.cgroup else None
-    return Remains(own, f"WORKERD_JOB_ID={job_id}")
+    return Remains(own, f"WORKERD_JOB_ID={job_id}", _uid(journal))
 
 
-async def end_remains(remains: Remains, watcher: Watcher, looking: Threads) -> None:
+def _uid(journal: Journal) -> int:
+    account = None if journal.spec is None else journal.spec.account
+    return (account or own_account()).uid
+
+
+async def end_remains(remains: Remains, watcher: Watcher, killer: MarkKiller) -> None:
     """Send SIGKILL to what is left of a job, and wait until it has ended.
 
     Args:
         watcher: running.
-        looking: for looking through all processes of the machine.
+        killer: for a job without a cgroup.
 
     Raises:
         TimeoutError: it does not end.
@@ -110,25 +178,20 @@ async def end_remains(remains: Remains, watcher: Watcher, looking: Threads) -> N
                 await _wait_empty(remains.cgroup, watcher)
                 cgroup.remove(remains.cgroup)
             else:
-                while handles := await looking.run(tree.kill_marked, remains.variable):
+                while handles := await killer.kill(remains):
                     await _wait_ended(handles)
     except TimeoutError:
         problem = f"processes of the job have not ended within {KILL_SECONDS:g} s of SIGKILL"
         raise TimeoutError(problem) from None
 
 
-async def kill_remains(remains: Remains, looking: Threads) -> None:
+async def kill_remains(remains: Remains, killer: MarkKiller) -> None:
     """Send SIGKILL to the processes of a job, and do not wait for their end."""
     if remains.cgroup is not None:
         cgroup.kill(remains.cgroup)
     else:
-        await looking.run(_kill_marked, remains.variable)
-
-
-def _kill_marked(variable: str) -> None:
-    """Send SIGKILL as `tree.kill_marked` does, and close the handles, also if the caller waits no more."""
-    for handle in tree.kill_marked(variable):
-        os.close(handle)
+        for handle in await killer.kill(remains):
+            os.close(handle)
 
 
 def continue_supervisor(journal: Journal) -> None:

@@ -1,10 +1,11 @@
 """The state that every job starts from, whatever state the daemon was started in.
 
 A process passes on to what it starts, among other things (fork(2), execve(2)): signal mask and dispositions, resource
-limits, umask, nice value, scheduling policy, `oom_score_adj` and capabilities. docs/workerd.md has a table of what a
-job finds instead.
+limits, umask, nice value, scheduling policy, `oom_score_adj`, capabilities and session keyring. docs/workerd.md has a
+table of what a job finds instead.
 """
 
+import errno
 import os
 import resource
 
@@ -35,6 +36,23 @@ def assume() -> None:
         resource.setrlimit(limit, (_least(SOFT_LIMITS.get(limit, hard), hard), hard))
     linux.clear_inherited_capabilities()
     signals.set_for_program()
+
+
+def leave_session_keyring() -> None:
+    """Leave the daemon's session keyring, which would join jobs of all accounts, for a new one.
+
+    A daemon of another account than root has jobs of that account alone, and an ordinary quota of keys: they stay.
+
+    Raises:
+        OSError: there are too many keyrings.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        linux.join_new_session_keyring()
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):  # with these, the job cannot use the daemon's either
+            raise
 
 
 def _give_up_precedence() -> None:

@@ -21,9 +21,8 @@ from workerd.engine import tree
 from workerd.engine.errors import EngineError, FormatTooNew, SpoolCorrupt, StopUnconfirmed
 from workerd.engine.folder import JobFolder
 from workerd.engine.job import Job, JobState, StopOrder
-from workerd.engine.remains import continue_supervisor, find_processes, kill_remains
+from workerd.engine.remains import MarkKiller, continue_supervisor, find_processes, kill_remains
 from workerd.engine.shelf import Shelf
-from workerd.engine.threads import Threads
 
 log = structlog.get_logger()
 _LOOK_SECONDS = 2.0  # a supervisor takes an order at once, unless the machine is overloaded or it was stopped
@@ -43,7 +42,7 @@ class Stopper:
         self._status = status
         # With the time by which the job must have ended.
         self._following: dict[str, tuple[float, asyncio.Task[None]]] = {}
-        self._looking = Threads("looking for a job's processes", most=2, limit_seconds=_LIMIT_SECONDS)
+        self._killer = MarkKiller(most=2, limit_seconds=_LIMIT_SECONDS)
 
     async def stop(self, folder: JobFolder, order: StopOrder) -> Job:
         """Order a job to be stopped, and wait until its supervisor has taken the order or the job has ended.
@@ -137,7 +136,7 @@ class Stopper:
             if not has_patience and (processes := find_processes(folder, journal, self._shelf.spool)) is not None:
                 log.warning("a supervisor does not take an order: its job is killed", job=folder.job_id)
                 folder.order_stop(StopOrder(order.by, 0.0, kills=True))
-                await kill_remains(processes, self._looking)
+                await kill_remains(processes, self._killer)
             if journal.spool == self._shelf.spool:
                 continue_supervisor(journal)
 

@@ -180,7 +180,7 @@ class Supervisor:
         self._journal.append(Supervised(pid, tree.start_ticks(pid) or 0, boot_id(), str(self._cgroup or "")))
         try:
             self._pid, self._memory_before = program.start(
-                self.spec, self._mark, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup
+                self.spec, self._mark, self._control, stdout=stdout, stderr=stderr, cgroup_directory=self._cgroup
             )
         except CannotStart:
             if self._cgroup is not None:

@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from system import pidfd
+from workerd.engine.errors import SHORTAGES
 
 MOST_HELD = 8  # a job may have more processes than the daemon has descriptors
+# A process may say that its environment is of any length (PR_SET_MM(2const)). This much is what execve(2) takes with a
+# job's soft limit of its stack (`workerd.engine.start_state`).
+_ENVIRONMENT_BYTES = 1 << 21
 
 
 def descendants(pid: int) -> Iterator[tuple[int, int]]:
@@ -46,44 +50,57 @@ def signal_descendants(pid: int, *signals: signal.Signals) -> None:
                         signal.pidfd_send_signal(handle, number)
 
 
-def kill_marked(variable: str) -> list[int]:
-    """Send SIGKILL to every process of this user's that was started with an environment variable.
+def kill_marked(variable: str, uid: int) -> list[int]:
+    """Send SIGKILL to every process of one account that was started with an environment variable.
 
-    It is the last means, for a job whose supervisor is gone and that had no cgroup: a process that was given another
-    environment since is not found (proc_pid_environ(5)). What is forked meanwhile may be missed: look again until
-    nothing is found.
+    It is the last means, for a job whose supervisor is gone and that had no cgroup. It does not find a process that was
+    given another environment since (proc_pid_environ(5)), nor one that took on another account in any way, as by a
+    set-user-ID program: another account chose its environment. What is forked in the meantime may be missed: look again
+    until nothing is found.
 
     Args:
         variable: as NAME=VALUE.
+        uid: of the account.
 
     Returns:
         A pidfd of each, for the caller to close, of `MOST_HELD` at most.
+
+    Raises:
+        OSError: this process lacks descriptors or memory for it.
     """
-    wanted = variable.encode()
+    wanted = b"\0%b\0" % variable.encode()
     handles: list[int] = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and wanted in _environment(int(name)):
-            with contextlib.suppress(ProcessLookupError):
-                handle, is_kept = os.pidfd_open(int(name)), False
-                try:
+    with contextlib.ExitStack() as undo:
+        for name in os.listdir("/proc"):
+            if name.isdecimal() and _is_marked(int(name), wanted, uid):
+                with contextlib.suppress(ProcessLookupError), pidfd.hold(int(name)) as handle:
                     # Held before it is looked at again: an id that was recycled in between would be another's.
-                    if wanted in _environment(int(name)):
+                    if _is_marked(int(name), wanted, uid):
                         signal.pidfd_send_signal(handle, signal.SIGKILL)
-                        is_kept = len(handles) < MOST_HELD
-                finally:
-                    if is_kept:
-                        handles.append(handle)
-                    else:
-                        os.close(handle)
+                        if len(handles) < MOST_HELD:
+                            handles.append(os.dup(handle))
+                            undo.callback(os.close, handles[-1])
+        undo.pop_all()
     return handles
 
 
-def _environment(pid: int) -> list[bytes]:
-    """Read the environment that a process was started with; none for one that has ended or is another user's."""
+def _is_marked(pid: int, wanted: bytes, uid: int) -> bool:
+    """Return whether a process is one account's alone and has a variable in its environment.
+
+    Args:
+        wanted: the variable, as NAME=VALUE between two zero bytes.
+    """
     try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return []
+        # The account first: the environment of another's process is none of ours to wait for.
+        status = Path(f"/proc/{pid}/status").read_bytes()
+        if status.partition(b"\nUid:")[2].split(maxsplit=3)[:3] != [b"%d" % uid] * 3:  # real, effective, saved
+            return False
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as environment:
+            return wanted in b"\0%b" % environment.read(_ENVIRONMENT_BYTES)
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        return False  # it has ended, or cannot be read: it is hidden, or has not the environment that it says it has
 
 
 def parent_of(pid: int) -> int | None:
