@@ -228,6 +228,14 @@ def test_a_move_that_was_interrupted_while_it_removed_files_is_finished_by_the_n
     check_moved(whole, before, to)
 
 
+def test_a_fifo_in_the_place_of_a_daemons_certificate_is_not_waited_for(folder: PkiFolder) -> None:
+    """The daemon's account can put one there."""
+    folder.revoke("alice")
+    folder.client_ca.unlink()
+    os.mkfifo(folder.client_ca)
+    assert PkiFolder(folder.authority).copy_list() == []
+
+
 def test_a_move_takes_along_which_daemons_there_are(whole: PkiFolder, tmp_path: Path) -> None:
     second = PkiFolder(tmp_path / "second", whole.path)
     second.initialize()
