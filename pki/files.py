@@ -85,8 +85,8 @@ def read_bytes(path: Path, advice: str) -> bytes:
 def has_content(path: Path, data: bytes) -> bool:
     """Return whether a file has this content; True if this account cannot read it."""
     try:
-        return path.read_bytes() == data
-    except (FileNotFoundError, NotADirectoryError):
+        return path.is_file() and path.read_bytes() == data  # a FIFO would be waited for
+    except FileNotFoundError:
         return False
     except OSError:
         return True

@@ -66,15 +66,15 @@ def move_authority(files: PkiLayout, authority: Path) -> None:
     keys = [key_path(files.server_ca), key_path(files.client_ca)]
     stay = [files.server_ca, files.client_ca, files.client_crl]
     with locked(files.client_ca):
-        leave = [path for path in (*keys, files.client_inventory) if path.exists()]
-        leave += [path for name in OF_OTHERS for path in sorted((files.path / name).rglob("*")) if path.is_file()]
+        leave = [path for name in OF_OTHERS for path in sorted((files.path / name).rglob("*")) if path.is_file()]
+        leave += [path for path in (files.client_inventory, *keys) if path.exists()]
         for source in (*stay, *leave):
             if source.exists():
                 copy_file(source, authority / source.relative_to(files.path))
         _introduce(PkiLayout(files.path, authority), files.daemons_named())
-        for source in leave:
-            source.unlink()
         files.daemons.unlink(missing_ok=True)
+        for source in leave:  # the locked key last: without it, the next move could not finish this one
+            source.unlink()
     for name in OF_OTHERS:
         for folder in (files.path / name / REPLACED, files.path / name):
             if folder.is_dir() and not os.listdir(folder):

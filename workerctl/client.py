@@ -59,16 +59,15 @@ _CERTIFICATE_REASONS = (ErrorReason.CERTIFICATE_EXPIRED, ErrorReason.CERTIFICATE
 class Client:
     """Calls one daemon as one user. An asynchronous context manager; connects when first needed.
 
-    A call that may be made twice without harm is made again when the connection breaks, when the daemon cannot be
-    reached and when it says that it is not available, for as long as `patience` says; so is one that finds a stranger
-    at the endpoint of a daemon that this client has talked to. Where the daemon is is asked anew
-    for each connection, and the certificate is read anew: a call that fails for a certificate which has been replaced
-    meanwhile is made again with the new one.
+    A call that may be repeated is repeated when the connection breaks, when the daemon cannot be reached, when it says
+    that it is not available, and when another program is at the endpoint of a daemon that this client has talked to,
+    for as long as `patience` says. The endpoint and the certificate are read again for each connection: a call that
+    fails for a certificate that was replaced is repeated with the new one.
 
     Args:
         target: which daemon, and as whom.
-        on_retry: told, as a sentence, when a call that failed is going to be made again: once, however often it takes,
-            and once more when a stranger has the daemon's port.
+        on_retry: called with a sentence when a failed call is going to be repeated: once, however often it takes, and
+            once more when another program has the daemon's port.
         patience: how long to bear with a daemon that does not answer.
 
     Attributes:

@@ -68,7 +68,7 @@ DataFrame._body_repr = _describe_data_frame  # type: ignore[method-assign, assig
 
 
 def is_not_authenticated(error: BaseException) -> bool:
-    """Return whether TLS failed because the peer is not the daemon, as far as it shows, or takes no part in it."""
+    """Return whether TLS failed because the peer did not prove that it is the daemon, or does not speak TLS."""
     return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError)  # which is a cut connection
 
 
@@ -199,11 +199,11 @@ class WorkerChannel(Channel):
     async def _create_connection(self) -> H2Protocol:
         """Connect to the first of the host's addresses where a daemon proves that it is the right one.
 
-        Each address may take an equal share of the time that is left. Another account may listen at the port of one
-        address, on which it says nothing, while the daemon has another.
+        Each address gets an equal share of the time that is left: another account may listen at the port of one
+        address, and never answer, while the daemon has another address.
 
         Raises:
-            OSError: what is most worth knowing of what failed: a certificate or TLS before anything else.
+            OSError: one of the failures: that of a certificate or of TLS, or else the first.
         """
         seconds = min(_CONNECT_SECONDS, self._keepalive_seconds)
         loop, failures = asyncio.get_running_loop(), list[OSError]()
@@ -217,9 +217,7 @@ class WorkerChannel(Channel):
                     try:
                         async with asyncio.timeout((deadline - loop.time()) / left):
                             return await self._connect_to(family, address)
-                    except TimeoutError as error:
-                        failures.append(error)
-                    except OSError as error:  # ssl.SSLError is one
+                    except OSError as error:  # a TimeoutError and an ssl.SSLError, too
                         failures.append(error)
         except TimeoutError as error:
             failures.append(error)

@@ -362,6 +362,6 @@ class Gate:
 
 
 def _hear(call: asyncio.Task[None]) -> None:
-    """Take the error of a call off its task: its client may have gone, and the error keeps alive all that it held."""
+    """Mark the exception of a call as retrieved: its client may have gone. The task then keeps nothing alive by it."""
     with contextlib.suppress(BaseException):
         call.exception()

@@ -1,5 +1,6 @@
 """Authorities in a folder of their own: the content of a daemon's folder, its updates, and moving authorities."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -202,6 +203,37 @@ def test_a_move_that_was_interrupted_is_finished_by_the_next(
             break
     steps = 10**6
     check_moved(whole, before, to)
+
+
+def test_a_move_that_was_interrupted_while_it_removed_files_is_finished_by_the_next(
+    whole: PkiFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, to, unlink = names(whole.path), tmp_path / "authority", Path.unlink
+    left = 0
+
+    def counted_unlink(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if path.suffix != ".new":
+            left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", counted_unlink)
+    for number in range(100):
+        left = number
+        with contextlib.suppress(KeyboardInterrupt):
+            move_authority(whole, to)
+            break
+    check_moved(whole, before, to)
+
+
+def test_a_fifo_in_the_place_of_a_daemons_certificate_is_not_waited_for(folder: PkiFolder) -> None:
+    """The daemon's account can put one there."""
+    folder.revoke("alice")
+    folder.client_ca.unlink()
+    os.mkfifo(folder.client_ca)
+    assert PkiFolder(folder.authority).copy_list() == []
 
 
 def test_a_move_takes_along_which_daemons_there_are(whole: PkiFolder, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from system import ownership
 from system.ownership import Untrusted, make_folder, open_own, require_trusted
+from system.resolution import Device
 from tests.system.test_exhaustion import become
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another account or group")
@@ -63,6 +65,11 @@ def test_the_command_that_a_refusal_names_mends_it(place: Path, depth: int) -> N
     [command] = re.findall(r"`(.*)`", message)
     subprocess.run(["sh", "-c", command], check=True, timeout=10)
     require_trusted(place)
+
+
+def test_a_file_system_that_another_account_serves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "find_device", lambda _: Device("fuse", SOMEBODY))
+    assert refusal(Path("/proc/version")).startswith("/proc is refused: uid 23461 serves the file system")
 
 
 def test_a_sticky_folder_may_be_on_the_way_and_not_at_its_end(place: Path) -> None:

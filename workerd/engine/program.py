@@ -149,10 +149,9 @@ def start(
             signal.pidfd_send_signal(handle, signal.SIGKILL)
             pidfd.wait_ended(handle, _KILL_SECONDS)  # where not even SIGKILL ends it, it does not become the program
         os.waitpid(pid, os.WNOHANG)
-        problem = (
-            "it was not executed within {:g} s: its file may hang, or another program may have stopped its process"
-        )
-        raise CannotStart(spec.program, problem.format(_EXECUTE_SECONDS)) from None
+        problem = f"it was not executed within {_EXECUTE_SECONDS:g} s"
+        advice = "its file may hang, or another program may have stopped its process"
+        raise CannotStart(spec.program, f"{problem}: {advice}") from None
     finally:
         os.close(report_read)
     if refusal:
@@ -162,7 +161,7 @@ def start(
 
 
 def _read_report(report: int, control: int) -> bytes:
-    """Read what a process reports before it becomes the program; nothing once there is an order for it.
+    """Return what a process reports before it becomes the program; nothing if an order for it arrives first.
 
     Raises:
         TimeoutError: it neither becomes the program nor ends.
@@ -235,7 +234,7 @@ def _become_program(
 
 
 def _own_peak() -> int:
-    """Return how many bytes of memory this process has had in use at most."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

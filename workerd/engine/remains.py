@@ -75,7 +75,7 @@ class MarkKiller:
 
 
 class _Handles:
-    """Handles of processes, which a thread puts here for a task that may not wait any more; closed then."""
+    """Passes handles of processes from a thread to a task. They are closed if the task does not wait any more."""
 
     def __init__(self) -> None:
         self.handles: list[int] = []

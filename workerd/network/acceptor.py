@@ -2,12 +2,12 @@
 
 asyncio's servers begin a TLS handshake with whoever connects, any number of them. Here only so many are under way: one
 more ends the oldest of the address that has most of them, so that those who connect and say nothing push each other
-out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, so that their
-number never depends on what a connection is just going through.
+out, and whoever does speak is done before their turn comes. Each socket is counted until it is closed, whatever state
+its connection is in.
 
-TLS begins when the first bytes have come, with a few connections in a round of the event loop. So connections that say
-nothing cost little, and the calls of others go on between two handshakes. While some wait for their turn no more are
-accepted: the kernel keeps those who come later in its queue, instead of the oldest being ended here unserved.
+TLS begins when the first bytes have arrived, for a few connections in a round of the event loop. So connections without
+any cost little, and calls are answered between handshakes. While connections wait for their turn no more are accepted:
+later ones stay in the kernel's queue, where otherwise the oldest would be ended here unserved.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ _LEAST_SECONDS = 0.1  # which asyncio can be given
 
 @dataclass(eq=False, slots=True)
 class _Handshake:
-    """One that is under way.
+    """A handshake that is under way, or waits for the first bytes.
 
     Attributes:
         address: of the peer.
-        ends_at: when it has taken too long, in the loop's time.
+        ends_at: when its time is over, in the loop's time.
         watched: whether the loop watches the connection for its first bytes.
         task: set once TLS begins.
         begun: whether asyncio has taken the connection over.
@@ -150,11 +150,15 @@ class Acceptor:
             self._loop.remove_reader(handshake.connection.fileno())
 
     def _begin_some(self) -> None:
-        for _ in range(min(_BEGUN_PER_ROUND, len(self._ready))):
-            handshake = self._ready.popleft()
-            handshake.task = self._loop.create_task(self._shake_hands(handshake))
-            handshake.task.add_done_callback(partial(self._finish, handshake))
-        self._next_round = self._loop.call_soon(self._begin_some) if self._ready else None
+        self._next_round = None
+        try:
+            for _ in range(min(_BEGUN_PER_ROUND, len(self._ready))):
+                handshake = self._ready.popleft()
+                handshake.task = self._loop.create_task(self._shake_hands(handshake))
+                handshake.task.add_done_callback(partial(self._finish, handshake))
+        finally:  # also without memory for a task
+            if self._ready:
+                self._next_round = self._loop.call_soon(self._begin_some)
 
     async def _shake_hands(self, handshake: _Handshake) -> None:
         handshake.begun = True
