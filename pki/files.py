@@ -49,12 +49,15 @@ def require_trusted(path: Path) -> None:
     """Raise an error if other accounts can change what a path leads to, or read it if it is a key.
 
     Raises:
+        Missing: it cannot be found out, for want of descriptors for instance.
         NotTrusted: they can.
     """
     try:
         ownership.require_trusted(path, secret=path.name.endswith((".key", ".key.new")))
     except ownership.Untrusted as error:
         raise NotTrusted(str(error)) from error
+    except OSError as error:
+        raise Missing(path, error.strerror or str(error), "try again when that has been mended") from error
 
 
 def require_trusted_folder(folder: Path) -> None:

@@ -7,8 +7,10 @@ import msgspec
 from cryptography import x509
 
 from pki.errors import ListOutdated, Missing
-from pki.files import locked_folder, read_bytes, replace_file
+from pki.files import read_bytes, replace_file
 from pki.revocation import CrlVersion, key_digest, version_of
+from system.file_lock import lock_within
+from workerd.engine.files import private
 
 _LOCK_SECONDS = 2.0  # blocks the event loop
 
@@ -62,7 +64,10 @@ class NewestList:
         """
         new = _Kept(version.number, version.digest)
         self._kept[version.authority] = new
-        with locked_folder(self._path.parent, _LOCK_SECONDS):
+        # Not of the folder: an account that may read it could hold its lock (flock(2)).
+        lock = self._path.with_suffix(".lock")
+        with open(lock, "ab", opener=private) as file:
+            lock_within(file.fileno(), lock, _LOCK_SECONDS)
             written = self._read()
             if (old := written.get(version.authority)) is None or (old.number <= new.number and old != new):
                 written[version.authority] = new

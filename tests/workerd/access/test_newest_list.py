@@ -1,7 +1,9 @@
 """An older list of revoked certificates pardons nobody, whatever the daemon went through since."""
 
 import asyncio
+import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +159,22 @@ def test_several_processes_remember_the_newest_that_one_of_them_saw(folder: PkiF
     newest = memory.read_bytes()
     late.keep(version_of(old, load_certificate(folder.client_ca)))
     assert memory.read_bytes() == newest
+
+
+def test_whoever_may_read_the_state_directory_cannot_keep_a_list_from_being_remembered(
+    folder: PkiFolder, memory: Path
+) -> None:
+    """To lock a folder, an account needs no more than to be able to read it (flock(2))."""
+    newest = folder.crl()
+    assert newest is not None
+    reader = os.open(memory.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        NewestList(memory).keep(version_of(newest, load_certificate(folder.client_ca)))
+    finally:
+        os.close(reader)
+    assert len(json.loads(memory.read_bytes())) == 1
+    assert memory.with_suffix(".lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_memory_that_cannot_be_read_is_named(folder: PkiFolder, memory: Path) -> None:
