@@ -6,8 +6,9 @@ out, and whoever does speak is done before their turn comes. Each socket is coun
 number never depends on what a connection is just going through.
 
 TLS begins when the first bytes have come, with a few connections in a round of the event loop. So connections that say
-nothing cost little, and the calls of others go on between two handshakes. While some wait for their turn no more are
-accepted: the kernel keeps those who come later in its queue, instead of the oldest being ended here unserved.
+nothing, or are closed before their turn comes, cost little, and the calls of others go on between two handshakes. While
+some wait for their turn no more are accepted: the kernel keeps those who come later in its queue, instead of the oldest
+being ended here unserved.
 """
 
 import asyncio
@@ -22,9 +23,10 @@ from functools import partial
 from workerd.limits import Meter
 from workerd.notices import Notices
 
-_ACCEPTED_PER_ROUND = 16
+_ACCEPTED_PER_ROUND = 32
 _BEGUN_PER_ROUND = 2
 _MOST_READY = 16
+_LEFT = (7, 8)  # TCP_CLOSE and TCP_CLOSE_WAIT of <netinet/tcp.h>
 _PAUSE_SECONDS = 1.0
 _LEAST_SECONDS = 0.1  # which asyncio can be given
 
@@ -137,7 +139,7 @@ class Acceptor:
         except OSError:
             first = b""
         self._unwatch(handshake)
-        if not first:
+        if not first or _has_left(handshake.connection):
             self._end(handshake)
             return
         self._ready.append(handshake)
@@ -150,8 +152,13 @@ class Acceptor:
             self._loop.remove_reader(handshake.connection.fileno())
 
     def _begin_some(self) -> None:
-        for _ in range(min(_BEGUN_PER_ROUND, len(self._ready))):
+        begun = 0
+        while self._ready and begun < _BEGUN_PER_ROUND:
             handshake = self._ready.popleft()
+            if _has_left(handshake.connection):
+                self._end(handshake)
+                continue
+            begun += 1
             handshake.task = self._loop.create_task(self._shake_hands(handshake))
             handshake.task.add_done_callback(partial(self._finish, handshake))
         self._next_round = self._loop.call_soon(self._begin_some) if self._ready else None
@@ -221,3 +228,9 @@ class Acceptor:
         self._resuming = self._loop.call_later(
             _PAUSE_SECONDS, self._loop.add_reader, self._listening.fileno(), self._accept
         )
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Return whether the peer has closed a connection, even if something can still be read from it (tcp(7))."""
+    [state] = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state in _LEFT
