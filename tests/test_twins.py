@@ -30,7 +30,7 @@ def test_the_client_understands_how_the_daemon_says_where_it_serves(
     with socket.create_server(("127.0.0.1", 0)) as bound, advertise(state, bound):
         said = capfd.readouterr().out.encode()
         assert said.startswith(own_daemon._SAID_WHEN_SERVING)
-        assert own_daemon.find() == f"https://localhost:{bound.getsockname()[1]}"
+        assert own_daemon.find() == f"https://127.0.0.1:{bound.getsockname()[1]}"
     assert own_daemon.find() is None
     (state / "endpoint").write_text("https://localhost:1\n")
     assert own_daemon.find() is None

@@ -9,10 +9,12 @@ answers when its standard input is closed.
 import contextlib
 import itertools
 import os
+import socket
 import ssl
 import sys
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +43,7 @@ from tests.hostile.attacker import (
     request_headers,
     window_update,
 )
+from tests.raw import client_hello
 from workerctl.target import Target
 
 _LARGEST_WINDOW = (1 << 31) - 1
@@ -48,6 +51,7 @@ _WINDOW = 4  # SETTINGS_INITIAL_WINDOW_SIZE (RFC 9113 §6.5.2)
 _USUAL_WINDOW = 65_535
 _RENEW_BYTES = 1 << 30  # of a window, after which a new connection is opened
 _END_STREAM = 1
+_KEPT_OPEN = 500
 
 Request = tuple[Headers, bytes]
 
@@ -236,6 +240,33 @@ def shake_hands(press: Press) -> None:
             _say_begun()
 
 
+def connect_and_leave(press: Press) -> None:
+    """Open connections without a certificate, say nothing on them, and close each a little later."""
+    _connect_on_and_on(press, b"")
+
+
+def begin_to_shake_hands(press: Press) -> None:
+    """Open connections without a certificate, and close each a little after the first message of TLS."""
+    _connect_on_and_on(press, client_hello(press.context))
+
+
+def _connect_on_and_on(press: Press, first: bytes) -> None:
+    address = ("127.0.0.1", press.target.resolve()[1])
+    opened: deque[socket.socket] = deque()
+    _say_begun()
+    while True:
+        connection = socket.socket()
+        opened.append(connection)
+        connection.setblocking(False)
+        connection.connect_ex(address)
+        if len(opened) > _KEPT_OPEN:
+            opened.popleft().close()
+            press.answers.append(1)
+        if first and len(opened) > _KEPT_OPEN // 2:
+            with contextlib.suppress(OSError):  # not connected yet, or refused
+                opened[_KEPT_OPEN // 2].send(first)
+
+
 @dataclass(frozen=True)
 class Case:
     """What one user does: what is called, how, over how many connections, and how many calls of each are under way."""
@@ -265,6 +296,8 @@ CASES = {
     "spawns": Case(spawns, 4, 50),
     "long_logs": Case(logs, 4, 240),
     "handshakes": Case(small_calls, 8, 0, shake_hands),
+    "silent_connections": Case(small_calls, 1, 0, connect_and_leave),
+    "begun_handshakes": Case(small_calls, 1, 0, begin_to_shake_hands),
     "many_connections": Case(mixed, 150, 10),
 }
 

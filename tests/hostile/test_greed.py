@@ -30,6 +30,7 @@ _PAUSE_SECONDS = 0.03  # much less than half a second: the more calls, the more 
 _LONGEST_SECONDS = 5.0  # of a call, which then counts as one of so long
 _LIMIT_SECONDS, _TIMES_IDLE = 0.25, 5
 _MEMORY_BYTES = 256 << 20
+_NEW_CLIENTS, _CONNECTED_SECONDS, _NEW_LIMIT_SECONDS = 9, 30, 1.0
 _ROOT = Path(__file__).parents[2]
 _FREEZER = Path("/sys/fs/cgroup/freezer")
 _SCRIPTS = {
@@ -180,3 +181,27 @@ async def test_others_are_answered_in_time_whatever_one_user_does(
     note(f"idle {idle}; meanwhile {meanwhile}, {answers[0]} answers to the other, {peak / 2**20:.0f} MiB at most")
     assert peak <= _MEMORY_BYTES
     assert meanwhile.at(0.99) <= max(_LIMIT_SECONDS, _TIMES_IDLE * idle.at(0.99))
+
+
+async def _connect_anew(daemon: Daemon) -> list[float]:
+    """Return how long new clients take for their first call, in seconds, sorted."""
+    taken = []
+    for _ in range(_NEW_CLIENTS):
+        began = time.monotonic()
+        async with asyncio.timeout(_CONNECTED_SECONDS), daemon.client() as client:
+            await client.whoami()
+        taken.append(time.monotonic() - began)
+    return sorted(taken)
+
+
+@pytest.mark.parametrize("case", ["silent_connections", "begun_handshakes"])
+async def test_a_new_client_is_served_while_others_open_connections(
+    crowded: tuple[Daemon, str], note: Callable[[str], None], case: str
+) -> None:
+    daemon, _ = crowded
+    idle = await _connect_anew(daemon)
+    async with _greed(case, daemon, [], []):
+        meanwhile = await _connect_anew(daemon)
+    middle = _NEW_CLIENTS // 2
+    note(f"idle {1e3 * idle[middle]:.0f}; meanwhile {1e3 * meanwhile[middle]:.0f} ms (p50 of {_NEW_CLIENTS})")
+    assert meanwhile[middle] <= _NEW_LIMIT_SECONDS

@@ -6,8 +6,9 @@ out, and whoever does speak is done before their turn comes. Each socket is coun
 its connection is in.
 
 TLS begins when the first bytes have arrived, for a few connections in a round of the event loop. So connections without
-any cost little, and calls are answered between handshakes. While connections wait for their turn no more are accepted:
-later ones stay in the kernel's queue, where otherwise the oldest would be ended here unserved.
+any, or that are closed before their turn, cost little, and calls are answered between handshakes. While connections
+wait for their turn no more are accepted: later ones stay in the kernel's queue, where otherwise the oldest would be
+ended here unserved.
 """
 
 import asyncio
@@ -22,9 +23,10 @@ from functools import partial
 from workerd.limits import Meter
 from workerd.notices import Notices
 
-_ACCEPTED_PER_ROUND = 16
+_ACCEPTED_PER_ROUND = 32
 _BEGUN_PER_ROUND = 2
 _MOST_READY = 16
+_LEFT = (7, 8)  # TCP_CLOSE and TCP_CLOSE_WAIT of <netinet/tcp.h>
 _PAUSE_SECONDS = 1.0
 _LEAST_SECONDS = 0.1  # which asyncio can be given
 
@@ -137,7 +139,7 @@ class Acceptor:
         except OSError:
             first = b""
         self._unwatch(handshake)
-        if not first:
+        if not first or _has_left(handshake.connection):
             self._end(handshake)
             return
         self._ready.append(handshake)
@@ -151,9 +153,14 @@ class Acceptor:
 
     def _begin_some(self) -> None:
         self._next_round = None
+        begun = 0
         try:
-            for _ in range(min(_BEGUN_PER_ROUND, len(self._ready))):
+            while self._ready and begun < _BEGUN_PER_ROUND:
                 handshake = self._ready.popleft()
+                if _has_left(handshake.connection):
+                    self._end(handshake)
+                    continue
+                begun += 1
                 handshake.task = self._loop.create_task(self._shake_hands(handshake))
                 handshake.task.add_done_callback(partial(self._finish, handshake))
         finally:  # also without memory for a task
@@ -225,3 +232,9 @@ class Acceptor:
         self._resuming = self._loop.call_later(
             _PAUSE_SECONDS, self._loop.add_reader, self._listening.fileno(), self._accept
         )
+
+
+def _has_left(connection: socket.socket) -> bool:
+    """Return whether the peer has closed a connection, even if something can still be read from it (tcp(7))."""
+    [state] = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state in _LEFT
