@@ -155,6 +155,17 @@ def test_openssl_with_an_older_protocol_or_weak_ciphers_is_refused(daemon: Daemo
     assert "Cipher is (NONE)" in said or "no cipher match" in said or "Error with command" in said, said
 
 
+@pytest.mark.parametrize("group", ["ffdhe2048", "ffdhe8192", "P-521"])
+def test_openssl_with_a_group_that_costs_the_daemon_much_is_refused(daemon: Daemon, group: str) -> None:
+    said = s_client(daemon, "-groups", group, credential=daemon.pki.client_certificate(USER))
+    assert "handshake failure" in said, said
+
+
+def test_openssl_with_the_group_that_every_client_has_is_served(daemon: Daemon) -> None:
+    said = s_client(daemon, "-groups", "P-256", credential=daemon.pki.client_certificate(USER))
+    assert "Verify return code: 0 (ok)" in said, said
+
+
 @pytest.mark.parametrize("alpn", [(), ("-alpn", "http/1.1"), ("-alpn", "spdy/3,grpc-exp")], ids=" ".join)
 def test_openssl_without_http_2_in_its_offer_gets_none(daemon: Daemon, alpn: tuple[str, ...]) -> None:
     good = daemon.pki.client_certificate(USER)
