@@ -10,7 +10,6 @@ from workerd.engine.errors import AccountUnusable
 from workerd.engine.job import Account
 
 
-@functools.cache
 def own_name() -> str:
     """Return the name of the daemon's account."""
     return own_account().name
