@@ -20,11 +20,13 @@ from tests.holding import forget_peak, peak_bytes
 from tests.hostile.greed import CASES
 from tests.hostile.witness import check_log
 from workerctl.client import Client
+from workerd.engine.job import Share, User
 
 _ATTACKER = "mallory"
 _ARGUMENTS = 65_000  # of each of the attacker's jobs, more than a daemon takes unless it is set to
 _JOBS = 200
 _USERS = 3_000
+_SHARES = 990
 _IDLE_SECONDS, _GREED_SECONDS = 1.5, 5.0
 _PAUSE_SECONDS = 0.03  # much less than half a second: the more calls, the more a p99 means
 _LONGEST_SECONDS = 5.0  # of a call, which then counts as one of so long
@@ -35,6 +37,7 @@ _FREEZER = Path("/sys/fs/cgroup/freezer")
 _SCRIPTS = {
     "stopped_supervisors": ("sleep 0.3; while kill -STOP $PPID; do sleep 0.05; done", 20),
     "frozen_jobs": ("exec sleep 1000", 20),
+    "followed_shares": ("echo ready; exec sleep 1000", 1),
     "long_logs": ("exec head -c 50000000 /dev/zero", 1),
 }
 """What the attacker's jobs do that a case is about, and how many there are."""
@@ -117,6 +120,9 @@ async def _jobs_of(case: str, daemon: Daemon, large: str) -> AsyncIterator[Seque
             for job_id in job_ids:
                 (freezer / "cgroup.procs").write_text(str((await client.status(job_id)).pid))
             (freezer / "freezer.state").write_text("FROZEN")
+        if case == "followed_shares":  # as that many calls of Share leave it
+            shares = tuple(Share(User("", f"stranger-{number:03}"), ("status",)) for number in range(_SHARES))
+            daemon.folder(job_ids[0]).write_shares(shares)
         yield job_ids
 
 
