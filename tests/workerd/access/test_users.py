@@ -145,9 +145,9 @@ def test_the_folder_is_looked_at_once_for_any_number_of_shares(tmp_path: Path, m
     os.utime(tmp_path / "users", (1, 1))
     shares = tuple(Share(User("", f"stranger-{number}"), ("status",)) for number in range(100))
 
-    def look(path: Path) -> os.stat_result:
+    def look(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
         looks.append(path)
-        return stat(path)
+        return stat(path, follow_symlinks=follow_symlinks)
 
     monkeypatch.setattr("workerd.access.users.os.stat", look)
     assert users.bind(shares) == shares
