@@ -94,6 +94,8 @@ class Gate:
         self._identities: WeakKeyDictionary[Connection, Identity] = WeakKeyDictionary()
         self._queues = {True: Queues(_AT_ONCE), False: Queues(_CHANGES_AT_ONCE)}  # by whether the calls only read
         self._paces: WeakValueDictionary[str, Pace] = WeakValueDictionary()
+        # Of the checks of streams alone: a revocation waits for none of the user's other steps.
+        self._checks: WeakValueDictionary[str, Pace] = WeakValueDictionary()
         self._closing = False
 
     def __mapping__(self) -> dict[str, Method]:
@@ -211,8 +213,9 @@ class Gate:
             if not self._might_begin(route, call, holder):
                 self._decide(route, request, self._act(holder, stream))
 
+        checks = self._checks.setdefault(holder.user.id, Pace())
         with self._watch(call) as changed, self._noting_failure(route, call), containing(stream):
-            async with while_passing(check, changed), contextlib.aclosing(started) as responses:
+            async with while_passing(check, changed, checks.step), contextlib.aclosing(started) as responses:
                 await wait_for_room(stream)
                 async for response in responses:
                     await send(stream, response)
@@ -266,9 +269,9 @@ class Gate:
         caller = call.caller
         if caller.actor is not None and not holder.may(IMPERSONATE, self._as_resource(caller.user)).permitted:
             return False
-        resource = (
-            DAEMON if call.job_id is None else to_resource(call.job_id, self._find(call.job_id), self._daemon.users)
-        )
+        resource = DAEMON
+        if call.job_id is not None:
+            resource = to_resource(call.job_id, self._find(call.job_id), self._daemon.users, caller.user)
         return caller.may(route.handler.right, resource).permitted
 
     def _identify(self, route: Route, stream: Stream[Any, Any]) -> Caller:
@@ -332,7 +335,7 @@ class Gate:
             return Call(self._daemon, caller, None)
         job_id = parse_job_id(job_id)
         found = self._find(job_id)
-        resource = to_resource(job_id, found, self._daemon.users)
+        resource = to_resource(job_id, found, self._daemon.users, caller.user)
         if not caller.decide(right, resource, details, looks=route.handler.reads):
             # What the certificate is not good for does not depend on the job.
             if not caller.has(right) or caller.may(SEE, resource).permitted:

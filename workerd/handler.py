@@ -62,12 +62,15 @@ class Daemon:
     )
 
 
-def to_resource(job_id: str, found: Found | None, users: Users) -> Resource:
-    """Return a job to decide on; one that is not there is nobody's."""
+def to_resource(job_id: str, found: Found | None, users: Users, user: User) -> Resource:
+    """Return a job to decide on, with the shares of its owner and of one user; a missing job has no owner.
+
+    Args:
+        user: whose rights on the job are to be decided.
+    """
     if found is None:
         return Resource(On.JOB, job_id, _NOBODY)
-    given = frozenset((share.user.id, right) for share in users.bind(found.shares) for right in share.rights)
-    return Resource(On.JOB, job_id, found.owner, given)
+    return Resource(On.JOB, job_id, found.owner, users.granted(found.shares, {found.owner.id, user.id} - {""}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ _USUAL_WINDOW = 65_535
 _RENEW_BYTES = 1 << 30  # of a window, after which a new connection is opened
 _END_STREAM = 1
 _KEPT_OPEN = 500
+_FOLLOWERS = 225  # over each of four connections
+_FURTHER = 5  # calls at once, besides the followers
 
 Request = tuple[Headers, bytes]
 
@@ -129,6 +131,16 @@ def shares(job_ids: Sequence[str]) -> Iterator[Request]:
         yield request_headers("Share"), bytes(request)
 
 
+def followed_shares(job_ids: Sequence[str]) -> Iterator[Request]:
+    """Follow a job very many times, then change and list its shares."""
+    yield from itertools.repeat(
+        (request_headers("StreamLog"), bytes(StreamLogRequest(job_id=job_ids[0], follow=True))), _FOLLOWERS
+    )
+    for number in itertools.count():
+        user, rights = (("", []), ("user-1", ["status"]), ("user-1", []))[number % 3]
+        yield request_headers("Share"), bytes(ShareRequest(job_id=job_ids[0], user=user, rights=rights))
+
+
 def stops(job_ids: Sequence[str]) -> Iterator[Request]:
     """Stop jobs whose supervisors do not take the order."""
     for job_id in itertools.cycle(job_ids):
@@ -193,6 +205,24 @@ def call(press: Press) -> None:
                 connection.send(_frames(connection, *next(press.requests)))
             if taken > _RENEW_BYTES:
                 return
+
+
+def follow_and_call(press: Press) -> None:
+    """Make as many calls as there may be, wait for the first output of each, and make a few more."""
+    with press.connect() as connection:
+        connection.open({_WINDOW: _LARGEST_WINDOW})
+        connection.send(window_update(0, _LARGEST_WINDOW - _USUAL_WINDOW))
+        connection.send(b"".join(_frames(connection, *next(press.requests)) for _ in range(press.at_once)))
+        frames = connection.received()
+        outputs = (frame for frame in frames if frame.kind == DATA and frame.payload)
+        for _ in zip(range(press.at_once), outputs, strict=False):
+            pass
+        _say_begun()
+        connection.send(b"".join(_frames(connection, *next(press.requests)) for _ in range(_FURTHER)))
+        for frame in frames:
+            if _ends(frame):
+                press.answers.append(1)
+                connection.send(_frames(connection, *next(press.requests)))
 
 
 def leave_unread(press: Press) -> None:
@@ -287,6 +317,7 @@ CASES = {
     "unread_lists": Case(large_lists, 4, 900, leave_unread),
     "other_names": Case(other_names, 4, 200),
     "shares": Case(shares, 4, 125),
+    "followed_shares": Case(followed_shares, 4, _FOLLOWERS, follow_and_call),
     "denied_spawns": Case(denied_spawns, 4, 50),
     "data_behind_requests": Case(small_calls, 4, 40, send_more),
     "single_bytes": Case(large_statuses, 4, 200, take_single_bytes),

@@ -13,18 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from worker_api.worker.v1 import SpawnRequest
+from worker_api.worker.v1 import ErrorReason, SpawnRequest
 
 from tests.daemon import Daemon, multiply, running_daemon
 from tests.holding import forget_peak, peak_bytes
 from tests.hostile.greed import CASES
 from tests.hostile.witness import check_log
 from workerctl.client import Client
+from workerctl.errors import CallFailed
+from workerd.engine.job import Share, User
 
 _ATTACKER = "mallory"
 _ARGUMENTS = 65_000  # of each of the attacker's jobs, more than a daemon takes unless it is set to
 _JOBS = 200
 _USERS = 3_000
+_SHARES = 990
+_FOLLOWERS = 30  # besides the streams of `long_logs`, within the limit on a user's streams
+_END_SECONDS = 0.75
 _IDLE_SECONDS, _GREED_SECONDS = 1.5, 5.0
 _PAUSE_SECONDS = 0.03  # much less than half a second: the more calls, the more a p99 means
 _LONGEST_SECONDS = 5.0  # of a call, which then counts as one of so long
@@ -36,6 +41,7 @@ _FREEZER = Path("/sys/fs/cgroup/freezer")
 _SCRIPTS = {
     "stopped_supervisors": ("sleep 0.3; while kill -STOP $PPID; do sleep 0.05; done", 20),
     "frozen_jobs": ("exec sleep 1000", 20),
+    "followed_shares": ("echo ready; exec sleep 1000", 1),
     "long_logs": ("exec head -c 50000000 /dev/zero", 1),
 }
 """What the attacker's jobs do that a case is about, and how many there are."""
@@ -118,6 +124,9 @@ async def _jobs_of(case: str, daemon: Daemon, large: str) -> AsyncIterator[Seque
             for job_id in job_ids:
                 (freezer / "cgroup.procs").write_text(str((await client.status(job_id)).pid))
             (freezer / "freezer.state").write_text("FROZEN")
+        if case == "followed_shares":  # as that many calls of Share leave it
+            shares = tuple(Share(User("", f"stranger-{number:03}"), ("status",)) for number in range(_SHARES))
+            daemon.folder(job_ids[0]).write_shares(shares)
         yield job_ids
 
 
@@ -205,3 +214,38 @@ async def test_a_new_client_is_served_while_others_open_connections(
     middle = _NEW_CLIENTS // 2
     note(f"idle {1e3 * idle[middle]:.0f}; meanwhile {1e3 * meanwhile[middle]:.0f} ms (p50 of {_NEW_CLIENTS})")
     assert meanwhile[middle] <= _NEW_LIMIT_SECONDS
+
+
+async def test_streams_end_soon_when_their_share_is_taken_back_whatever_their_user_does(
+    crowded: tuple[Daemon, str], note: Callable[[str], None]
+) -> None:
+    daemon, _ = crowded
+    ready = asyncio.Semaphore(0)
+
+    async def follow(client: Client, job_id: str) -> ErrorReason | None:
+        try:
+            async for _ in client.stream_log(job_id):
+                ready.release()
+        except CallFailed as error:
+            return error.reason
+        return None
+
+    async with daemon.client() as owner, daemon.client(_ATTACKER) as other:
+        job_id = await owner.spawn(SpawnRequest(program="sh", args=["-c", "echo ready; exec sleep 1000"]))
+        await owner.share(job_id, _ATTACKER, {"status", "stream-log"})
+        async with _jobs_of("long_logs", daemon, "") as job_ids, asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+            following = [tasks.create_task(follow(other, job_id)) for _ in range(_FOLLOWERS)]
+            for _ in following:
+                await ready.acquire()
+            async with _greed("long_logs", daemon, job_ids, []):
+                meanwhile = await _measure(owner, job_id, 1.0)
+                began = time.monotonic()
+                await owner.share(job_id, _ATTACKER)
+                shared = time.monotonic()
+                reasons = await asyncio.gather(*following)
+                ended = time.monotonic()
+        await owner.stop(job_id)
+    answered = f"taken back in {1e3 * (shared - began):.0f} ms"
+    note(f"{meanwhile}; {answered}, {_FOLLOWERS} streams ended {1e3 * (ended - shared):.0f} ms later")
+    assert set(reasons) == {ErrorReason.JOB_NOT_FOUND}
+    assert ended - shared <= _END_SECONDS

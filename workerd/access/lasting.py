@@ -2,16 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 @contextlib.asynccontextmanager
-async def while_passing(check: Callable[[], None], changed: asyncio.Event) -> AsyncIterator[None]:
+async def while_passing(
+    check: Callable[[], None], changed: asyncio.Event, pause: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
     """Let the current task go on for as long as a check raises nothing.
 
     Args:
         check: made at once, and again after each change.
         changed: set at each change.
+        pause: awaited before each further check.
 
     Raises:
         Exception: what the check raised, and the task was cancelled for.
@@ -19,15 +22,16 @@ async def while_passing(check: Callable[[], None], changed: asyncio.Event) -> As
     check()
     try:
         async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(_watch(check, changed))
+            watching = tasks.create_task(_watch(check, changed, pause))
             yield
             watching.cancel()
     except ExceptionGroup as group:  # where the task fails just when it is to be cancelled, the check's comes first
         raise group.exceptions[0] from group.exceptions[0].__cause__
 
 
-async def _watch(check: Callable[[], None], changed: asyncio.Event) -> None:
+async def _watch(check: Callable[[], None], changed: asyncio.Event, pause: Callable[[], Awaitable[None]]) -> None:
     while True:
         await changed.wait()
-        changed.clear()
+        await pause()
+        changed.clear()  # only now: the check also covers changes during the pause
         check()

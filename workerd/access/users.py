@@ -8,6 +8,7 @@ import contextlib
 import os
 import threading
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class Users:
             UserUnknown: no user, or several, have this name.
         """
         if is_user_id(text):
-            return self.renamed(User(text, text))
+            return self.renamed([User(text, text)])[0]
         self._refresh()
         found = sorted(self._ids.get(text.encode(), ()))
         if len(found) != 1:
@@ -97,24 +98,47 @@ class Users:
 
         The user has no id if the text is the name of no user who has been here yet, or of several.
         """
+        self._refresh()
         return self._bind(User(text if is_user_id(text) else "", text))
 
     def bind(self, shares: tuple[Share, ...]) -> tuple[Share, ...]:
         """Return shares with the id of each user that has none, where `meant` finds it now."""
         if all(share.user.id for share in shares):
             return shares
+        self._refresh()
         return tuple(Share(self._bind(share.user), share.rights) for share in shares)
 
-    def renamed(self, user: User) -> User:
-        """Return a user with the name that they had when they were last here."""
+    def granted(self, shares: tuple[Share, ...], user_ids: Collection[str]) -> frozenset[tuple[str, str]]:
+        """Return the rights that shares give some users, as pairs of a user's id and a right.
+
+        It gives the same as `bind` does for these users, and takes less time where a job has many shares.
+        """
+        alone = dict[bytes, str]()  # the users who have a name that nobody else has
+        if not all(share.user.id for share in shares):
+            self._refresh()
+            for user_id in user_ids:
+                file = self._files.get(user_id)
+                if file is not None and len(self._ids.get(file.name, ())) == 1:
+                    alone[file.name] = user_id
+        return frozenset(
+            (user_id, right)
+            for share in shares
+            if (user_id := share.user.id or alone.get(share.user.name.encode(), "")) in user_ids
+            for right in share.rights
+        )
+
+    def renamed(self, users: Iterable[User]) -> list[User]:
+        """Return users with the names that they had when they were last here."""
         self._refresh()
+        return [self._rename(user) for user in users]
+
+    def _rename(self, user: User) -> User:
         file = self._files.get(user.id)
         return user if file is None else User(user.id, file.name.decode(errors="replace"))
 
     def _bind(self, user: User) -> User:
         if user.id:
             return user
-        self._refresh()
         found = self._ids.get(user.name.encode(), set())
         return User(next(iter(found)), user.name) if len(found) == 1 else user
 

@@ -16,7 +16,7 @@ from workerd.access.policy import DAEMON, RUN_AS, SPAWN, Decision, On, Policies,
 from workerd.engine.errors import InvalidArgument
 from workerd.engine.job import User
 from workerd.errors import NotPermitted, PolicyInvalid
-from workerd.handler import Call, handles
+from workerd.handler import Call, handles, to_resource
 from workerd.translate import to_user
 
 _MAX_CHARACTERS = 1 << 14  # of policies, which the daemon compiles while all others wait
@@ -120,6 +120,9 @@ def _resource(call: Call, request: ExplainDecisionRequest, user: User, on: Colle
         how = "; or ".join(_HOW[each] for each in sorted(on))
         raise InvalidArgument("right", f"{request.right!r} is exercised {how}")
     match kind:
+        case On.JOB if user.id != call.caller.user.id:  # the call's resource lacks their shares
+            job_id = call.require_job_id()
+            return to_resource(job_id, call.engine.find(job_id), call.daemon.users, user)
         case On.JOB | On.DAEMON:
             return call.resource
         case On.ACCOUNT:

@@ -33,7 +33,9 @@ async def list_jobs(call: Call, request: ListRequest) -> Encoded:
         name=request.name,
         size=request.page_size or _DEFAULT_SIZE,
         after=_parse_token(request.page_token) if request.page_token else None,
-        is_visible=lambda found: call.caller.may(SEE, to_resource(found.job_id, found, call.daemon.users)).permitted,
+        is_visible=lambda found: (
+            call.caller.may(SEE, to_resource(found.job_id, found, call.daemon.users, call.caller.user)).permitted
+        ),
         pause=call.pause,
     )
     token = "" if page.next is None else f"{page.next[0]}.{page.next[1]}"

@@ -5,7 +5,7 @@ from typing import Any
 import worker_api.worker.v1 as api
 from worker_api.worker.v1 import ShareRequest, ShareResponse, WorkerServiceBase
 
-from workerd.access.caller import IMPERSONATE
+from workerd.access.caller import IMPERSONATE, Caller
 from workerd.access.policy import On, Resource
 from workerd.access.users import LONGEST_NAME
 from workerd.engine.errors import InvalidArgument
@@ -41,16 +41,22 @@ async def share(call: Call, request: ShareRequest) -> ShareResponse:
     else:
         users = call.daemon.users
         shares = await call.engine.share(job_id, users.meant(request.user), request.rights, users.bind)
-    return ShareResponse(shares=[_describe_share(call, each) for each in shares])
+    described = []
+    for each, user in zip(shares, call.daemon.users.renamed(each.user for each in shares), strict=True):
+        await call.pause()
+        described.append(_describe_share(call.caller, each, user))
+    return ShareResponse(shares=described)
 
 
-def _describe_share(call: Call, share: Share) -> api.Share:
+def _describe_share(caller: Caller, share: Share, known: User) -> api.Share:
     """Describe a share. Only callers who may act for the user see more than the text that the job was shared with.
 
     The same is done whether the user is known or not, so the time that it takes tells nothing.
+
+    Args:
+        known: the user of the share, by their present name if they have been here.
     """
-    caller, given = call.caller, share.user
-    known = call.daemon.users.renamed(given)
+    given = share.user
     resource = Resource(On.USER, known.id, owner=known, roles=caller.rights.roles_of(known))
     may_know = caller.may(IMPERSONATE, resource).permitted or known.id == caller.user.id
     user = known if may_know else given if given.id == given.name else User("", given.name)

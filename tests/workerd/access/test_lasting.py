@@ -20,7 +20,7 @@ async def go_on(*failures: Exception | None) -> None:
         if (failure := left.pop(0)) is not None:
             raise failure
 
-    async with asyncio.timeout(LIMIT_SECONDS), while_passing(check, changed):
+    async with asyncio.timeout(LIMIT_SECONDS), while_passing(check, changed, lambda: asyncio.sleep(0)):
         while left:
             checked.clear()
             changed.set()

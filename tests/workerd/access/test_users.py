@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from workerd.access.users import Users
-from workerd.engine.job import User
+from workerd.engine.job import Share, User
 from workerd.errors import UserUnknown
 
 ANN, BOB = "1aaaaaaa-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"
@@ -121,3 +121,36 @@ def test_threads_take_up_what_has_changed_one_after_the_other(tmp_path: Path, mo
     with ThreadPoolExecutor(2) as threads:
         assert [*threads.map(users.find, ["ann", "ann"])] == [User(ANN, "ann")] * 2
     assert together == []
+
+
+@pytest.mark.parametrize("names", [("ann", "bob"), ("ann", "ann"), ("bob", "ann"), ("ann", "other"), ("", "bob")])
+def test_a_user_is_granted_what_their_bound_shares_give(tmp_path: Path, names: tuple[str, str]) -> None:
+    users = Users(tmp_path / "users")
+    for user_id, name in zip((ANN, BOB), names, strict=True):
+        users.note(User(user_id, name))
+    shares = (
+        Share(User("", "ann"), ("status", "stop")),
+        Share(User("", "bob"), ("stop",)),
+        Share(User(BOB, "robert"), ("remove",)),
+        Share(User("", "nobody"), ("status",)),
+    )
+    bound = {(share.user.id, right) for share in users.bind(shares) for right in share.rights}
+    for asked in ({ANN}, {BOB}, {ANN, BOB}, set[str]()):
+        assert users.granted(shares, asked) == {(user_id, right) for user_id, right in bound if user_id in asked}
+
+
+def test_the_folder_is_looked_at_once_for_any_number_of_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users, looks, stat = Users(tmp_path / "users"), list[object](), os.stat
+    users.note(User(ANN, "ann"))
+    os.utime(tmp_path / "users", (1, 1))
+    shares = tuple(Share(User("", f"stranger-{number}"), ("status",)) for number in range(100))
+
+    def look(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        looks.append(path)
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr("workerd.access.users.os.stat", look)
+    assert users.bind(shares) == shares
+    assert users.granted(shares, {ANN}) == frozenset()
+    assert users.renamed([User(ANN, "anna"), *(share.user for share in shares)])[0] == User(ANN, "ann")
+    assert looks == [tmp_path / "users"] * 3
