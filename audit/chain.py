@@ -16,6 +16,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -32,10 +33,12 @@ _HASH_BYTES = 64
 _TAIL_BYTES = len(_OPENING) + _HASH_BYTES + len(_CLOSING)
 _HEAD_BYTES = 128
 _FRAME_BYTES = 512  # more than a line has besides its event
-# How long texts and lists may be in an event that is cut: the second, where they are still too much. No name of a
-# user's and no id is longer than either.
-_CUTS = ((256, 32), (64, 8))
+# How long texts and lists may be in an event that is cut: each next one, where they are still too much. No name of a
+# user's and no id is longer than any.
+_CUTS = ((256, 32), (64, 8), (64, 2))
 _DEEPEST = 2
+_MOST_ENCODED = 16  # how many times as long as its line an event may be that is encoded whole to be told by its digest
+_ITEM_CHARACTERS = 8  # what an item of a list or an object counts besides its text
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -104,12 +107,16 @@ def make_line(
     """
     if taken := OWN_FIELDS & event.keys():
         raise ValueError(f"an event cannot have the fields {sorted(taken)}: every line has them of its own")
-    told, most = _encode(dict(event)), most_bytes - _FRAME_BYTES
-    if "\\ud" in told and len(told) <= most:
-        # Half of a surrogate pair perhaps, as Python has it for bytes that are no text: JSON has not.
-        told = _encode(_textual(event))
-    if len(told) > most:
-        told = _encode(_textual(_shorten(event, told, most // 2)))
+    most = most_bytes - _FRAME_BYTES
+    if _is_longer(event, _MOST_ENCODED * most_bytes):  # what is encoded may have six times as many bytes
+        told = _encode(_textual(_shorten(event, most // 2)))
+    else:
+        told = _encode(dict(event))
+        if "\\ud" in told and len(told) <= most:
+            # Half of a surrogate pair perhaps, as Python has it for bytes that are no text: JSON has not.
+            told = _encode(_textual(event))
+        if len(told) > most:
+            told = _encode(_textual(_shorten(event, most // 2) | _digest(told)))
     fields = f",{told[1:-1]}" if len(told) > 2 else ""
     body = f'{{"seq":{before.seq + 1},"time":{_encode(time)}{fields},"prev":{_encode(before.hash)}}}'.encode()
     digest = hashlib.sha256(body).hexdigest()
@@ -194,33 +201,57 @@ def _textual(value: Any) -> Any:
             return value
 
 
-def _shorten(event: Mapping[str, Any], whole: str, most: int) -> dict[str, Any]:
-    """Cut long texts and lists, so that a line stays short whoever fills it; the whole is told by size and digest.
+def _is_longer(event: Mapping[str, Any], most: int) -> bool:
+    """Return whether an event has more than so many characters; looks at little more than these."""
+    left, values = most, list[Any]([event])
+    while values and left >= 0:
+        value = values.pop()
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, Mapping | list | tuple):
+            left -= _ITEM_CHARACTERS * len(value)
+            if left >= 0:
+                values.extend(value)
+                if isinstance(value, Mapping):
+                    values.extend(value.values())
+    return left < 0
+
+
+def _digest(whole: str) -> dict[str, Any]:
+    data = whole.encode()
+    return {"cut_from_bytes": len(data), "cut_from_sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _shorten(event: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Cut long texts and lists, so that a line stays short whoever fills it; each tells how long it was.
 
     What fills the line goes first: nobody's name is pushed out by what they ask for.
     """
-    data = whole.encode()
-    told = {"cut_from_bytes": len(data), "cut_from_sha256": hashlib.sha256(data).hexdigest()}
     short: dict[str, Any] = {}
     for texts, items in _CUTS:
         short = {name: _cut(value, texts, items) for name, value in event.items()}
         if len(_encode(short)) <= most:
-            return short | told
+            return short
     sizes = {name: len(_encode(value)) for name, value in short.items()}
     while sum(sizes.values()) > most:
         largest = max(sizes, key=lambda name: sizes[name])
         short[largest], sizes[largest] = "…", 0
-    return short | told
+    return short
 
 
 def _cut(value: Any, texts: int, items: int, depth: int = 0) -> Any:
     match value:
         case str() if len(value) > texts:
-            return f"{value[:texts]}…"
+            return f"{value[:texts]}… ({len(value)} characters)"
         case Mapping() if depth < _DEEPEST:
-            return {name: _cut(each, texts, items, depth + 1) for name, each in [*value.items()][:items]}
+            kept = {
+                _cut(name, texts, items): _cut(each, texts, items, depth + 1)
+                for name, each in islice(value.items(), items)
+            }
+            return kept if len(value) <= items else kept | {"…": f"({len(value)} members)"}
         case list() | tuple() if depth < _DEEPEST:
-            return [_cut(each, texts, items, depth + 1) for each in value[:items]]
+            cut = [_cut(each, texts, items, depth + 1) for each in value[:items]]
+            return cut if len(value) <= items else [*cut, f"… ({len(value)} items)"]
         case Mapping() | list() | tuple():
             return "…"
         case _:

@@ -171,7 +171,7 @@ class UserUnknown(DaemonError):
     def __init__(self, name: str, ids: Sequence[str] = ()) -> None:
         self.ids = ids
         problem = f"names several users ({', '.join(ids)})" if ids else "names no user that has been here yet"
-        super().__init__(f"{name!r} {problem}: give the id, as `WhoAmI()` shows it to them")
+        super().__init__(f"{engine.quote(name)} {problem}: give the id, as `WhoAmI()` shows it to them")
 
 
 class PolicyInvalid(DaemonError):

@@ -226,6 +226,7 @@ class Gate:
         await pace.step()
         caller = self._act(holder, stream)
         request = await self._receive(stream, holder.user.id)
+        route.handler.check_lengths(request)
         return replace(self._decide(route, request, caller), pause=pace.step), request
 
     @contextlib.contextmanager

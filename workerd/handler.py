@@ -23,7 +23,7 @@ from workerd.access.caller import Caller
 from workerd.access.policy import DAEMON, RUN_AS, On, Resource
 from workerd.access.users import Users
 from workerd.engine.engine import Engine
-from workerd.engine.errors import SpoolCorrupt
+from workerd.engine.errors import InvalidArgument, SpoolCorrupt
 from workerd.engine.job import Job, User
 from workerd.engine.reader import CHUNK_BYTES
 from workerd.engine.standing import Found
@@ -32,6 +32,8 @@ from workerd.engine.threads import Threads
 log = structlog.get_logger()
 _NOBODY = User("", "")
 _SIGN_SECONDS = 30.0
+MOST_RIGHTS = 256  # in a request, more than there are with many plugins
+LONGEST_RIGHT = 64  # in characters
 
 
 class Service(Protocol):
@@ -175,6 +177,7 @@ class Handler:
         further: rights that the handler asks for by itself, each with what it can be exercised on.
         reads: whether the right changes nothing.
         audit: gives what of a request belongs into the audit trail.
+        longest: how many characters, bytes or items fields of a request may have, checked before anything is decided.
     """
 
     service: type[Service]
@@ -184,6 +187,19 @@ class Handler:
     further: Mapping[str, On] = field(default_factory=dict)
     reads: bool = False
     audit: Callable[[Any], Mapping[str, Any]] = lambda _: {}
+    longest: Mapping[str, int] = field(default_factory=dict)
+
+    def check_lengths(self, request: Any) -> None:
+        """Check that no field of a request is longer than it may be.
+
+        Raises:
+            InvalidArgument: naming the field.
+        """
+        for name, most in self.longest.items():
+            value = getattr(request, name) or ""  # an optional field may be None
+            if len(value) > most:
+                parts = "characters" if isinstance(value, str) else "bytes" if isinstance(value, bytes) else "items"
+                raise InvalidArgument(name, f"is longer than {most} {parts}")
 
 
 def handles(
@@ -194,6 +210,7 @@ def handles(
     further: Mapping[str, On] | None = None,
     reads: bool = False,
     audit: Callable[[Any], Mapping[str, Any]] = lambda _: {},
+    longest: Mapping[str, int] | None = None,
 ) -> Callable[[Callable[..., Any]], Handler]:
     """Declare that the decorated function serves an RPC, for callers who have a right.
 
@@ -202,5 +219,6 @@ def handles(
         further: rights that the function asks for with `Call.authorize`, each with what it can be exercised on.
         reads: whether the right changes nothing: `Action::"Read"` in policies, which viewers have on every job.
         audit: gives what of a request belongs into the audit trail, as JSON has it; secrets do not.
+        longest: how many characters, bytes or items fields of the request may have; a longer request is refused.
     """
-    return lambda function: Handler(service, rpc, right, function, further or {}, reads, audit)
+    return lambda function: Handler(service, rpc, right, function, further or {}, reads, audit, longest or {})

@@ -100,6 +100,8 @@ def _route(handler: object) -> Route:
         inspect.signature(handler.function).bind(None, None)
     except TypeError as error:
         raise TypeError(f"it must take a call and a request: {error}") from error
+    if unknown := [name for name in handler.longest if not hasattr(method.request_type(), name)]:
+        raise ValueError(f"{method.request_type.__name__} has no field {unknown[0]}, whose length it limits")
     return Route(path, handler, method, _on(method.request_type))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import string
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -117,6 +118,26 @@ def test_who_asks_is_told_however_much_is_asked_for(piece: str, count: int) -> N
     said = json.loads(line)
     assert (said["user"], said["actor"], said["verdict"], said["policies"]) == (ann, root, "deny", ["p"])
     assert said["request"]["program"] == "/bin/sh" and said["request"]["args"]
+
+
+@pytest.mark.parametrize("verdict_bytes", [2048, MAX_LINE_BYTES])
+def test_an_event_of_any_size_is_cut_before_it_is_encoded(verdict_bytes: int) -> None:
+    """What a line costs in memory does not depend on what was asked for."""
+    request = {"right": "\0" * (8 << 20), "args": ["stop"] * (1 << 18), "x" * (1 << 20): 1}
+    event = {"event": "decision", "user": "ann", "request": request}
+    tracemalloc.start()
+    try:
+        line, _ = make_line(event, GENESIS, TIME, verdict_bytes)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 << 20 and len(line) <= verdict_bytes
+    read_line(line)
+    said = json.loads(line)
+    assert said["user"] == "ann"
+    if verdict_bytes == MAX_LINE_BYTES:
+        assert said["request"]["right"] == "\0" * 256 + f"… ({8 << 20} characters)"
+        assert said["request"]["args"] == ["stop"] * 32 + [f"… ({1 << 18} items)"]
 
 
 def test_what_fills_a_line_goes_first() -> None:

@@ -154,15 +154,16 @@ class Connection:
         Returns:
             Whether the connection is still there.
         """
+        left = memoryview(data)  # whose rest is not copied for each piece
         while True:
-            size = min(len(data), self._windows[0], self._windows[stream_id], _PIECE_BYTES)
-            if size or not data:
+            size = min(len(left), self._windows[0], self._windows[stream_id], _PIECE_BYTES)
+            if size or not left:
                 for window in (0, stream_id):
                     self._windows[window] -= size
-                piece, data = data[:size], data[size:]
-                if not self.send(data_frame(stream_id, piece, end=end and not data)):
+                piece, left = bytes(left[:size]), left[size:]
+                if not self.send(data_frame(stream_id, piece, end=end and not left)):
                     return False
-                if not data:
+                if not left:
                     return True
             elif stream_id in self._reset:
                 return True

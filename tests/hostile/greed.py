@@ -21,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from worker_api.worker.v1 import (
+    ExplainDecisionRequest,
     JobState,
     ListRequest,
     ShareRequest,
@@ -113,6 +114,21 @@ def denied_spawns(job_ids: Sequence[str]) -> Iterator[Request]:
     data = bytes(SpawnRequest(program="true", args=["x" * 60_000]))
     while True:
         yield request_headers("Spawn", ("workerd-username", "user-1")), data
+
+
+def long_texts(job_ids: Sequence[str]) -> Iterator[Request]:
+    """Send texts and lists that fill a request, in fields that hold short ones."""
+    text = "\0" * 8_388_000
+    share, issue = b"\x1a\x04stop" * 262_000, b"\x12\x04stop" * 262_000  # `rights`, which would take long to encode
+    requests = (
+        ("ExplainDecision", bytes(ExplainDecisionRequest(job_id=job_ids[0], right=text))),
+        ("ExplainDecision", bytes(ExplainDecisionRequest(right="stop", user=text))),
+        ("Spawn", bytes(SpawnRequest(program="true", envs={f"{text}=": ""}))),
+        ("Share", bytes(ShareRequest(job_id=job_ids[0], user="ann")) + share),
+        ("IssueCredential", issue),
+    )
+    for rpc, data in itertools.cycle(requests):
+        yield request_headers(rpc), data
 
 
 def spawns(job_ids: Sequence[str]) -> Iterator[Request]:
@@ -261,6 +277,17 @@ def send_more(press: Press) -> None:
             connection.is_alive(b"send_mor")
 
 
+def upload(press: Press) -> None:
+    """Make one call after the other, each as fast as the daemon's windows let through."""
+    with press.connect() as connection:
+        connection.open()
+        _say_begun()
+        for headers, data in press.requests:
+            if connection.call(headers, message(data)).closed:
+                return
+            press.answers.append(1)
+
+
 def shake_hands(press: Press) -> None:
     """Open connections, and close each when it is made."""
     while True:
@@ -324,6 +351,7 @@ CASES = {
     "small_calls": Case(small_calls, 8, 300),
     "unknown_jobs": Case(unknown_jobs, 4, 500),
     "large_spawns": Case(large_spawns, 4, 4),
+    "long_texts": Case(long_texts, 4, 1, upload),
     "spawns": Case(spawns, 4, 50),
     "long_logs": Case(logs, 4, 240),
     "handshakes": Case(small_calls, 8, 0, shake_hands),

@@ -146,6 +146,12 @@ def test_a_function_of_the_wrong_shape_is_refused(offer: Offer, rpc: str, functi
         load_routes([offer("mine", Handler(WorkerServiceBase, rpc, "look", function))])
 
 
+def test_a_limit_on_a_field_that_there_is_not_is_refused(offer: Offer) -> None:
+    handler = Handler(WorkerServiceBase, "Status", "look", unary, longest={"jobid": 36})
+    with pytest.raises(PluginInvalid, match="StatusRequest has no field jobid, whose length it limits"):
+        load_routes([offer("mine", handler)])
+
+
 def test_an_rpc_that_takes_a_stream_is_refused(offer: Offer) -> None:
     with pytest.raises(PluginInvalid, match=r"UploadService/Upload takes a stream of requests"):
         load_routes([offer("mine", Handler(UploadServiceBase, "Upload", "look", unary))])

@@ -50,6 +50,14 @@ SHORTAGES = CANNOT_GROW | {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFIL
 """The numbers of system errors that say that the machine lacks something."""
 
 
+_QUOTED = 100
+
+
+def quote(text: str) -> str:
+    """Return a text in quotes for an error, and no more than the beginning of a long one."""
+    return repr(text) if len(text) <= _QUOTED else f"{text[:_QUOTED]!r}… ({len(text)} characters)"
+
+
 class EngineError(Exception):
     """Anything that the engine raises on purpose."""
 
@@ -69,7 +77,9 @@ class JobIdMalformed(EngineError):
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        super().__init__(f"{job_id!r} is not a job id: it must be a UUID such as 123e4567-e89b-42d3-a456-426614174000")
+        super().__init__(
+            f"{quote(job_id)} is not a job id: it must be a UUID such as 123e4567-e89b-42d3-a456-426614174000"
+        )
 
 
 class InvalidArgument(EngineError):

@@ -15,6 +15,7 @@ FORMAT_VERSION = 3
 """1: as it began. 2: a log may have been released in part, and the header of its index says so. 3: a journal in the
 place of several files, and checksums of all that is written."""
 DEFAULT_GRACE_SECONDS = 10.0
+_JOB_ID_CHARACTERS = 36
 
 
 class Stream(enum.IntEnum):
@@ -258,6 +259,8 @@ def parse_job_id(text: str) -> str:
     Raises:
         JobIdMalformed: it is not.
     """
+    if len(text) != _JOB_ID_CHARACTERS:  # a longer one takes `UUID` long to refuse
+        raise JobIdMalformed(text)
     try:
         canonical = str(uuid.UUID(text))
     except ValueError:

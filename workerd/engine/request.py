@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from workerd.engine.account import own_account
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, quote
 from workerd.engine.job import DEFAULT_GRACE_SECONDS, Account, JobSpec, User
 from workerd.engine.storage import MIN_LOG_BYTES, Storage
 
@@ -61,9 +61,11 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
         if not self.program:
             raise InvalidArgument("program", "is empty: give an absolute path, or a name to look up in PATH")
         if "/" in self.program and not self.program.startswith("/"):
-            raise InvalidArgument("program", f"{self.program!r} must be an absolute path, or a name without slashes")
+            raise InvalidArgument(
+                "program", f"{quote(self.program)} must be an absolute path, or a name without slashes"
+            )
         if self.working_directory and not self.working_directory.startswith("/"):
-            raise InvalidArgument("working_directory", f"{self.working_directory!r} is not an absolute path")
+            raise InvalidArgument("working_directory", f"{quote(self.working_directory)} is not an absolute path")
         if self.timeout_seconds is not None and not 0 < self.timeout_seconds < math.inf:
             raise InvalidArgument("timeout", "must be greater than zero and finite")
         if not 0 <= self.grace_seconds < math.inf:
@@ -77,7 +79,7 @@ class SpawnRequest(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidArgument("max_log_bytes", f"{problem}: give no limit, or choose another state directory")
         for name in self.envs:
             if not name or "=" in name:
-                raise InvalidArgument("envs", f"{name!r} cannot be the name of an environment variable")
+                raise InvalidArgument("envs", f"{quote(name)} cannot be the name of an environment variable")
         for field in ("name", "request_key", "run_as"):
             check_label(field, getattr(self, field))
         texts = {

@@ -13,10 +13,12 @@ from worker_api.worker.v1 import (
 
 from workerd.access.caller import NOT_IN_CERTIFICATE, Caller
 from workerd.access.policy import DAEMON, RUN_AS, SPAWN, Decision, On, Policies, Principal, Resource
-from workerd.engine.errors import InvalidArgument
+from workerd.access.users import LONGEST_NAME
+from workerd.engine.errors import InvalidArgument, quote
 from workerd.engine.job import User
+from workerd.engine.request import MAX_LABEL_BYTES
 from workerd.errors import NotPermitted, PolicyInvalid
-from workerd.handler import Call, handles, to_resource
+from workerd.handler import LONGEST_RIGHT, Call, handles, to_resource
 from workerd.translate import to_user
 
 _MAX_CHARACTERS = 1 << 14  # of policies, which the daemon compiles while all others wait
@@ -34,7 +36,13 @@ def _describe(request: ExplainDecisionRequest) -> dict[str, Any]:
     return {"about": request.user, "right": request.right}
 
 
-@handles(WorkerServiceBase, "ExplainDecision", right="explain", audit=_describe)
+@handles(
+    WorkerServiceBase,
+    "ExplainDecision",
+    right="explain",
+    audit=_describe,
+    longest={"user": LONGEST_NAME, "right": LONGEST_RIGHT, "target": MAX_LABEL_BYTES},
+)
 async def explain_decision(call: Call, request: ExplainDecisionRequest) -> ExplainDecisionResponse:
     """Decide as if a user had asked, by the policies in force and those of the request.
 
@@ -43,7 +51,7 @@ async def explain_decision(call: Call, request: ExplainDecisionRequest) -> Expla
     caller, rights = call.caller, call.caller.rights
     if request.right not in rights.known:
         known = ", ".join(sorted(rights.known))
-        raise InvalidArgument("right", f"{request.right!r} is none that this daemon knows: there are {known}")
+        raise InvalidArgument("right", f"{quote(request.right)} is none that this daemon knows: there are {known}")
     if len(request.policies) > _MAX_CHARACTERS:
         raise InvalidArgument("policies", f"are longer than {_MAX_CHARACTERS} characters")
     if request.policies:  # for what they cost, the right on a job of one's own is not enough
@@ -118,7 +126,7 @@ def _resource(call: Call, request: ExplainDecisionRequest, user: User, on: Colle
         kind = On.ACCOUNT if set(on) == {On.ACCOUNT} else On.DAEMON
     if kind not in on:
         how = "; or ".join(_HOW[each] for each in sorted(on))
-        raise InvalidArgument("right", f"{request.right!r} is exercised {how}")
+        raise InvalidArgument("right", f"{quote(request.right)} is exercised {how}")
     match kind:
         case On.JOB if user.id != call.caller.user.id:  # the call's resource lacks their shares
             job_id = call.require_job_id()

@@ -12,9 +12,9 @@ from pki.identity import Identity
 from pki.store import PkiFolder
 from workerd.access.caller import Caller
 from workerd.access.policy import DAEMON
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, quote
 from workerd.errors import ActingForAnother, CannotIssue
-from workerd.handler import Call, handles
+from workerd.handler import MOST_RIGHTS, Call, handles
 
 log = structlog.get_logger()
 _SHORTEST = timedelta(seconds=1)  # certificates count seconds (RFC 5280 §4.1.2.5)
@@ -25,7 +25,13 @@ def _describe(request: IssueCredentialRequest) -> dict[str, Any]:
     return {"rights": sorted(request.rights), "lifetime_seconds": lifetime}
 
 
-@handles(WorkerServiceBase, "IssueCredential", right="issue-credential", audit=_describe)
+@handles(
+    WorkerServiceBase,
+    "IssueCredential",
+    right="issue-credential",
+    audit=_describe,
+    longest={"rights": MOST_RIGHTS},
+)
 async def issue_credential(call: Call, request: IssueCredentialRequest) -> IssueCredentialResponse:
     """Issue a certificate that can do a part of what the caller's can, and does not outlive it."""
     if call.caller.actor is not None:
@@ -46,7 +52,7 @@ def _require(rights: frozenset[str], caller: Caller) -> None:
         raise InvalidArgument("rights", "names none: a certificate must be good for something")
     known = caller.rights.known
     if unknown := sorted(rights.difference(known)):
-        raise InvalidArgument("rights", f"names {unknown[0][:80]!r}, but there are only {', '.join(sorted(known))}")
+        raise InvalidArgument("rights", f"names {quote(unknown[0])}, but there are only {', '.join(sorted(known))}")
     for right in sorted(rights):
         caller.require_in_certificate(right, DAEMON)
 

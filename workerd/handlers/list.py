@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from worker_api.worker.v1 import ListRequest, WorkerServiceBase
+from worker_api.worker.v1 import JobState, ListRequest, WorkerServiceBase
 
 from workerd.access.caller import SEE
 from workerd.engine.catalog import Reach
 from workerd.engine.errors import InvalidArgument, JobIdMalformed
 from workerd.engine.job import parse_job_id
+from workerd.engine.request import MAX_LABEL_BYTES
 from workerd.handler import Call, handles, to_resource
 from workerd.network.codec import Encoded
 from workerd.network.job_encoding import encode_list, encode_row
@@ -16,13 +17,14 @@ from workerd.translate import from_state
 _DEFAULT_SIZE = 50
 _MAX_SIZE = 1000
 _MAX_TIME_NS = 2**63 - 1
+_LONGEST = {"name": MAX_LABEL_BYTES, "states": len(JobState), "page_token": 100}
 
 
 def _describe(request: ListRequest) -> dict[str, Any]:
     return {"all_owners": request.all_owners}
 
 
-@handles(WorkerServiceBase, "List", right="list", reads=True, audit=_describe)
+@handles(WorkerServiceBase, "List", right="list", reads=True, audit=_describe, longest=_LONGEST)
 async def list_jobs(call: Call, request: ListRequest) -> Encoded:
     """Describe one page of the caller's jobs, or of all that the caller may see, newest first."""
     if not 0 <= request.page_size <= _MAX_SIZE:
@@ -59,7 +61,7 @@ def _reach(call: Call) -> Reach | None:
 
 
 def _parse_token(token: str) -> tuple[int, str]:
-    created, _, job_id = token[:100].partition(".")
+    created, _, job_id = token.partition(".")
     try:
         if created.isascii() and created.isdecimal() and int(created) <= _MAX_TIME_NS:
             return int(created), parse_job_id(job_id)

@@ -8,9 +8,9 @@ from worker_api.worker.v1 import ShareRequest, ShareResponse, WorkerServiceBase
 from workerd.access.caller import IMPERSONATE, Caller
 from workerd.access.policy import On, Resource
 from workerd.access.users import LONGEST_NAME
-from workerd.engine.errors import InvalidArgument
+from workerd.engine.errors import InvalidArgument, quote
 from workerd.engine.job import Share, User
-from workerd.handler import Call, handles
+from workerd.handler import MOST_RIGHTS, Call, handles
 from workerd.translate import to_user
 
 
@@ -18,7 +18,9 @@ def _describe(request: ShareRequest) -> dict[str, Any]:
     return {"with": request.user, "rights": list(request.rights)}
 
 
-@handles(WorkerServiceBase, "Share", right="share", audit=_describe)
+@handles(
+    WorkerServiceBase, "Share", right="share", audit=_describe, longest={"user": LONGEST_NAME, "rights": MOST_RIGHTS}
+)
 async def share(call: Call, request: ShareRequest) -> ShareResponse:
     """Set what one user may do with the job, and return with whom it is shared.
 
@@ -29,11 +31,9 @@ async def share(call: Call, request: ShareRequest) -> ShareResponse:
     for right in request.rights:
         if right not in known or On.JOB not in known[right].on:
             on_jobs = ", ".join(sorted(name for name, each in known.items() if On.JOB in each.on))
-            raise InvalidArgument("rights", f"cannot hold {right!r}: what can be done to a job is {on_jobs}")
+            raise InvalidArgument("rights", f"cannot hold {quote(right)}: what can be done to a job is {on_jobs}")
         # Or it would outlive a narrowed certificate, in somebody else's hands.
         call.caller.require_in_certificate(right, call.resource)
-    if len(request.user) > LONGEST_NAME:
-        raise InvalidArgument("user", f"is longer than {LONGEST_NAME} characters")
     if not request.user:
         if request.rights:
             raise InvalidArgument("user", "is empty: say whom the rights are for")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncGenerator
 
+import worker_api.worker.v1 as api
 from worker_api.worker.v1 import LogAnchor, StreamLogRequest, WorkerServiceBase
 
 from workerd.engine.engine import Start
@@ -14,7 +15,7 @@ from workerd.network.encoding import encode_events
 from workerd.translate import from_stream
 
 
-@handles(WorkerServiceBase, "StreamLog", right="stream-log", reads=True)
+@handles(WorkerServiceBase, "StreamLog", right="stream-log", reads=True, longest={"streams": len(api.Stream)})
 async def stream_log(call: Call, request: StreamLogRequest) -> AsyncGenerator[Encoded, None]:
     """Send the job's log."""
     streams = frozenset(map(from_stream, request.streams)) or frozenset(Stream)

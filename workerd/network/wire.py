@@ -28,6 +28,7 @@ _WIRE_TYPES = {
 MAX_FIELDS = 1 << 18
 MAX_UNKNOWN_BYTES = 1 << 16  # what a later contract adds is short
 _LAST_NANO = 10**9 - 1
+_MICROSECOND_NANOS = 1000
 _MAX_DURATION_SECONDS = 315_576_000_000
 _TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)  # the years 1 to 9999
 
@@ -120,6 +121,8 @@ def _check_duration(field: str, content: bytes) -> None:
         problem = f"cannot be {seconds} seconds: a Duration is at most {_MAX_DURATION_SECONDS} long"
     elif abs(nanos) > _LAST_NANO:
         problem = f"cannot have {nanos} nanos: a Duration has at most {_LAST_NANO}"
+    elif seconds == 0 and -_MICROSECOND_NANOS < nanos < 0:  # which `timedelta` takes for zero
+        problem = f"cannot be {nanos} nanos: it is negative, and shorter than a microsecond"
     elif seconds * nanos < 0:
         problem = f"cannot be {seconds} seconds and {nanos} nanos: a Duration has one sign"
     else:
