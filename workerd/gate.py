@@ -42,6 +42,7 @@ from workerd.failures import containing, tell_failure
 from workerd.handler import Call, Daemon, to_resource
 from workerd.limits import Meter
 from workerd.network.codec import Encoded
+from workerd.network.headers import USERNAME
 from workerd.network.receiving import receive
 from workerd.network.transport import connection_of, encode, has_gone, has_room, room_of, send, wait_for_room
 from workerd.notices import Notices
@@ -49,7 +50,6 @@ from workerd.pace import Pace
 from workerd.registry import Route
 
 log = structlog.get_logger()
-_USERNAME = "workerd-username"
 _AT_ONCE = 8  # calls of one user and RPC
 _CHANGES_AT_ONCE = 16  # of calls that change something, which mostly wait for a supervisor or the disk
 _SMALL_BYTES = 1 << 14  # a smaller answer keeps no turn until the client takes it
@@ -300,13 +300,13 @@ class Gate:
 
     def _act(self, caller: Caller, stream: Stream[Any, Any]) -> Caller:
         """Return whom a call is made for."""
-        names = stream.metadata.getall(_USERNAME, []) if stream.metadata else []
+        names = stream.metadata.getall(USERNAME, []) if stream.metadata else []
         if not names:
             return caller
         name = unquote(str(names[0]))
         if len(names) > 1 or not 0 < len(name) <= LONGEST_NAME or not str(names[0]).isascii():
             problem = f"must be given once, percent-encoded, with 1 to {LONGEST_NAME} characters"
-            raise InvalidArgument(_USERNAME, problem)
+            raise InvalidArgument(USERNAME, problem)
         if name in (caller.user.id, caller.user.name):
             return caller
         user, ids = User("", name), list[str]()

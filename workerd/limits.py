@@ -21,6 +21,7 @@ MAX_AMOUNT = 2**63 - 1  # what the catalogue can compare with (sqlite.org/dataty
 _RESETS_PER_SECOND, _MOST_RESETS = 33.0, 1000.0
 _FRAMES_PER_SECOND, _MOST_FRAMES = 1000.0, 10_000.0
 _GOODBYES_PER_SECOND, _MOST_GOODBYES = 2.0, 4.0
+_MOST_REFUSED = 100  # calls of one user, beyond those that may be, that are being told that they are too many
 _REQUESTS_AT_ONCE = 4  # of the greatest length, or more of shorter ones
 
 
@@ -112,6 +113,7 @@ class _Usage:
     connections: int = 0
     streams: int = 0
     calls: int = 0
+    accepted: int = 0
     receiving_bytes: int = 0
     resets: Bucket = field(default_factory=lambda: Bucket(_RESETS_PER_SECOND, _MOST_RESETS))
     frames: Bucket = field(default_factory=lambda: Bucket(_FRAMES_PER_SECOND, _MOST_FRAMES))
@@ -157,6 +159,24 @@ class Meter:
         """Count a connection no more."""
         self._connections -= 1
         self._of(user_id).connections -= 1
+
+    def accept(self, user_id: str) -> bool:
+        """Count a call whose headers have come, served or not, until `release`.
+
+        Returns:
+            Whether it is one of as many as may be; otherwise it is not counted.
+        """
+        usage, limits = self._of(user_id), self.limits
+        is_limited = limits.max_calls_per_user and limits.max_streams_per_user
+        most = limits.max_calls_per_user + limits.max_streams_per_user + _MOST_REFUSED
+        if is_limited and usage.accepted >= most:
+            return False
+        usage.accepted += 1
+        return True
+
+    def release(self, user_id: str) -> None:
+        """Count a call that was accepted no more."""
+        self._of(user_id).accepted -= 1
 
     @contextlib.contextmanager
     def call(self, user_id: str, *, streaming: bool) -> Iterator[None]:

@@ -148,6 +148,16 @@ async def test_a_connection_without_a_call_is_closed_and_a_follower_is_none(tmp_
             assert client._channel is not None and not client._channel.lost
 
 
+def test_a_connection_is_idle_after_a_call_that_was_reset_at_once(tmp_path: Path) -> None:
+    """The call's task is cancelled before it begins, and the call is over all the same."""
+    with limited(tmp_path, "--idle-seconds", "0.4") as daemon, peer(daemon) as idle:
+        idle.h2.reset_stream(idle.open("WhoAmI"))
+        idle.send()
+        goodbye = idle.read()
+        assert isinstance(goodbye, ConnectionTerminated)
+        assert goodbye.error_code == ErrorCodes.NO_ERROR
+
+
 def test_a_connection_with_headers_of_any_length_is_closed_and_others_are_not(tmp_path: Path) -> None:
     with limited(tmp_path, "--max-header-bytes", "2000") as daemon, peer(daemon) as good, peer(daemon) as bad:
         stream_id = good.open("WhoAmI", ("note", "x" * 1000))

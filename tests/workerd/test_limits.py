@@ -51,6 +51,7 @@ class Metering(RuleBasedStateMachine):
         self.meter = Meter(TINY)
         self.streams: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.accepted: Counter[str] = Counter()
         self.connections: Counter[str] = Counter()
         self.sizes: Counter[str] = Counter()
 
@@ -78,6 +79,20 @@ class Metering(RuleBasedStateMachine):
     def call(self, user: str) -> Any:
         fits = self.calls[user] < TINY.max_calls_per_user
         return self.keep(self.enter(self.meter.call(user, streaming=False), fits), self.calls, user)
+
+    @rule(user=USERS, count=st.integers(1, 200))
+    def accept(self, user: str, count: int) -> None:
+        most = TINY.max_calls_per_user + TINY.max_streams_per_user + 100
+        for _ in range(count):
+            fits = self.accepted[user] < most
+            assert self.meter.accept(user) == fits
+            self.accepted[user] += fits
+
+    @rule(user=USERS, count=st.integers(1, 200))
+    def release(self, user: str, count: int) -> None:
+        for _ in range(min(count, self.accepted[user])):
+            self.meter.release(user)
+            self.accepted[user] -= 1
 
     @rule(target=held, user=USERS, size=st.integers(0, 2500))
     def receive(self, user: str, size: int) -> Any:
@@ -125,6 +140,7 @@ def test_nothing_set_is_any_amount() -> None:
         for _ in range(20_000):
             stack.enter_context(meter.call("ann", streaming=True))
             meter.connect("ann")
+            assert meter.accept("ann")
         assert meter.has_room()
 
 

@@ -30,7 +30,8 @@ from pki.errors import CertificateRefused, IdentityInvalid
 from pki.identity import Identity
 from workerd.errors import LimitReached
 from workerd.limits import Meter
-from workerd.network.http2 import StrictProtocol
+from workerd.network.headers import drop_unused
+from workerd.network.http2 import Calls, StrictProtocol
 from workerd.network.inlet import Inlet
 from workerd.notices import Notices
 
@@ -167,6 +168,7 @@ class WorkerProtocol(StrictProtocol):
         with contextlib.suppress(IdentityInvalid):
             identity = self.around.identify(self.connection.get_peer().cert() or {})
             user_id = identity.user_id
+        cast("Calls", self.handler).user_id = user_id
         try:
             self.around.meter.connect(user_id)
         except LimitReached as refusal:
@@ -248,7 +250,7 @@ class WorkerProtocol(StrictProtocol):
             if self._unread_frames > _MOST_UNREAD_FRAMES:
                 self._transport.abort()
                 raise DenialOfServiceError("answers are not read")
-        return self._take_frame(frame)
+        return drop_unused(self._take_frame(frame))
 
     def _may_reset(self) -> bool:
         return self.around.meter.may_reset(self._user_id or "")

@@ -8,6 +8,8 @@
 - Other methods than POST: grpclib does not send the allowed ones.
 - Frames of unknown kinds: h2 tells of them, and grpclib fails on being told. They are passed over (RFC 9113 §5.5).
 - DATA frames without data: grpclib takes one for the end of the request, and keeps them when nobody reads.
+- Calls that are too many, known or not, or that come while the answers before them are not read: grpclib keeps a task
+  for each. They are reset.
 - Requests without end: grpclib keeps all that arrives until a call is over (`workerd.network.request_buffer`).
 - Invalid time limits and binary metadata: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
@@ -24,26 +26,35 @@ from grpclib.config import Configuration
 from grpclib.const import Handler as Method
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
-from grpclib.metadata import decode_metadata
 from grpclib.protocol import EventsProcessor, H2Protocol
 from grpclib.protocol import Stream as RawStream
 from grpclib.server import Handler, Stream, request_handler
 from h2.config import H2Configuration
+from h2.errors import ErrorCodes
 from h2.events import DataReceived
 from h2.events import Event as H2Event
 
 from workerd.engine.errors import InvalidArgument
 from workerd.errors import LimitReached, to_grpc
-from workerd.network.headers import HeaderDecoder, TooLong
+from workerd.limits import Meter
+from workerd.network.headers import (
+    CONTENT_TYPE,
+    ENCODING,
+    TIMEOUT,
+    HeaderDecoder,
+    HeaderEncoder,
+    TooLong,
+    is_invalid_binary,
+)
 from workerd.network.request_buffer import RequestBuffer
 from workerd.notices import Notices
 
-_TIMEOUT, _CONTENT_TYPE, _ENCODING = "grpc-timeout", "content-type", "grpc-encoding"
 _ACCEPTED = ("grpc-accept-encoding", "identity")
 _GRPC = re.compile(r"application/grpc(\+proto)?[ \t]*(;.*)?", re.IGNORECASE)  # with parameters (RFC 9110 §8.3.1)
 _TIMEOUT_VALUE = re.compile(r"([0-9]{1,8})([HMSmun])")  # gRPC over HTTP2, Requests
 _UNIT_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 _SHOWN = 100
+_MOST_UNREAD_CALLS = 100  # on one connection: a peer on a slow line may stop what it reads
 
 Function = Callable[[Stream[Any, Any]], Awaitable[None]]
 Headers = list[tuple[str, str]]
@@ -64,17 +75,31 @@ class Calls(Handler):
     A call that is over is forgotten at once, with all that it holds. grpclib keeps it until more calls come.
 
     Args:
+        meter: counts the calls, from their headers to their end.
         notices: logs limits that are met.
         on_end: called when the connection is closed and its last call is over.
+
+    Attributes:
+        user_id: whose connection it is.
     """
 
-    def __init__(self, *arguments: Any, notices: Notices, on_end: Callable[["Calls"], None] = lambda _: None) -> None:
+    def __init__(
+        self, *arguments: Any, meter: Meter, notices: Notices, on_end: Callable[["Calls"], None] = lambda _: None
+    ) -> None:
         super().__init__(*arguments)
+        self._meter = meter
         self._notices = notices
         self._on_end = on_end
+        self._unread_calls = 0
+        self.user_id = ""
 
     def accept(self, stream: RawStream, headers: Any, release_stream: Callable[[], Any]) -> None:
-        """Have a call answered."""
+        """Answer a call, or reset its stream if there are too many."""
+        if not self._may_begin(stream):
+            if stream.closable:  # the peer may have reset it in the same read
+                stream.reset_nowait(ErrorCodes.ENHANCE_YOUR_CALM)
+            release_stream()
+            return
         method = self.mapping.get(dict(headers).get(":path", ""))
         is_single = method is None or not method.cardinality.client_streaming
         stream.buffer = RequestBuffer(stream, is_single=is_single)  # type: ignore[assignment]
@@ -94,18 +119,30 @@ class Calls(Handler):
         else:
             if seconds is not None:
                 mapping = _Altered(self.mapping, _limit(seconds))
-        left = [(name, _simplify(name, value)) for name, value in left if name != _TIMEOUT]
+        left = [(name, _simplify(name, value)) for name, value in left if name != TIMEOUT]
         task = self._tasks[stream] = self.loop.create_task(
-            request_handler(mapping, stream, left, self.codec, self.status_details_codec, self.dispatch, release_stream)
+            request_handler(mapping, stream, left, self.codec, self.status_details_codec, self.dispatch, _release_later)
         )
-        task.add_done_callback(functools.partial(self._forget, stream))
+        task.add_done_callback(functools.partial(self._forget, stream, self.user_id, release_stream))
 
     def close(self) -> None:
         """End all calls: the connection is closed."""
         super().close()
         self._end_if_over()
 
-    def _forget(self, stream: RawStream, task: asyncio.Task[None]) -> None:
+    def _may_begin(self, stream: RawStream) -> bool:
+        """Count a call until `_forget`, unless there are too many."""
+        self._unread_calls = 0 if stream.connection.write_ready.is_set() else self._unread_calls + 1
+        if self._unread_calls <= _MOST_UNREAD_CALLS and self._meter.accept(self.user_id):
+            return True
+        self._notices.warn("streams are reset: too many calls are not over", "calls", latest=self.user_id)
+        return False
+
+    def _forget(
+        self, stream: RawStream, user_id: str, release_stream: Callable[[], Any], task: asyncio.Task[None]
+    ) -> None:
+        self._meter.release(user_id)
+        release_stream()
         self._tasks.pop(stream, None)
         self._cancelled.discard(task)
         if task.cancelled():
@@ -118,9 +155,13 @@ class Calls(Handler):
             self.loop.call_soon(self._on_end, self)
 
 
+def _release_later() -> None:
+    """Leave the stream to `Calls._forget`, which is also called for a task that was cancelled before it began."""
+
+
 def encoding_of(stream: RawStream) -> str:
     """Return the encoding of the compressed messages of a call."""
-    return next((value for name, value in stream.headers or () if name == _ENCODING), _ACCEPTED[1])
+    return next((value for name, value in stream.headers or () if name == ENCODING), _ACCEPTED[1])
 
 
 def _add_to_answer(stream: RawStream, header: tuple[str, str]) -> None:
@@ -137,7 +178,7 @@ def _add_to_answer(stream: RawStream, header: tuple[str, str]) -> None:
 
 def _simplify(name: str, value: str) -> str:
     """Return a header's value in the form that grpclib knows: it compares content types as text."""
-    return "application/grpc" if name == _CONTENT_TYPE and _GRPC.fullmatch(value) else value
+    return "application/grpc" if name == CONTENT_TYPE and _GRPC.fullmatch(value) else value
 
 
 class _Altered(dict[str, Method]):
@@ -194,16 +235,13 @@ def _check(headers: Headers) -> float | None:
         if isinstance(header, TooLong):
             advice = f"send less metadata, {value} bytes at most"
             raise LimitReached("max-header-bytes", f"the call has {name} bytes of headers", advice)
-        if name == _TIMEOUT:
+        if name == TIMEOUT:
             found = _TIMEOUT_VALUE.fullmatch(value)
             if found is None:
                 raise InvalidArgument(name, f"{value[:_SHOWN]!r} is not at most eight digits and one of HMSmun")
             limits.append(int(found[1]) * _UNIT_SECONDS[found[2]])
-        elif name.endswith("-bin"):
-            try:
-                decode_metadata([(name, value)])
-            except ValueError as error:
-                raise InvalidArgument(name[:_SHOWN], "is not base64, as binary metadata is") from error
+        elif is_invalid_binary(name, value):
+            raise InvalidArgument(name[:_SHOWN], "is not base64, as binary metadata is")
     return min(limits, default=None)
 
 
@@ -229,5 +267,6 @@ class StrictProtocol(H2Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin."""
         super().connection_made(transport)
-        self.connection._connection.decoder = HeaderDecoder()
+        h2 = self.connection._connection
+        h2.decoder, h2.encoder = HeaderDecoder(), HeaderEncoder()
         self.processor = _Events(self.handler, self.connection)

@@ -147,7 +147,7 @@ class WorkerServer(Server):
 
     def _make_protocol(self, on_lost: Callable[[], None]) -> H2Protocol:
         arguments = self._mapping, self._codec, self._status_details_codec, self.__dispatch__
-        calls = Calls(*arguments, notices=self._around.notices, on_end=self._handlers.discard)
+        calls = Calls(*arguments, meter=self._around.meter, notices=self._around.notices, on_end=self._handlers.discard)
         self._handlers.add(calls)
         protocol = WorkerProtocol(calls, self._config)
         protocol.around, protocol.on_lost = self._around, on_lost

@@ -13,6 +13,7 @@ from grpclib.protocol import Stream as RawStream
 from grpclib.server import Server, Stream
 from worker_api.worker.v1 import StatusRequest
 
+from workerd.limits import DEFAULT_LIMITS, Meter
 from workerd.network.http2 import Calls, StrictProtocol
 from workerd.network.request_buffer import RequestBuffer
 from workerd.notices import Notices
@@ -31,7 +32,9 @@ class _Server(Server):
         self._mapping = {PATH: Handler(serve, cardinality, StatusRequest, StatusRequest)}
 
     def _protocol_factory(self) -> H2Protocol:
-        calls = Calls(self._mapping, self._codec, None, self.__dispatch__, notices=Notices())
+        calls = Calls(
+            self._mapping, self._codec, None, self.__dispatch__, meter=Meter(DEFAULT_LIMITS), notices=Notices()
+        )
         return StrictProtocol(calls, self._config)
 
 
