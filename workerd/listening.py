@@ -12,6 +12,9 @@ from workerd.errors import CannotListen
 from workerd.settings import Settings
 
 _BACKLOG = 4096  # as net.core.somaxconn is on Linux (listen(2))
+# uvloop decrypts all that it has read before other connections have their turn. It reads on while a read fills its
+# buffer of 256 KiB, so less than that must wait at a connection. Accepted sockets inherit it (tcp(7)).
+_RECEIVE_BUFFER_BYTES = 32 << 10  # which the kernel doubles (socket(7))
 _LOCK_SECONDS = 2.0  # of a file that was made just now
 _NOTIFY_SECONDS = 2.0
 
@@ -28,6 +31,7 @@ def listen(settings: Settings, *, shared: bool = False) -> Iterator[socket.socke
     """
     with bind(settings, shared=shared) as listening:
         try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
             listening.listen(_BACKLOG)
         except OSError as error:
             raise _cannot_listen(settings, error) from error
