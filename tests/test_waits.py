@@ -89,7 +89,6 @@ WITHOUT_LIMIT = {
     "workerd/gate.py Gate._method.serve: asyncio.wait": "the call itself, whose waits have limits",
     "workerd/listening.py bind: socket.getaddrinfo": _SERVICE,
     "workerd/network/receiving.py receive: asyncio.get_running_loop().run_in_executor": "work of the processor alone",
-    "workerd/network/http2.py Calls._may_begin: self._meter.accept": "not a socket's: it counts a call",
     "workerd/network/request_buffer.py RequestBuffer.read: self._changed.wait": _CALLER,
     "workerd/network/receiving.py start_decoder: _decoder.submit(int).result": "at the start, before it serves",
     "workerd/network/transport.py wait_for_room: raw.connection.write_ready.wait": "the keepalive ends the connection",

@@ -160,8 +160,8 @@ class Meter:
         self._connections -= 1
         self._of(user_id).connections -= 1
 
-    def accept(self, user_id: str) -> bool:
-        """Count a call whose headers have come, served or not, until `release`.
+    def begin_call(self, user_id: str) -> bool:
+        """Count a call whose headers have come, served or not, until `end_call`.
 
         Returns:
             Whether it is one of as many as may be; otherwise it is not counted.
@@ -174,8 +174,8 @@ class Meter:
         usage.accepted += 1
         return True
 
-    def release(self, user_id: str) -> None:
-        """Count a call that was accepted no more."""
+    def end_call(self, user_id: str) -> None:
+        """Count a call no more."""
         self._of(user_id).accepted -= 1
 
     @contextlib.contextmanager

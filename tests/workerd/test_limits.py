@@ -85,13 +85,13 @@ class Metering(RuleBasedStateMachine):
         most = TINY.max_calls_per_user + TINY.max_streams_per_user + 100
         for _ in range(count):
             fits = self.accepted[user] < most
-            assert self.meter.accept(user) == fits
+            assert self.meter.begin_call(user) == fits
             self.accepted[user] += fits
 
     @rule(user=USERS, count=st.integers(1, 200))
     def release(self, user: str, count: int) -> None:
         for _ in range(min(count, self.accepted[user])):
-            self.meter.release(user)
+            self.meter.end_call(user)
             self.accepted[user] -= 1
 
     @rule(target=held, user=USERS, size=st.integers(0, 2500))
@@ -140,7 +140,7 @@ def test_nothing_set_is_any_amount() -> None:
         for _ in range(20_000):
             stack.enter_context(meter.call("ann", streaming=True))
             meter.connect("ann")
-            assert meter.accept("ann")
+            assert meter.begin_call("ann")
         assert meter.has_room()
 
 

@@ -133,7 +133,7 @@ class Calls(Handler):
     def _may_begin(self, stream: RawStream) -> bool:
         """Count a call until `_forget`, unless there are too many."""
         self._unread_calls = 0 if stream.connection.write_ready.is_set() else self._unread_calls + 1
-        if self._unread_calls <= _MOST_UNREAD_CALLS and self._meter.accept(self.user_id):
+        if self._unread_calls <= _MOST_UNREAD_CALLS and self._meter.begin_call(self.user_id):
             return True
         self._notices.warn("streams are reset: too many calls are not over", "calls", latest=self.user_id)
         return False
@@ -141,7 +141,7 @@ class Calls(Handler):
     def _forget(
         self, stream: RawStream, user_id: str, release_stream: Callable[[], Any], task: asyncio.Task[None]
     ) -> None:
-        self._meter.release(user_id)
+        self._meter.end_call(user_id)
         release_stream()
         self._tasks.pop(stream, None)
         self._cancelled.discard(task)

@@ -1,7 +1,5 @@
 """Header blocks are encoded such that every peer can decode them, with a table that no peer enlarges."""
 
-from typing import cast
-
 from hpack import Decoder
 from hpack.table import HeaderTable
 from hypothesis import given
@@ -23,10 +21,7 @@ def test_what_is_encoded_is_decoded_whatever_sizes_the_peer_permits(
         for size in sizes:
             encoder.header_table_size = size
             decoder.max_allowed_table_size = size
-        decoded = cast(
-            "list[tuple[str, str]]", decoder.decode(encoder.encode(block))
-        )  # text, unless it is asked for raw
-        assert decoded == block
+        assert [(str(name), str(value)) for name, value in decoder.decode(encoder.encode(block))] == block
         assert encoder.header_table_size <= min([HeaderTable.DEFAULT_SIZE, decoder.max_allowed_table_size])
         assert {*encoder.header_table.dynamic_entries} == {*decoder.header_table.dynamic_entries}
 
