@@ -11,6 +11,7 @@
 - Calls that are too many, known or not, or that come while the answers before them are not read: grpclib keeps a task
   for each. They are reset.
 - Requests without end: grpclib keeps all that arrives until a call is over (`workerd.network.request_buffer`).
+- Writing to a connection that is lost: grpclib does so for every call under way, and asyncio logs each time.
 - Invalid time limits and binary metadata: grpclib fails on them without any answer. One that is over before the
   call is looked at, it logs as a fault of the server's.
 """
@@ -19,6 +20,7 @@ import asyncio
 import contextlib
 import functools
 import re
+from asyncio import Transport
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -258,6 +260,21 @@ class _Events(EventsProcessor):
         super().process(event)
 
 
+class OpenTransport:
+    """What grpclib uses of a transport. Data that is written once it is closing is dropped."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = transport.close
+        self.get_extra_info = transport.get_extra_info
+
+    def write(self, data: bytes) -> None:
+        """Send data."""
+        if not self.is_closing():
+            self._write(data)
+
+
 class StrictProtocol(H2Protocol):
     """One connection, of a peer that may send anything."""
 
@@ -266,7 +283,7 @@ class StrictProtocol(H2Protocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin."""
-        super().connection_made(transport)
+        super().connection_made(OpenTransport(transport))  # type: ignore[arg-type]
         h2 = self.connection._connection
         h2.decoder, h2.encoder = HeaderDecoder(), HeaderEncoder()
         self.processor = _Events(self.handler, self.connection)

@@ -1,6 +1,8 @@
 """What reaches into grpclib still finds there what it relies on."""
 
+import asyncio
 import inspect
+import socket
 
 import grpclib.protocol
 import grpclib.server
@@ -11,6 +13,7 @@ from worker_api.worker.v1 import ListRequest, ListResponse
 
 from tests.daemon import Daemon
 from workerctl.errors import CallFailed
+from workerd.network.http2 import OpenTransport
 
 
 def test_grpclib_still_looks_routes_up_with_get() -> None:
@@ -46,3 +49,15 @@ async def test_an_rpc_that_nobody_serves_is_said_to_be_none(shared_daemon: Daemo
                 )
             )
     assert caught.value.status is Status.UNIMPLEMENTED
+
+
+async def test_data_for_a_lost_connection_is_dropped_without_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=ours)
+        transport.abort()
+        for _ in range(20):  # asyncio logs from the fifth on
+            OpenTransport(transport).write(b"x")
+    assert caplog.records == []
