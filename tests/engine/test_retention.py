@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 from workerd.engine import identity, request_keys, retention
 from workerd.engine.catalog import Catalog, EndedJob
 from workerd.engine.engine import Engine
-from workerd.engine.errors import JobNotFound
+from workerd.engine.errors import CatalogFailed, JobNotFound
 from workerd.engine.folder import JobFolder
 from workerd.engine.retention import Retention, must_go, seconds_until_next
 from workerd.engine.shelf import Shelf
@@ -286,6 +286,39 @@ async def test_what_was_left_half_removed_is_removed_at_the_next_start(tmp_path:
     async with Engine(tmp_path) as engine:
         await engine.wait_scanned()
     assert not leftover.exists()
+
+
+async def test_a_job_that_ended_since_it_was_measured_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it took as it ran could not be recorded; what it takes at its end is."""
+
+    def fail(_: Catalog, disk_bytes: Mapping[str, int]) -> None:
+        raise CatalogFailed(tmp_path, f"is full: {len(disk_bytes)} sizes cannot be recorded")
+
+    monkeypatch.setattr(Catalog, "note_sizes", fail)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    async with Engine(tmp_path / "state") as engine:
+        job_id = await engine.spawn(shell(f"head -c 8000000 /dev/zero; echo printed; cat {gate}"))
+        await wait_for_output(engine, job_id, b"printed")
+        removed: list[JobFolder] = []
+
+        async def remove(folder: JobFolder) -> None:
+            removed.append(folder)
+
+        keeping = Retention(engine._shelf, Storage(max_total_bytes=12_000_000), remove)
+        await keeping.remove_what_must_go()  # measures it
+        gate.write_text("")
+        await read_log(engine, job_id)
+        await eventually(lambda: is_entered(engine, job_id))
+        await keeping.remove_what_must_go()
+    assert removed == []
+
+
+async def is_entered(engine: Engine, job_id: str) -> bool:
+    """Return whether the catalogue knows that a job has ended."""
+    return job_id in {job.id for job in engine._shelf.catalog.ended()}
 
 
 async def test_on_a_disk_that_running_jobs_filled_the_oldest_results_go_all_the_same(

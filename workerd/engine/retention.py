@@ -70,7 +70,7 @@ class Retention:
         self._remove = remove
         self._measuring = Threads("measuring jobs", most=1, limit_seconds=_GROWTH_SECONDS)
         self._measured_at: float | None = None
-        self._unnoted_bytes = 0  # of running jobs, which the catalogue could not record
+        self._unnoted: dict[str, int] = {}  # bytes of running jobs, by id, which the catalogue could not record
         self._retry_at: dict[str, float] = {}  # of the jobs that could not be removed
 
     async def run(self, job_ended: asyncio.Event) -> None:
@@ -94,7 +94,8 @@ class Retention:
         """
         await self._measure_running()
         catalog = self._shelf.catalog
-        other_bytes = self._unnoted_bytes
+        # Asked for again each time: a job that has ended since is in the catalogue with its size.
+        other_bytes = catalog.unnoted_bytes(self._unnoted) if self._unnoted else 0
         oldest = next(catalog.ended(), None)
         while oldest is not None:
             if not must_go(oldest, catalog.total_bytes() + other_bytes, self._storage, time.time_ns()):
@@ -133,14 +134,14 @@ class Retention:
             self._measured_at is not None and now - self._measured_at < _GROWTH_SECONDS
         ):
             return
-        catalog, self._unnoted_bytes = self._shelf.catalog, 0
+        catalog, self._unnoted = self._shelf.catalog, {}
         ids = catalog.unended()
         for some in (ids[at : at + _MEASURED_AT_ONCE] for at in range(0, len(ids), _MEASURED_AT_ONCE)):
             sizes = await self._measuring.run(_measure, [self._shelf.folder(job_id).path for job_id in some])
             try:
                 catalog.note_sizes(sizes)
             except CatalogFailed:  # the disk is full, and removing jobs makes room
-                self._unnoted_bytes += catalog.unnoted_bytes(sizes)
+                self._unnoted |= sizes
         self._measured_at = now
 
 
