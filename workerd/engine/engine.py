@@ -148,7 +148,7 @@ class Engine:
             StopUnconfirmed: it does not end within a limit.
         """
         folder = self._shelf.folder(parse_job_id(job_id))
-        with _found(job_id):
+        with _Finding(job_id):
             return await self._stopper.stop(folder, StopOrder(by, grace_seconds))
 
     def status(self, job_id: str) -> Job:
@@ -160,12 +160,12 @@ class Engine:
             SpoolCorrupt: its folder is damaged.
         """
         job_id = parse_job_id(job_id)
-        with _found(job_id):
+        with _Finding(job_id):
             return read_job(self._shelf.folder(job_id), self._shelf.catalog)
 
     def status_of(self, found: Found) -> Job:
         """Return how a job stands that has just been found, as `status` does, without reading its journal again."""
-        with _found(found.job_id):
+        with _Finding(found.job_id):
             return read_job(self._shelf.folder(found.job_id), self._shelf.catalog, found.journal)
 
     def spec(self, job_id: str) -> JobSpec:
@@ -177,7 +177,7 @@ class Engine:
             SpoolCorrupt: its spec is damaged.
         """
         job_id = parse_job_id(job_id)
-        with _found(job_id):
+        with _Finding(job_id):
             return self._shelf.folder(job_id).read_spec()
 
     def find(self, job_id: str) -> Found:
@@ -188,7 +188,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         folder = self._shelf.folder(job_id)
-        with _found(job_id):
+        with _Finding(job_id):
             try:
                 journal: Journal | None = folder.read()
             except SpoolCorrupt:
@@ -210,7 +210,7 @@ class Engine:
             SpoolCorrupt: its folder is damaged.
         """
         job_id = parse_job_id(job_id)
-        with _found(job_id):
+        with _Finding(job_id):
             return self._shelf.folder(job_id).read_shares()
 
     async def share(
@@ -238,7 +238,7 @@ class Engine:
             NoAnswer: that takes too long.
         """
         job_id = parse_job_id(job_id)
-        with _found(job_id):
+        with _Finding(job_id):
             shares = await self._sharer.set_rights(self._shelf.folder(job_id), user, rights, bind)
         self._shelf.catalog.add_shares(job_id, grantees_of(shares))
         return shares
@@ -256,7 +256,7 @@ class Engine:
         """
         job_id = parse_job_id(job_id)
         with contextlib.ExitStack() as stack:
-            with _found(job_id):
+            with _Finding(job_id):
                 folder = self._shelf.folder(job_id)
                 changed = stack.enter_context(self._shelf.replacements.watch(folder.path, folder.shares.name))
             yield changed
@@ -270,7 +270,7 @@ class Engine:
             Exception: whatever `on_end` raises, if it had not been told of the job's end.
         """
         folder = self._shelf.folder(parse_job_id(job_id))
-        with _found(folder.job_id):
+        with _Finding(folder.job_id):
             try:
                 job = self.status(job_id)
             except FormatTooNew:
@@ -317,7 +317,7 @@ class Engine:
         folder = self._shelf.folder(job.id)
         follow = follow or job.ended  # the end of an ended job is part of its log, and at most on its way
         with contextlib.ExitStack() as stack:
-            with _found(job_id):
+            with _Finding(job_id):
                 if not job.ended:
                     await wait_readable(folder, self._shelf)
                 with folder.requiring_files():
@@ -403,10 +403,18 @@ class Engine:
             return DamagedJob(id=found.job_id, owner=found.owner, created_ns=created_ns, damage=damage)
 
 
-@contextlib.contextmanager
-def _found(job_id: str) -> Iterator[None]:
-    """Take a file that is not there for a job that another process has just removed."""
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise JobNotFound(job_id) from None
+class _Finding:
+    """Takes a file that is not there for a job that another process has just removed.
+
+    Not a generator: what `contextlib` makes of one leaves a cycle with each error (Python 3.13).
+    """
+
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise JobNotFound(self._job_id) from None
