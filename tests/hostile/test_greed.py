@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import math
-import os
-import signal
 import sys
 import time
 import uuid
@@ -16,6 +14,7 @@ import pytest
 from worker_api.worker.v1 import ErrorReason, SpawnRequest
 
 from tests.daemon import Daemon, multiply, running_daemon
+from tests.freezing import making_freezer
 from tests.holding import forget_peak, peak_bytes
 from tests.hostile.greed import CASES
 from tests.hostile.witness import check_log
@@ -37,7 +36,6 @@ _LIMIT_SECONDS, _TIMES_IDLE = 0.25, 5
 _MEMORY_BYTES = 256 << 20
 _NEW_CLIENTS, _CONNECTED_SECONDS, _NEW_LIMIT_SECONDS = 9, 30, 1.0
 _ROOT = Path(__file__).parents[2]
-_FREEZER = Path("/sys/fs/cgroup/freezer")
 _SCRIPTS = {
     "stopped_supervisors": ("sleep 0.3; while kill -STOP $PPID; do sleep 0.05; done", 20),
     "frozen_jobs": ("exec sleep 1000", 20),
@@ -117,38 +115,15 @@ async def _jobs_of(case: str, daemon: Daemon, large: str) -> AsyncIterator[Seque
         return
     script, count = _SCRIPTS[case]
     async with contextlib.AsyncExitStack() as stack:
-        freezer = stack.enter_context(_freezer()) if case == "frozen_jobs" else None
+        freezer = stack.enter_context(making_freezer()) if case == "frozen_jobs" else None
         client = await stack.enter_async_context(daemon.client(_ATTACKER))
         job_ids = [await client.spawn(SpawnRequest(program="sh", args=["-c", script])) for _ in range(count)]
         if freezer is not None:
-            for job_id in job_ids:
-                (freezer / "cgroup.procs").write_text(str((await client.status(job_id)).pid))
-            (freezer / "freezer.state").write_text("FROZEN")
+            freezer.freeze(*[(await client.status(job_id)).pid for job_id in job_ids])
         if case == "followed_shares":  # as that many calls of Share leave it
             shares = tuple(Share(User("", f"stranger-{number:03}"), ("status",)) for number in range(_SHARES))
             daemon.folder(job_ids[0]).write_shares(shares)
         yield job_ids
-
-
-@contextlib.contextmanager
-def _freezer() -> Iterator[Path]:
-    """Make a cgroup whose processes no signal ends while it is frozen (cgroups(7), version 1)."""
-    if os.geteuid() != 0 or not os.access(_FREEZER, os.W_OK):
-        pytest.skip("needs root and a freezer of cgroup version 1")
-    directory = _FREEZER / f"workerd-test-{os.getpid()}"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        (directory / "freezer.state").write_text("THAWED")
-        for pid in (directory / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        limit = time.monotonic() + 10
-        while (directory / "cgroup.procs").read_text():
-            assert time.monotonic() < limit, "frozen processes do not end once thawed"
-            time.sleep(0.02)
-        directory.rmdir()
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ from worker_api.worker.v1 import WorkerServiceBase
 
 from tests.daemon import Daemon
 from tests.hostile.witness import check_log
+from tests.protobuf import block, varint
 from workerctl.transport import WorkerChannel
 
 _ANSWER_SECONDS = 20
@@ -24,21 +25,6 @@ TEXTS = st.one_of(
     st.sampled_from(["", "..", "true", "/bin/true", "\0", "\n", "spawn", "localhost", "0.0", "99999999999999999999.x"]),
     st.uuids().map(str),
 )
-
-
-def varint(value: int) -> bytes:
-    """Write a number as protocol buffers do; negative ones in two's complement."""
-    value &= (1 << 64) - 1
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def block(number: int, content: bytes) -> bytes:
-    """Write a field that has a length."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 NUMBERS = st.one_of(st.integers(-3, 300), st.integers(-(2**63), 2**64 - 1)).map(varint)

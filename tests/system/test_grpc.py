@@ -24,6 +24,7 @@ from worker_api.worker.v1 import (
 )
 
 from tests.daemon import Daemon
+from tests.protobuf import block, varint
 from tests.raw import Peer, peer
 
 COMPRESSED = gzip.compress(b"")
@@ -214,21 +215,6 @@ async def _stop(daemon: Daemon, job_id: str) -> None:
 def duration(seconds: int, nanos: int = 0) -> bytes:
     """Encode a Duration, of any numbers."""
     return b"\x08" + varint(seconds) + (b"\x10" + varint(nanos) if nanos else b"")
-
-
-def varint(value: int) -> bytes:
-    """Encode a number; a negative one in two's complement."""
-    value &= (1 << 64) - 1
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*encoded, value])
-
-
-def block(number: int, content: bytes) -> bytes:
-    """Encode a field that has a length."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 JOB_ID = block(1, b"123e4567-e89b-42d3-a456-426614174000")
